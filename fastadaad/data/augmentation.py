@@ -1,0 +1,76 @@
+"""Which sample comes when, and how it is cropped and mirrored: pure functions of (seed, epoch, sample index).
+
+Sample i of an epoch gets the i-th number of the splitmix64 generator (Steele, Lea, Flood: "Fast splittable
+pseudorandom number generators", 2014) whose state is derived from the seed, the epoch and the use. Integer arithmetic
+in int64 wraps alike on every device, so the numbers are the same everywhere.
+"""
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class Use(IntEnum):
+    """What hashes are for; each use has its own stream, so that order, augmentation and splits are independent."""
+
+    ORDER = 1
+    AUGMENTATION = 2
+    SPLIT = 3
+
+
+# The constants of splitmix64 as signed 64-bit integers.
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - 2**64
+MULTIPLIER_2 = 0x94D049BB133111EB - 2**64
+
+FIELD_BITS = 24  # of the 64 bits of a hash: 24 for top, 24 for left, the next one for flip
+FIELD_MASK = 2**FIELD_BITS - 1
+
+
+def augmentation(seed: int, epoch: int, indices: Tensor, padding: int, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Crop corners and mirror flags of the samples `indices` [B] in an epoch, on the device of `indices`.
+
+    Returns top, left int64 [B], uniform in [0, 2*padding] (to within 2**-24), and flip bool [B], each with probability
+    1/2, or all False without `flip`.
+    """
+    bits = hash_bits(seed, Use.AUGMENTATION, epoch, indices)
+    num_offsets = 2 * padding + 1
+    top = ((bits & FIELD_MASK) * num_offsets) >> FIELD_BITS
+    left = (((bits >> FIELD_BITS) & FIELD_MASK) * num_offsets) >> FIELD_BITS
+    mirrored = ((bits >> 2 * FIELD_BITS) & 1).bool() & flip
+    return top, left, mirrored
+
+
+def epoch_order(seed: int, epoch: int, num_samples: int, device: torch.device | str = "cpu") -> Tensor:
+    """The permutation int64 [num_samples] in which an epoch visits the samples."""
+    return hash_order(seed, Use.ORDER, epoch, num_samples, device)
+
+
+def hash_order(seed: int, use: Use, epoch: int, num_samples: int, device: torch.device | str = "cpu") -> Tensor:
+    """The permutation int64 [num_samples] that sorts the hashes; they never tie, so it is the same on every device."""
+    return torch.argsort(hash_bits(seed, use, epoch, torch.arange(num_samples, device=device)))
+
+
+def hash_bits(seed: int, use: Use, epoch: int, indices: Tensor) -> Tensor:
+    """64 random bits per sample, int64 with the shape of `indices`; distinct indices have distinct bits."""
+    for name, number in (("seed", seed), ("epoch", epoch)):
+        if not 0 <= number < 2**63:
+            raise ValueError(f"{name} {number} is outside 0..2**63 - 1: choose a non-negative {name}")
+    state = torch.zeros((), dtype=torch.int64)
+    for number in (seed, use, epoch):
+        state = _mix(state + GOLDEN) ^ number
+    # The state stays a CPU scalar: combined with `indices` on an accelerator it is a kernel argument, not a copy.
+    return _mix(_mix(state) + (indices + 1) * GOLDEN)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """The output function of splitmix64, a bijection of 64-bit integers."""
+    bits = (bits ^ _logical_shift_right(bits, 30)) * MULTIPLIER_1
+    bits = (bits ^ _logical_shift_right(bits, 27)) * MULTIPLIER_2
+    return bits ^ _logical_shift_right(bits, 31)
+
+
+def _logical_shift_right(bits: Tensor, count: int) -> Tensor:
+    """`bits >> count` with zeros moving in, where `>>` of a negative int64 would move ones in."""
+    return (bits >> count) & (2 ** (64 - count) - 1)

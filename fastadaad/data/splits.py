@@ -1,0 +1,42 @@
+"""Subsets and held-out parts of a data set as pure functions of (labels, seed)."""
+
+import torch
+from torch import Tensor
+
+from fastadaad.data.augmentation import Use, hash_order
+
+
+def subset(labels: Tensor, num_samples: int, seed: int) -> Tensor:
+    """Ascending indices int64 [num_samples] of a draw that holds each class in proportion to its size.
+
+    labels: int64 [M]. Of one seed, a smaller draw is contained in every larger one.
+    """
+    if not 0 <= num_samples <= len(labels):
+        raise ValueError(
+            f"num_samples {num_samples} is outside 0..{len(labels)}, the size of the data set: choose fewer"
+        )
+    return _stratified_order(labels, seed)[:num_samples].sort().values
+
+
+def split_validation(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(train_indices, validation_indices), both ascending; the `size` validation samples are drawn as by `subset`."""
+    validation = subset(labels, size, seed)
+    is_train = torch.ones(len(labels), dtype=torch.bool)
+    is_train[validation] = False
+    return is_train.nonzero().squeeze(1), validation
+
+
+def _stratified_order(labels: Tensor, seed: int) -> Tensor:
+    """A permutation int64 [M] of which each prefix holds every class in proportion to its size.
+
+    The r-th of the n shuffled samples of a class stands at (r + 1/2) / n of the way.
+    """
+    labels = labels.cpu()
+    shuffled = hash_order(seed, Use.SPLIT, 0, len(labels))
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    class_of = labels[by_class]
+    class_sizes = labels.bincount()
+    class_starts = class_sizes.cumsum(0) - class_sizes
+    rank = torch.arange(len(labels)) - class_starts[class_of]
+    position = (rank + 0.5).double() / class_sizes[class_of]
+    return by_class[position.argsort(stable=True)]

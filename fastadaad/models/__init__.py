@@ -1,0 +1,20 @@
+"""Models by name; all take pixels in [0, 1] and return logits."""
+
+from fastadaad.models.checkpoint_reading import WeightsError, load_weights, read_state_dict
+from fastadaad.models.names import MODEL_NAMES, load_model
+from fastadaad.models.normalize import Normalize
+from fastadaad.models.resnet import ResNet18
+from fastadaad.models.small_cnn import SmallCNN
+from fastadaad.models.wide_resnet import WideResNet
+
+__all__ = [
+    "MODEL_NAMES",
+    "Normalize",
+    "ResNet18",
+    "SmallCNN",
+    "WeightsError",
+    "WideResNet",
+    "load_model",
+    "load_weights",
+    "read_state_dict",
+]
