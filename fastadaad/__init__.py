@@ -1,0 +1,21 @@
+"""fastadaad: robust students from robust teachers, by adversarial distillation at speed."""
+
+from fastadaad import methods, ops
+from fastadaad.config import InnerConfig, ThreatModel
+from fastadaad.distiller import Distiller, StepResult
+from fastadaad.inner_maximization import InnerMaximizer, adaad_inner_loss
+from fastadaad.models import load_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Distiller",
+    "InnerConfig",
+    "InnerMaximizer",
+    "StepResult",
+    "ThreatModel",
+    "adaad_inner_loss",
+    "load_model",
+    "methods",
+    "ops",
+]

@@ -1,0 +1,29 @@
+"""Writing weights: safetensors, atomically, with what made them in the header."""
+
+import json
+import os
+from pathlib import Path
+
+from safetensors.torch import save as serialize
+from torch import nn
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that a reader, or a crash, meets the old file or the new one and nothing between."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_weights(path: Path, model: nn.Module, **facts: object) -> None:
+    """Write the state dict of `model` to `path`; `facts` (JSON) go into the file's header."""
+    # safetensors refuses channels-last tensors; contiguous() copies only those.
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    header = {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
+    write_atomically(path, serialize(state, metadata=header))

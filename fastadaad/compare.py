@@ -1,0 +1,86 @@
+"""A recipe's teacher and one student per method and seed: trained, evaluated, in one table and one picture."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from torch import nn
+
+from fastadaad import recipes
+from fastadaad.config import ModelConfig, RunConfig
+from fastadaad.config_io import override
+from fastadaad.evaluation import AttackResult, evaluate
+from fastadaad.evaluation.plots import plot_curves
+from fastadaad.evaluation.report import print_accuracies, write_results
+from fastadaad.trainer import Trainer, build_model, evaluate_on_test_set, resolve_device
+from fastadaad.training_data import TrainingData, training_data
+
+Row = tuple[str, list[AttackResult]]
+
+
+def compare(
+    recipe: str,
+    overrides: Sequence[str],
+    *,
+    folder: Path,
+    method_names: Sequence[str],
+    seeds: Sequence[int],
+    from_scratch: bool,
+    console: Console,
+) -> list[Row]:
+    """Train and evaluate; writes results.csv and curves.png to `folder`, and each run to a folder of its own in it.
+
+    `from_scratch` trains the recipe's teacher first (recipe `<recipe>-teacher`) and uses it in place of the recipe's.
+    Returns the rows of the table, the teacher's first.
+    """
+    config = override(recipes.get(recipe), overrides)
+    if config.teacher is None:
+        raise ValueError(f"recipe {recipe} has no teacher to compare with: try recipe {recipe.removesuffix('-teacher')}")
+    teacher = config.teacher
+    if from_scratch:
+        result = Trainer(recipes.get(f"{recipe}-teacher"), folder / "teacher", console).train()
+        teacher = replace(teacher, checkpoint=str(result.folder / "best.safetensors"))
+    device = resolve_device(config.device)
+    data = training_data(config, device)
+    teacher_model = build_model(teacher, data, device)
+    rows = [("teacher", evaluate_on_test_set(teacher_model, config, data, console, "teacher"))]
+    runs: dict[str, list[Path]] = {}
+    for name in method_names:
+        for seed in seeds:
+            run = replace(override(recipes.get(recipe, method=name), overrides), teacher=teacher, seed=seed)
+            row_name = f"{name} seed {seed}"
+            run_folder = folder / f"{name}-seed{seed}"
+            rows.append((row_name, train_and_evaluate(run, run_folder, console, row_name)))
+            runs.setdefault(name, []).append(run_folder)
+    write_results(folder / "results.csv", rows)
+    plot_curves(folder / "curves.png", runs, _on_validation(teacher_model, config, data), f"recipe {recipe}")
+    print_accuracies(console, rows)
+    return rows
+
+
+def train_and_evaluate(config: RunConfig, folder: Path, console: Console, title: str) -> list[AttackResult]:
+    """Train, then evaluate the best epoch on the test set."""
+    trainer = Trainer(config, folder, console)
+    result = trainer.train()
+    console.print(
+        f"{title}: best epoch {result.best_epoch}, {result.images_per_s:,.0f} images/s, {result.seconds:,.0f} s"
+    )
+    best = ModelConfig(name=config.student.name, checkpoint=str(folder / "best.safetensors"))
+    return evaluate_on_test_set(build_model(best, trainer.data, trainer.device), config, trainer.data, console, title)
+
+
+def _on_validation(model: nn.Module, config: RunConfig, data: TrainingData) -> dict[str, float] | None:
+    """The teacher's accuracies where the students' curves are measured; it may have been trained on these images."""
+    if data.validation is None:
+        return None
+    evaluation = config.evaluation
+    natural, robust = evaluate(
+        model,
+        partial(data.validation.epoch, 0),
+        ("natural", evaluation.validation_attack),
+        threat_model=evaluation.threat_model,
+        seed=config.seed,
+    )
+    return {"natural_accuracy": natural.accuracy, "robust_accuracy": robust.accuracy}

@@ -1,0 +1,204 @@
+"""Everything a run depends on, as frozen keyword-only dataclasses that check themselves.
+
+Radii and step sizes are in pixel units: pixels lie in [0, 1], so the usual CIFAR radius is 8/255.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Norm = Literal["linf", "l2"]
+Start = Literal["gaussian", "uniform", "natural"]
+Mode = Literal["eager", "compiled", "auto"]
+ScheduleName = Literal["constant", "piecewise", "cosine", "one-cycle"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreatModel:
+    """The set an adversarial image may come from: the ball of radius `epsilon` in `norm` around the natural image."""
+
+    norm: Norm = "linf"
+    epsilon: float = 8 / 255
+
+    def __post_init__(self) -> None:
+        _require(self.norm in ("linf", "l2"), f"norm is {self.norm!r}: choose linf or l2")
+        _require(
+            math.isfinite(self.epsilon) and self.epsilon >= 0,
+            f"epsilon is {self.epsilon}: it must be a finite radius, 0 or more",
+        )
+        _require(
+            self.norm == "l2" or self.epsilon <= 1,
+            f"epsilon is {self.epsilon} but pixels lie in [0, 1]: write {self.epsilon:g}/255 for a radius in 0..255",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerConfig:
+    """The inner maximisation: `num_steps` projected steps of `step_size` inside `threat_model`."""
+
+    threat_model: ThreatModel = field(default_factory=ThreatModel)
+    step_size: float = 2 / 255
+    num_steps: int = 10
+    start: Start | None = None
+    """Where the loop begins; None: the method's own start (see methods.py)."""
+    student_eval: bool = True
+    """Student in eval mode during the loop, so that batch-norm uses its running statistics."""
+    lower: float = 0.0
+    upper: float = 1.0
+
+    def __post_init__(self) -> None:
+        epsilon = self.threat_model.epsilon
+        _require(self.num_steps >= 1, f"num_steps is {self.num_steps}: at least one step is needed")
+        _require(
+            math.isfinite(self.step_size) and self.step_size >= 0,
+            f"step_size is {self.step_size}: it must be finite, 0 or more",
+        )
+        # Longer than the ball is wide; twice epsilon keeps one-step training legal (its step is 1.25 epsilon).
+        _require(
+            epsilon == 0 or self.step_size <= 2 * epsilon,
+            f"step_size {self.step_size:.4f} is more than twice epsilon {epsilon:.4f}: are the two swapped?",
+        )
+        _require(
+            self.start in (None, "gaussian", "uniform", "natural"),
+            f"start is {self.start!r}: choose gaussian, uniform or natural",
+        )
+        _require(self.lower < self.upper, f"lower {self.lower} is not below upper {self.upper}: swap them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, in which batches, augmented how."""
+
+    name: str
+    root: str | None = None
+    download: bool = False
+    num_samples: int | None = None
+    """Train on a class-balanced subset of this size; None: on all images."""
+    validation_size: int = 1024
+    """Images held out of the training set, on which the best epoch is chosen."""
+    batch_size: int = 128
+    padding: int = 0
+    """Random crops of the image padded by so many zero pixels on each side."""
+    flip: bool = False
+    """Random horizontal flips."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, f"batch_size is {self.batch_size}: it must be 1 or more")
+        _require(self.padding >= 0, f"padding is {self.padding}: it must be 0 or more")
+        _require(self.validation_size >= 0, f"validation_size is {self.validation_size}: it must be 0 or more")
+        _require(
+            self.num_samples is None or self.num_samples >= 1,
+            f"num_samples is {self.num_samples}: give 1 or more, or leave it out for all images",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A network by name and, where it exists already, the file with its weights (`shipped:NAME`: part of the package)."""
+
+    name: str
+    checkpoint: str | None = None
+    normalize: bool = False
+    """Normalise pixels inside the model with the training images' mean and standard deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """SGD, its learning-rate schedule, and weight averaging."""
+
+    epochs: int
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    schedule: ScheduleName = "piecewise"
+    milestones: tuple[int, ...] = ()
+    """Epochs at which the piecewise schedule divides the learning rate by 10."""
+    warmup_epochs: float = 0.0
+    """Linear warm-up from 0; for one-cycle the rising part of the cycle."""
+    ema_decay: float = 0.0
+    """Decay per step of the averaged student that is evaluated and saved; 0: no averaging."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, f"epochs is {self.epochs}: it must be 1 or more")
+        _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}: it must be positive")
+        _require(
+            0 <= self.warmup_epochs <= self.epochs,
+            f"warmup_epochs is {self.warmup_epochs}: it must lie between 0 and epochs ({self.epochs})",
+        )
+        _require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: it must lie in [0, 1)")
+        _require(
+            self.schedule in ("constant", "piecewise", "cosine", "one-cycle"),
+            f"schedule is {self.schedule!r}: choose constant, piecewise, cosine or one-cycle",
+        )
+        late = [epoch for epoch in self.milestones if not 0 < epoch < self.epochs]
+        _require(not late, f"milestones {late} lie outside the {self.epochs} epochs: change milestones or epochs")
+        _require(
+            not self.milestones or self.schedule == "piecewise",
+            f"milestones belong to the piecewise schedule, not to {self.schedule}: set optim.milestones=[]",
+        )
+        _require(
+            self.momentum > 0 or not self.nesterov, "nesterov needs momentum: set optim.momentum or optim.nesterov=false"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How the student is measured: after each epoch on the validation split, at the end on the test set."""
+
+    threat_model: ThreatModel = field(default_factory=ThreatModel)
+    attacks: tuple[str, ...] = ("natural", "fgsm", "pgd20")
+    restarts: int = 1
+    batch_size: int = 500
+    validation_attack: str = "pgd10"
+    every_epochs: int = 1
+    num_images: int | None = None
+    """Test images to evaluate on; None: all."""
+
+    def __post_init__(self) -> None:
+        _require(self.restarts >= 1, f"restarts is {self.restarts}: it must be 1 or more")
+        _require(self.batch_size >= 1, f"batch_size is {self.batch_size}: it must be 1 or more")
+        _require(self.every_epochs >= 1, f"every_epochs is {self.every_epochs}: it must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run, complete."""
+
+    recipe: str
+    data: DataConfig
+    student: ModelConfig
+    teacher: ModelConfig | None = None
+    method: str = "adaad"
+    method_options: dict[str, Any] = field(default_factory=dict)
+    """Overrides of the method's own options, by name (see methods.py)."""
+    inner: InnerConfig = field(default_factory=InnerConfig)
+    optim: OptimConfig
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seed: int = 0
+    device: str = "auto"
+    mode: Mode = "auto"
+    log_every: int = 20
+    """Steps between two reads of the metrics from the device."""
+    early_stop_epochs: int | None = None
+    """Stop when the robust accuracy on the validation split has not risen for so many epochs; None: never."""
+
+    def __post_init__(self) -> None:
+        # Imported here: methods.py needs the classes above.
+        from fastadaad import methods
+
+        method = methods.get(self.method, **self.method_options)
+        _require(
+            self.teacher is not None or not method.needs_teacher,
+            f"method {self.method} needs a teacher: set teacher.name and teacher.checkpoint",
+        )
+        _require(self.log_every >= 1, f"log_every is {self.log_every}: it must be 1 or more")
+        _require(
+            self.early_stop_epochs is None or self.data.validation_size > 0,
+            "early stopping needs a validation split: set data.validation_size",
+        )

@@ -1,0 +1,56 @@
+"""Live progress of anything that takes more than two seconds: images/s, a note, time left."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class ImageProgress:
+    """Counts images of one task and shows them; the clock can be stopped, so that images/s is of training alone."""
+
+    def __init__(self, progress: Progress, title: str, total_images: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task(title, total=total_images, rate="", note="")
+        self._images = 0
+        self._seconds = 0.0
+        self._resumed_at = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Running time so far, without the time the clock stood."""
+        return self._seconds + time.perf_counter() - self._resumed_at
+
+    @property
+    def images_per_s(self) -> float:
+        return self._images / max(self.seconds, 1e-9)
+
+    def advance(self, num_images: int, note: str | None = None) -> None:
+        """Count `num_images` more and show `note` beside the bar; None: leave the note."""
+        self._images += num_images
+        shown = {} if note is None else {"note": note}
+        self._progress.update(self._task, advance=num_images, rate=f"{self.images_per_s:,.0f} images/s", **shown)
+
+    @contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        self._seconds = self.seconds
+        try:
+            yield
+        finally:
+            self._resumed_at = time.perf_counter()
+
+
+@contextmanager
+def image_progress(console: Console, title: str, total_images: int) -> Iterator[ImageProgress]:
+    """A progress bar on `console`; on anything but a terminal it draws nothing until its last line."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield ImageProgress(progress, title, total_images)

@@ -1,0 +1,232 @@
+"""A whole run: epochs of Distiller steps, the learning rate, when to evaluate and what to save."""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fastadaad import methods
+from fastadaad.checkpoint import save_weights
+from fastadaad.config import ModelConfig, RunConfig
+from fastadaad.distiller import Distiller
+from fastadaad.evaluation import AttackResult, evaluate
+from fastadaad.models import load_model
+from fastadaad.progress import ImageProgress, image_progress
+from fastadaad.run_log import RunLog
+from fastadaad.schedule import learning_rate
+from fastadaad.training_data import TrainingData, training_data
+from fastadaad.weights import checkpoint_path
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """All that changes while a run goes on."""
+
+    student: nn.Module
+    averaged: AveragedModel | None
+    optimizer: torch.optim.SGD
+    generator: torch.Generator
+    """Draws the starts of the inner loop."""
+    epoch: int = 0
+    step: int = 0
+    """Optimiser steps so far; the position in the data is step - epoch * steps per epoch."""
+    best_epoch: int = 0
+    best_robust_accuracy: float = -1.0
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is measured and saved: the averaged student where there is one."""
+        return self.student if self.averaged is None else self.averaged.module
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """Where a run's files are and which epoch its best.safetensors comes from."""
+
+    folder: Path
+    best_epoch: int
+    best_robust_accuracy: float
+    images_per_s: float
+    seconds: float
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`: the GPU where there is one, else the CPU. Raises ValueError for a device this torch cannot use."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try device=cpu") from error
+
+
+def build_model(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:
+    """The network of `config` for the classes and channels of `data`, on `device`."""
+    statistics = {"mean": data.mean, "std": data.std} if config.normalize else {}
+    model = load_model(
+        config.name,
+        num_classes=data.num_classes,
+        checkpoint=None if config.checkpoint is None else checkpoint_path(config.checkpoint),
+        in_channels=len(data.mean),
+        **statistics,
+    )
+    return model.to(device)
+
+
+class Trainer:
+    """Trains the student of `config` and writes everything about the run to `folder`.
+
+    Files: config.json, metrics.csv, tensorboard/, last.safetensors, and best.safetensors of the epoch with the highest
+    robust accuracy on the validation split.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, console: Console | None = None) -> None:
+        self.config, self.folder = config, folder
+        self.console = console or Console()
+        self.device = resolve_device(config.device)
+        self.data = training_data(config, self.device)
+        self.state = self._initial_state()
+        method = methods.get(config.method, **config.method_options)
+        teacher = self._teacher() if method.needs_teacher else None
+        self.distiller = Distiller(
+            self.state.student,
+            teacher,
+            method=method,
+            inner=config.inner,
+            optimizer=self.state.optimizer,
+            mode=config.mode,
+        )
+
+    def _initial_state(self) -> TrainingState:
+        optim = self.config.optim
+        # Only the initial weights come from torch's global generator, and only inside this block.
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            student = build_model(self.config.student, self.data, self.device)
+        averaged = None
+        if optim.ema_decay:
+            averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay), use_buffers=True)
+        optimizer = torch.optim.SGD(
+            student.parameters(),
+            lr=optim.learning_rate,
+            momentum=optim.momentum,
+            weight_decay=optim.weight_decay,
+            nesterov=optim.nesterov,
+        )
+        generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        return TrainingState(student=student, averaged=averaged, optimizer=optimizer, generator=generator)
+
+    def _teacher(self) -> nn.Module:
+        teacher = self.config.teacher
+        if teacher.checkpoint is None:
+            raise ValueError(f"teacher {teacher.name} has no weights: set teacher.checkpoint=FILE")
+        return build_model(teacher, self.data, self.device)
+
+    def train(self) -> TrainingResult:
+        """Run all epochs, or until early stopping."""
+        config, state, data = self.config, self.state, self.data
+        total_images = config.optim.epochs * len(data.train) * config.data.batch_size
+        title = f"{config.recipe} {config.method} seed {config.seed}"
+        with (
+            RunLog(self.folder, config) as log,
+            image_progress(self.console, title, total_images) as progress,
+        ):
+            while state.epoch < config.optim.epochs and not self._should_stop():
+                train_loss = self._train_epoch(progress)
+                state.epoch += 1
+                with progress.clock_stopped():
+                    validation = self._validate() if self._is_evaluation_epoch() else {}
+                    self._save(validation)
+                    log.write(self._metrics(train_loss, validation, progress))
+        return TrainingResult(
+            folder=self.folder,
+            best_epoch=state.best_epoch,
+            best_robust_accuracy=state.best_robust_accuracy,
+            images_per_s=progress.images_per_s,
+            seconds=progress.seconds,
+        )
+
+    def _train_epoch(self, progress: ImageProgress) -> float:
+        """One pass over the training set; returns the mean outer loss."""
+        config, state = self.config, self.state
+        steps_per_epoch = len(self.data.train)
+        loss_sum, num_steps = torch.zeros((), device=self.device), 0
+        start_batch = state.step - state.epoch * steps_per_epoch
+        for x_natural, labels in self.data.train.epoch(state.epoch, start_batch=start_batch):
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate(state.step / steps_per_epoch, config.optim)
+            result = self.distiller.step(x_natural, labels, epoch=state.epoch, generator=state.generator)
+            if state.averaged is not None:
+                state.averaged.update_parameters(state.student)
+            state.step += 1
+            num_steps += 1
+            loss_sum += result.loss
+            note = None
+            if state.step % config.log_every == 0:  # the only host synchronisation of the loop
+                note = f"epoch {state.epoch + 1}/{config.optim.epochs}  loss {loss_sum.item() / num_steps:.4f}"
+            progress.advance(len(labels), note)
+        return loss_sum.item() / num_steps
+
+    def _is_evaluation_epoch(self) -> bool:
+        every = self.config.evaluation.every_epochs
+        last = self.state.epoch == self.config.optim.epochs
+        return self.data.validation is not None and (last or self.state.epoch % every == 0)
+
+    def _validate(self) -> dict[str, float]:
+        evaluation = self.config.evaluation
+        natural, robust = evaluate(
+            self.state.evaluated,
+            partial(self.data.validation.epoch, 0),
+            ("natural", evaluation.validation_attack),
+            threat_model=evaluation.threat_model,
+            seed=self.config.seed,
+        )
+        return {"natural_accuracy": natural.accuracy, "robust_accuracy": robust.accuracy}
+
+    def _save(self, validation: dict[str, float]) -> None:
+        state = self.state
+        facts = {"config": asdict(self.config), "epoch": state.epoch, "validation": validation}
+        save_weights(self.folder / "last.safetensors", state.evaluated, **facts)
+        # Without a validation split the last epoch is the best that is known.
+        robust_accuracy = validation.get("robust_accuracy")
+        if self.data.validation is None or (robust_accuracy or -1.0) > state.best_robust_accuracy:
+            state.best_epoch = state.epoch
+            state.best_robust_accuracy = -1.0 if robust_accuracy is None else robust_accuracy
+            save_weights(self.folder / "best.safetensors", state.evaluated, **facts)
+
+    def _should_stop(self) -> bool:
+        patience = self.config.early_stop_epochs
+        return patience is not None and self.state.epoch - self.state.best_epoch >= patience
+
+    def _metrics(self, train_loss: float, validation: dict, progress: ImageProgress) -> dict[str, float | None]:
+        return {
+            "epoch": self.state.epoch,
+            "step": self.state.step,
+            "learning_rate": self.state.optimizer.param_groups[0]["lr"],
+            "train_loss": train_loss,
+            "natural_accuracy": validation.get("natural_accuracy"),
+            "robust_accuracy": validation.get("robust_accuracy"),
+            "images_per_s": progress.images_per_s,
+            "seconds": progress.seconds,
+        }
+
+
+def evaluate_on_test_set(
+    model: nn.Module, config: RunConfig, data: TrainingData, console: Console, title: str
+) -> list[AttackResult]:
+    """The attacks of `config.evaluation` on the test images of `data`, with live progress."""
+    evaluation = config.evaluation
+    with image_progress(console, title, len(evaluation.attacks) * data.test.num_images) as progress:
+        return evaluate(
+            model,
+            partial(data.test.epoch, 0),
+            evaluation.attacks,
+            threat_model=evaluation.threat_model,
+            restarts=evaluation.restarts,
+            seed=config.seed,
+            progress=lambda attack, num_images: progress.advance(num_images, attack),
+        )
