@@ -1,0 +1,57 @@
+"""The projected, normalised gradient step of an l_2 attack, in place."""
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .registration import fake_in_place, register
+
+# Below this norm a gradient has no direction, and the step shrinks with it instead of dividing by zero.
+SMALLEST_NORM = 1e-12
+
+
+def l2_step_(
+    x_adv: Tensor,
+    x_natural: Tensor,
+    grad_x: Tensor,
+    step_size: float,
+    epsilon: float,
+    lower: float = 0.0,
+    upper: float = 1.0,
+) -> Tensor:
+    """x_adv + step_size g / max(||g||_2, 1e-12) with g = grad_x, projected onto the l_2 ball, then clamped.
+
+    Per sample: x_adv - x_natural is scaled to norm epsilon where it is longer; then pixels are clamped to
+    [lower, upper]. x_adv (mutated and returned), x_natural: fp32 [B, ...]; grad_x: fp32, fp16 or bf16 of the same
+    shape; any layouts. step_size, epsilon: l_2 norms over all pixels of a sample, in pixel units. A NaN stays in its
+    own sample. Raises ValueError for arguments that do not fit.
+    """
+    checks.check_step(x_adv, x_natural, grad_x, step_size, epsilon, lower, upper)
+    _op(x_adv.detach(), x_natural.detach(), grad_x.detach(), step_size, epsilon, lower, upper)
+    return x_adv
+
+
+def _sample_norms(x: Tensor) -> Tensor:
+    """l_2 norm of each sample of [B, ...], shaped [B, 1, ...]."""
+    norms = torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1) if x.numel() else x.new_zeros(len(x))
+    return norms.reshape(-1, *[1] * (x.dim() - 1))
+
+
+def l2_step_ref(
+    x_adv: Tensor, x_natural: Tensor, grad_x: Tensor, step_size: float, epsilon: float, lower: float, upper: float
+) -> None:
+    """l2_step_ in plain torch: mutates x_adv, returns nothing."""
+    grad_x = grad_x.float()
+    stepped = x_adv + step_size * (grad_x / _sample_norms(grad_x).clamp(min=SMALLEST_NORM))
+    delta = stepped - x_natural
+    norms = _sample_norms(delta)
+    projected = torch.where(norms > epsilon, x_natural + delta * (epsilon / norms), stepped)
+    x_adv.copy_(projected.clamp(lower, upper))
+
+
+_op = register(
+    "l2_step_(Tensor(a!) x_adv, Tensor x_natural, Tensor grad_x, "
+    "float step_size, float epsilon, float lower, float upper) -> ()",
+    l2_step_ref,
+    fake_in_place,
+)

@@ -1,0 +1,103 @@
+"""Registers every operation with torch.library and tells which backend each of them uses.
+
+Schemas live here in Python, so that the operations exist without a compiler. The reference serves every device; the
+C++ library replaces it on the CPU and the Triton kernels on CUDA, unless FASTADAAD_KERNELS=reference.
+"""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+import fastadaad.kernels
+
+KERNELS_VARIABLE = "FASTADAAD_KERNELS"
+
+_library = torch.library.Library("fastadaad", "DEF")
+_stems: list[str] = []
+
+
+class OpBackend(NamedTuple):
+    """One row of report(): which backend `op` uses on a kind of device, and why."""
+
+    op: str
+    device: Literal["cpu", "cuda"]
+    backend: Literal["c++", "triton", "reference"]
+    reason: str
+
+
+def _kernels_wanted() -> bool:
+    choice = os.environ.get(KERNELS_VARIABLE, "auto")
+    if choice not in ("auto", "reference"):
+        raise ValueError(f"{KERNELS_VARIABLE} is {choice!r}: set it to auto or reference")
+    return choice == "auto"
+
+
+def _load_cpp() -> tuple[bool, str]:
+    """Whether the C++ kernels are in use, and why; loads them."""
+    if not _kernels_wanted():
+        return False, f"{KERNELS_VARIABLE}=reference"
+    library = Path(fastadaad.kernels.__file__).with_name("_C.so")
+    if not library.exists():
+        return False, "not built: install again where torch and a C++ compiler are found"
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        return False, f"{library.name} does not load: {str(error).splitlines()[0]}"
+    return True, f"{library.name} is loaded"
+
+
+def _find_triton() -> tuple[bool, str]:
+    """Whether the Triton kernels are in use, and why; imports nothing."""
+    if not _kernels_wanted():
+        return False, f"{KERNELS_VARIABLE}=reference"
+    if importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed: pip install triton"
+    return True, "triton is installed; it compiles a kernel at its first use"
+
+
+_cpp = _load_cpp()
+_triton = _find_triton()
+
+
+def _triton_launcher(stem: str) -> Callable:
+    def launch(*arguments):
+        # On first use: without a GPU, Triton is never imported.
+        module = importlib.import_module(f"fastadaad.kernels.triton.{stem}")
+        return getattr(module, stem)(*arguments)
+
+    return launch
+
+
+def register(schema: str, reference: Callable, fake: Callable) -> Callable:
+    """Define fastadaad::<schema> with its reference, fake and kernels; returns the operation.
+
+    reference and fake take the schema's arguments; fake returns empty outputs.
+    """
+    name = schema.partition("(")[0]
+    stem = name.removesuffix("_")
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastadaad::{name}", fake, lib=_library)
+    if _triton[0]:
+        _library.impl(name, _triton_launcher(stem), "CUDA")
+    _stems.append(stem)
+    return getattr(torch.ops.fastadaad, name).default
+
+
+def fake_in_place(*arguments) -> None:
+    """The fake of an operation that writes to its first argument and returns nothing."""
+
+
+def report() -> list[OpBackend]:
+    """Which backend each operation uses on each kind of device, and why; other devices use the reference."""
+    kernels = (("cpu", "c++", _cpp), ("cuda", "triton", _triton))
+    return [
+        OpBackend(stem, device, backend if used else "reference", reason)
+        for stem in _stems
+        for device, backend, (used, reason) in kernels
+    ]

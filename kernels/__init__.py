@@ -1,0 +1,1 @@
+"""Kernels behind fastadaad.ops: `triton/` for CUDA, `cpu/` in C++, built into the library `_C.so` beside this file."""
