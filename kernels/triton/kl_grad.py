@@ -1,0 +1,156 @@
+"""kl and both of its logit gradients.
+
+With p = softmax(s / temperature) of the student and q = softmax(t / temperature) of the teacher, for each row:
+
+    kl         = sum_j q_j (log q_j - log p_j)
+    d kl / d s = (p - q) / temperature
+    d kl / d t = q (log q - log p - kl) / temperature
+
+A class that only the student masks (s = -inf, q > 0) makes the returned kl infinite; in d kl / d t its term
+of kl is left out and its log-ratio counts as 0.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .softmax import MAX_BLOCK_CLASSES, log_softmax, raise_peak, tile_for
+
+
+@triton.jit
+def _kl_grad_kernel(
+    student_logits_ptr,  # [B, N], any strides
+    teacher_logits_ptr,  # [B, N], any strides
+    kl_ptr,  # [B] fp32
+    grad_student_logits_ptr,  # [B, N] contiguous
+    grad_teacher_logits_ptr,  # [B, N] contiguous
+    num_rows,
+    num_classes,
+    student_row_stride,
+    student_class_stride,
+    teacher_row_stride,
+    teacher_class_stride,
+    inverse_temperature,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CLASSES: tl.constexpr,
+):
+    """BLOCK_ROWS whole rows for each program; every input is read once and every output written once."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    classes = tl.arange(0, BLOCK_CLASSES)[None, :].to(tl.int64)
+    inside = (rows < num_rows) & (classes < num_classes)
+    student_ptrs = student_logits_ptr + rows * student_row_stride + classes * student_class_stride
+    teacher_ptrs = teacher_logits_ptr + rows * teacher_row_stride + classes * teacher_class_stride
+    student_logits = tl.load(student_ptrs, mask=inside, other=-float("inf")).to(tl.float32)
+    teacher_logits = tl.load(teacher_ptrs, mask=inside, other=-float("inf")).to(tl.float32)
+
+    student_log_probs = log_softmax(student_logits, inverse_temperature)
+    teacher_log_probs = log_softmax(teacher_logits, inverse_temperature)
+    student_probs = tl.exp(student_log_probs)
+    teacher_probs = tl.exp(teacher_log_probs)
+
+    # != and not >: a NaN must pass through
+    shared = (student_logits != -float("inf")) & (teacher_logits != -float("inf"))
+    log_ratio = tl.where(shared, teacher_log_probs - student_log_probs, 0.0)
+    kl = tl.sum(teacher_probs * log_ratio, axis=1, keep_dims=True)
+    lost = tl.sum(tl.where(student_logits == -float("inf"), teacher_probs, 0.0), axis=1, keep_dims=True)
+
+    grads = rows * num_classes + classes
+    grad_student_logits = (student_probs - teacher_probs) * inverse_temperature
+    grad_teacher_logits = teacher_probs * (log_ratio - kl) * inverse_temperature
+    tl.store(grad_student_logits_ptr + grads, grad_student_logits, mask=inside)
+    tl.store(grad_teacher_logits_ptr + grads, grad_teacher_logits, mask=inside)
+    tl.store(kl_ptr + rows, tl.where(lost > 0, float("inf"), kl), mask=rows < num_rows)
+
+
+@triton.jit
+def _kl_grad_looped_kernel(
+    student_logits_ptr,  # [B, N], any strides
+    teacher_logits_ptr,  # [B, N], any strides
+    kl_ptr,  # [B] fp32
+    grad_student_logits_ptr,  # [B, N] contiguous
+    grad_teacher_logits_ptr,  # [B, N] contiguous
+    num_classes,
+    student_row_stride,
+    student_class_stride,
+    teacher_row_stride,
+    teacher_class_stride,
+    inverse_temperature,
+    BLOCK_CLASSES: tl.constexpr,
+):
+    """One row for each program, in two passes over its blocks: statistics, then gradients; each input is read twice.
+
+    The first pass keeps sums relative to the largest logits so far and moves them when a larger one comes (online
+    softmax): sum e^t, the same over the classes that only the student masks, and sum e^t (t - s) over all others.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    student_logits_ptr += row * student_row_stride
+    teacher_logits_ptr += row * teacher_row_stride
+    student_peak = -3.0e38  # finite, so that a block of nothing but masked classes makes no NaN
+    teacher_peak = -3.0e38
+    student_sum = 0.0
+    teacher_sum = 0.0
+    lost_sum = 0.0
+    gap_sum = 0.0
+    for start in range(0, num_classes, BLOCK_CLASSES):
+        classes = start + tl.arange(0, BLOCK_CLASSES).to(tl.int64)
+        inside = classes < num_classes
+        student = tl.load(student_logits_ptr + classes * student_class_stride, mask=inside, other=-float("inf"))
+        teacher = tl.load(teacher_logits_ptr + classes * teacher_class_stride, mask=inside, other=-float("inf"))
+        student = student.to(tl.float32)
+        teacher = teacher.to(tl.float32)
+        student_peak, student_rise, student_shifted = raise_peak(student_peak, student, inverse_temperature)
+        teacher_peak, teacher_rise, teacher_shifted = raise_peak(teacher_peak, teacher, inverse_temperature)
+
+        weight = tl.exp(teacher_shifted)
+        decay = tl.exp(-teacher_rise)
+        kept_sum = teacher_sum - lost_sum
+        gap_sum += tl.where(kept_sum > 0, kept_sum * (student_rise - teacher_rise), 0.0)
+        shared = (student != -float("inf")) & (teacher != -float("inf"))  # != and not >: a NaN must pass through
+        gap = tl.where(shared, teacher_shifted - student_shifted, 0.0)
+        gap_sum = gap_sum * decay + tl.sum(weight * gap)
+        lost_sum = lost_sum * decay + tl.sum(tl.where(student == -float("inf"), weight, 0.0))
+        teacher_sum = teacher_sum * decay + tl.sum(weight)
+        student_sum = student_sum * tl.exp(-student_rise) + tl.sum(tl.exp(student_shifted))
+
+    student_log_sum = tl.log(student_sum)
+    teacher_log_sum = tl.log(teacher_sum)
+    kl = (gap_sum + (teacher_sum - lost_sum) * (student_log_sum - teacher_log_sum)) / teacher_sum
+    tl.store(kl_ptr + row, tl.where(lost_sum > 0, float("inf"), kl))
+
+    for start in range(0, num_classes, BLOCK_CLASSES):
+        classes = start + tl.arange(0, BLOCK_CLASSES).to(tl.int64)
+        inside = classes < num_classes
+        student = tl.load(student_logits_ptr + classes * student_class_stride, mask=inside, other=-float("inf"))
+        teacher = tl.load(teacher_logits_ptr + classes * teacher_class_stride, mask=inside, other=-float("inf"))
+        student_log_probs = (student.to(tl.float32) - student_peak) * inverse_temperature - student_log_sum
+        teacher_log_probs = (teacher.to(tl.float32) - teacher_peak) * inverse_temperature - teacher_log_sum
+        teacher_probs = tl.exp(teacher_log_probs)
+        shared = (student != -float("inf")) & (teacher != -float("inf"))
+        log_ratio = tl.where(shared, teacher_log_probs - student_log_probs, 0.0)
+        grad_student_logits = (tl.exp(student_log_probs) - teacher_probs) * inverse_temperature
+        grad_teacher_logits = teacher_probs * (log_ratio - kl) * inverse_temperature
+        tl.store(grad_student_logits_ptr + row * num_classes + classes, grad_student_logits, mask=inside)
+        tl.store(grad_teacher_logits_ptr + row * num_classes + classes, grad_teacher_logits, mask=inside)
+
+
+def kl_grad(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """kl [B] fp32 and its gradients, contiguous [B, N] in the dtype of their logits; logits: [B, N], any strides."""
+    num_rows, num_classes = student_logits.shape
+    kl = torch.empty(num_rows, dtype=torch.float32, device=student_logits.device)
+    grad_student_logits = torch.empty_like(student_logits, memory_format=torch.contiguous_format)
+    grad_teacher_logits = torch.empty_like(teacher_logits, memory_format=torch.contiguous_format)
+    outputs = kl, grad_student_logits, grad_teacher_logits
+    if num_rows == 0:
+        return outputs
+    tensors = student_logits, teacher_logits, *outputs
+    scalars = num_classes, *student_logits.stride(), *teacher_logits.stride(), 1.0 / temperature
+    block_rows, block_classes, num_warps = tile_for(num_classes)
+    with torch.cuda.device_of(student_logits):
+        if num_classes <= MAX_BLOCK_CLASSES:
+            grid = (triton.cdiv(num_rows, block_rows),)
+            _kl_grad_kernel[grid](*tensors, num_rows, *scalars, block_rows, block_classes, num_warps=num_warps)
+        else:
+            _kl_grad_looped_kernel[(num_rows,)](*tensors, *scalars, block_classes, num_warps=num_warps)
+    return outputs
