@@ -117,27 +117,24 @@ class OptimConfig:
     weight_decay: float = 5e-4
     nesterov: bool = False
     schedule: ScheduleName = "piecewise"
-    milestones: tuple[int, ...] = ()
-    """Epochs at which the piecewise schedule divides the learning rate by 10."""
-    warmup_epochs: float = 0.0
-    """Linear warm-up from 0; for one-cycle the rising part of the cycle."""
+    milestones: tuple[float, ...] = ()
+    """Where the piecewise schedule divides the learning rate by 10, as shares of the run: 0.5 is half-way."""
+    warmup: float = 0.0
+    """Share of the run in which the learning rate rises linearly from 0; for one-cycle the rising part of the cycle."""
     ema_decay: float = 0.0
     """Decay per step of the averaged student that is evaluated and saved; 0: no averaging."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"epochs is {self.epochs}: it must be 1 or more")
         _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}: it must be positive")
-        _require(
-            0 <= self.warmup_epochs <= self.epochs,
-            f"warmup_epochs is {self.warmup_epochs}: it must lie between 0 and epochs ({self.epochs})",
-        )
+        _require(0 <= self.warmup < 1, f"warmup is {self.warmup}: it is a share of the run, in [0, 1)")
         _require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: it must lie in [0, 1)")
         _require(
             self.schedule in ("constant", "piecewise", "cosine", "one-cycle"),
             f"schedule is {self.schedule!r}: choose constant, piecewise, cosine or one-cycle",
         )
-        late = [epoch for epoch in self.milestones if not 0 < epoch < self.epochs]
-        _require(not late, f"milestones {late} lie outside the {self.epochs} epochs: change milestones or epochs")
+        outside = [milestone for milestone in self.milestones if not 0 < milestone < 1]
+        _require(not outside, f"milestones {outside} are not shares of the run: write 0.5 for half-way")
         _require(
             not self.milestones or self.schedule == "piecewise",
             f"milestones belong to the piecewise schedule, not to {self.schedule}: set optim.milestones=[]",

@@ -28,7 +28,7 @@ def demo(method: str = "adaad") -> RunConfig:
         teacher=ModelConfig(name="cnn-72-s1", checkpoint="shipped:demo-teacher"),
         inner=InnerConfig(threat_model=threat_model, step_size=0.0375, num_steps=10),
         optim=OptimConfig(
-            epochs=30, learning_rate=0.1, nesterov=True, schedule="one-cycle", warmup_epochs=6, ema_decay=0.98
+            epochs=30, learning_rate=0.1, nesterov=True, schedule="one-cycle", warmup=0.2, ema_decay=0.98
         ),
         evaluation=EvaluationConfig(threat_model=threat_model, every_epochs=2),
     )
@@ -44,7 +44,7 @@ def demo_teacher(method: str = "pgd-at") -> RunConfig:
         student=ModelConfig(name="cnn-72-s1", normalize=True),
         inner=InnerConfig(threat_model=threat_model, step_size=0.0375, num_steps=10),
         optim=OptimConfig(
-            epochs=40, learning_rate=0.1, nesterov=True, schedule="one-cycle", warmup_epochs=8, ema_decay=0.98
+            epochs=40, learning_rate=0.1, nesterov=True, schedule="one-cycle", warmup=0.2, ema_decay=0.98
         ),
         evaluation=EvaluationConfig(threat_model=threat_model, every_epochs=4),
     )
@@ -61,7 +61,7 @@ def fashion_mnist(method: str = "adaad") -> RunConfig:
         teacher=ModelConfig(name="cnn-48", checkpoint="shipped:fashion-mnist-teacher"),
         inner=InnerConfig(threat_model=threat_model, step_size=0.02, num_steps=10),
         optim=OptimConfig(
-            epochs=36, learning_rate=0.2, nesterov=True, schedule="one-cycle", warmup_epochs=9, ema_decay=0.99
+            epochs=36, learning_rate=0.2, nesterov=True, schedule="one-cycle", warmup=0.25, ema_decay=0.99
         ),
         evaluation=EvaluationConfig(threat_model=threat_model, every_epochs=3, restarts=2),
     )
@@ -77,7 +77,7 @@ def fashion_mnist_teacher(method: str = "pgd-at") -> RunConfig:
         student=ModelConfig(name="cnn-48", normalize=True),
         inner=InnerConfig(threat_model=threat_model, step_size=0.05, num_steps=3),
         optim=OptimConfig(
-            epochs=12, learning_rate=0.3, nesterov=True, schedule="one-cycle", warmup_epochs=3, ema_decay=0.998
+            epochs=12, learning_rate=0.3, nesterov=True, schedule="one-cycle", warmup=0.25, ema_decay=0.998
         ),
         evaluation=EvaluationConfig(threat_model=threat_model, every_epochs=4),
     )
@@ -94,7 +94,7 @@ def cifar10_rn18(method: str = "adaad") -> RunConfig:
         student=ModelConfig(name="resnet18"),
         teacher=ModelConfig(name="wrn-34-20", checkpoint=None),
         inner=InnerConfig(threat_model=ThreatModel(epsilon=8 / 255), step_size=2 / 255, num_steps=10),
-        optim=OptimConfig(epochs=200, learning_rate=0.1, schedule="piecewise", milestones=(100, 150)),
+        optim=OptimConfig(epochs=200, learning_rate=0.1, schedule="piecewise", milestones=(0.5, 0.75)),
         evaluation=EvaluationConfig(threat_model=ThreatModel(epsilon=8 / 255)),
     )
 

@@ -158,7 +158,7 @@ class Trainer:
         start_batch = state.step - state.epoch * steps_per_epoch
         for x_natural, labels in self.data.train.epoch(state.epoch, start_batch=start_batch):
             for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate(state.step / steps_per_epoch, config.optim)
+                group["lr"] = learning_rate(state.step / (config.optim.epochs * steps_per_epoch), config.optim)
             result = self.distiller.step(x_natural, labels, epoch=state.epoch, generator=state.generator)
             if state.averaged is not None:
                 state.averaged.update_parameters(state.student)
@@ -220,7 +220,7 @@ def evaluate_on_test_set(
 ) -> list[AttackResult]:
     """The attacks of `config.evaluation` on the test images of `data`, with live progress."""
     evaluation = config.evaluation
-    with image_progress(console, title, len(evaluation.attacks) * data.test.num_images) as progress:
+    with image_progress(console, title, len(evaluation.attacks) * len(data.test.labels)) as progress:
         return evaluate(
             model,
             partial(data.test.epoch, 0),
