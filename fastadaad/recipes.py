@@ -76,9 +76,7 @@ def fashion_mnist_teacher(method: str = "pgd-at") -> RunConfig:
         data=DataConfig(name="fashion-mnist", batch_size=256, flip=True),
         student=ModelConfig(name="cnn-48", normalize=True),
         inner=InnerConfig(threat_model=threat_model, step_size=0.05, num_steps=3),
-        optim=OptimConfig(
-            epochs=12, learning_rate=0.3, nesterov=True, schedule="one-cycle", warmup=0.25, ema_decay=0.998
-        ),
+        optim=OptimConfig(epochs=16, learning_rate=0.3, nesterov=True, schedule="one-cycle", warmup=0.25),
         evaluation=EvaluationConfig(threat_model=threat_model, every_epochs=4),
     )
 
