@@ -64,7 +64,10 @@ class BuildKernels(build_ext):
         subprocess.run(["cmake", "--build", folder], env=environment, check=True)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / "_C.so", target)
+        # Renamed, not overwritten: a process that has the old library mapped would crash.
+        temporary = target.with_suffix(".tmp")
+        shutil.copyfile(folder / "_C.so", temporary)
+        temporary.replace(target)
 
 
 class PlatformWheel(bdist_wheel):
