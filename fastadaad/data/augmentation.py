@@ -57,15 +57,16 @@ def hash_bits(seed: int, use: Use, epoch: int, indices: Tensor) -> Tensor:
     for name, number in (("seed", seed), ("epoch", epoch)):
         if not 0 <= number < 2**63:
             raise ValueError(f"{name} {number} is outside 0..2**63 - 1: choose a non-negative {name}")
+    # The state stays a CPU scalar: combined with `indices` on an accelerator it is a kernel argument, not a copy.
     state = torch.zeros((), dtype=torch.int64)
     for number in (seed, use, epoch):
-        state = _mix(state + GOLDEN) ^ number
-    # The state stays a CPU scalar: combined with `indices` on an accelerator it is a kernel argument, not a copy.
-    return _mix(_mix(state) + (indices + 1) * GOLDEN)
+        state = splitmix64(state ^ number, 0)
+    return splitmix64(state, indices)
 
 
-def _mix(bits: Tensor) -> Tensor:
-    """The output function of splitmix64, a bijection of 64-bit integers."""
+def splitmix64(state: Tensor, index: int | Tensor) -> Tensor:
+    """Output number `index` (from 0) of the generator started at `state`; 64 bits as int64, a bijection of either."""
+    bits = state + (index + 1) * GOLDEN
     bits = (bits ^ _logical_shift_right(bits, 30)) * MULTIPLIER_1
     bits = (bits ^ _logical_shift_right(bits, 27)) * MULTIPLIER_2
     return bits ^ _logical_shift_right(bits, 31)

@@ -6,7 +6,9 @@ import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,9 @@ DIGITS_TEST_SIZE = 360  # about 20 % of the 1,797 scans
 DIGITS_SPLIT_SEED = 0
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # installed by dataset-fashion-mnist
+TORCHVISION_FASHION_MNIST = Path("FashionMNIST", "raw")  # below the folder given to torchvision
+FASHION_MNIST_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+FASHION_MNIST_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 FASHION_MNIST_REMEDY = (
     "run `apt-get install dataset-fashion-mnist`, or set data.root=FOLDER to a folder with the four IDX files, "
     "or set data.download=true"
@@ -25,6 +30,7 @@ FASHION_MNIST_REMEDY = (
 FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+GZIP_MAGIC = b"\x1f\x8b"
 IDX_UINT8 = 0x0800  # an IDX magic number is this plus the number of dimensions
 
 
@@ -80,8 +86,8 @@ def _load_digits(root: Path, download: bool) -> Dataset:
 def _load_fashion_mnist(root: Path, download: bool) -> Dataset:
     """The original IDX files, from `root`, the Debian package or torchvision's download, in this order."""
     folder = _fashion_mnist_folder(root, download)
-    train_images, train_labels = _read_idx_pair(folder, "train")
-    test_images, test_labels = _read_idx_pair(folder, "t10k")
+    train_images, train_labels = _read_idx_pair(folder, *FASHION_MNIST_TRAIN)
+    test_images, test_labels = _read_idx_pair(folder, *FASHION_MNIST_TEST)
     return Dataset(
         name="fashion-mnist",
         train_images=train_images,
@@ -94,32 +100,26 @@ def _load_fashion_mnist(root: Path, download: bool) -> Dataset:
 
 def _fashion_mnist_folder(root: Path, download: bool) -> Path:
     """The first folder that holds all four files; a folder may have torchvision's layout."""
-    torchvision_folder = Path("FashionMNIST", "raw")
-    folders = [base / layout for base in (root, DEBIAN_FASHION_MNIST) for layout in (Path(), torchvision_folder)]
+    folders = [base / layout for base in (root, DEBIAN_FASHION_MNIST) for layout in (Path(), TORCHVISION_FASHION_MNIST)]
     missing = {folder: _missing_idx_files(folder) for folder in folders}
     complete = [folder for folder in folders if not missing[folder]]
     if complete:
         return complete[0]
     if download:
         _download_fashion_mnist(root)
-        return root / torchvision_folder
+        return root / TORCHVISION_FASHION_MNIST
     closest = min(folders, key=lambda folder: len(missing[folder]))
     raise DataError(f"{closest / missing[closest][0]} does not exist: {FASHION_MNIST_REMEDY}")
 
 
 def _missing_idx_files(folder: Path) -> list[str]:
-    names = [_idx_name(part, kind) for part in ("train", "t10k") for kind in ("images", "labels")]
-    return [name for name in names if _idx_path(folder, name) is None]
+    return [name for name in FASHION_MNIST_TRAIN + FASHION_MNIST_TEST if not _idx_path(folder, name).is_file()]
 
 
-def _idx_name(part: str, kind: str) -> str:
-    return f"{part}-{kind}-idx{ {'images': 3, 'labels': 1}[kind] }-ubyte"
-
-
-def _idx_path(folder: Path, name: str) -> Path | None:
-    """The file `name` or `name`.gz in `folder`, None where neither exists."""
-    candidates = (folder / name, folder / f"{name}.gz")
-    return next((path for path in candidates if path.is_file()), None)
+def _idx_path(folder: Path, name: str) -> Path:
+    """The file `name` in `folder`, or `name`.gz where only that exists."""
+    packed = folder / f"{name}.gz"
+    return packed if packed.is_file() and not (folder / name).is_file() else folder / name
 
 
 def _download_fashion_mnist(root: Path) -> None:
@@ -133,20 +133,22 @@ def _download_fashion_mnist(root: Path) -> None:
         ) from error
 
 
-def _read_idx_pair(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Images uint8 [M, 28, 28, 1] and labels int64 [M] of one part ("train" or "t10k"), checked against each other."""
-    image_path, label_path = (_idx_path(folder, _idx_name(part, kind)) for kind in ("images", "labels"))
-    images, labels = read_idx(image_path, 3), read_idx(label_path, 1).long()
+def _read_idx_pair(folder: Path, image_name: str, label_name: str) -> tuple[Tensor, Tensor]:
+    """Images uint8 [M, 28, 28, 1] and labels int64 [M], checked against each other."""
+    image_path, label_path = _idx_path(folder, image_name), _idx_path(folder, label_name)
+    images, labels = _read_idx(image_path, num_dims=3), _read_idx(label_path, num_dims=1).long()
     if images.shape[1:] != (28, 28):
         raise _broken(image_path, f"holds images of {images.shape[1]}x{images.shape[2]} pixels, not 28x28")
     if len(labels) != len(images):
         raise _broken(label_path, f"holds {len(labels)} labels for the {len(images)} images of {image_path.name}")
-    if len(labels) and labels.max() >= len(FASHION_MNIST_CLASSES):
+    if len(labels) == 0:
+        raise _broken(label_path, "is empty")
+    if labels.max() >= len(FASHION_MNIST_CLASSES):
         raise _broken(label_path, f"holds the label {labels.max()}, outside 0..{len(FASHION_MNIST_CLASSES) - 1}")
     return images.unsqueeze(3), labels
 
 
-def read_idx(path: Path, num_dims: int) -> Tensor:
+def _read_idx(path: Path, num_dims: int) -> Tensor:
     """The uint8 tensor with `num_dims` dimensions in an IDX file, gzipped or not. Raises DataError.
 
     Format: big-endian uint32 magic number, one uint32 per dimension, then the values.
@@ -165,7 +167,7 @@ def _read_maybe_gzipped(path: Path) -> bytes:
     """The content of `path`, unpacked if it is gzip data, whatever its suffix: browsers unpack .gz files silently."""
     try:
         content = path.read_bytes()
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        return gzip.decompress(content) if content[:2] == GZIP_MAGIC else content
     except (OSError, EOFError, zlib.error) as error:
         raise _broken(path, f"cannot be read ({_one_line(error)})") from error
 
@@ -178,25 +180,17 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _load_cifar10(root: Path, download: bool) -> Dataset:
-    from torchvision.datasets import CIFAR10
-
-    return _load_cifar("cifar10", CIFAR10, root, download)
-
-
-def _load_cifar100(root: Path, download: bool) -> Dataset:
-    from torchvision.datasets import CIFAR100
-
-    return _load_cifar("cifar100", CIFAR100, root, download)
-
-
-def _load_cifar(name: str, torchvision_class: type, root: Path, download: bool) -> Dataset:
+def _load_cifar(name: str, root: Path, download: bool) -> Dataset:
     """torchvision's CIFAR files; torchvision checks their MD5 before it unpickles them."""
+    from torchvision import datasets
+
+    torchvision_class = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     try:
         train, test = (torchvision_class(root, train=train, download=download) for train in (True, False))
     except (OSError, RuntimeError) as error:
-        remedy = "set data.download=true, or data.root=FOLDER to the folder that holds it"
-        raise DataError(f"{_bad_cifar_file(torchvision_class, root)} ({_one_line(error)}): {remedy}") from error
+        reason = f" (the download failed: {_one_line(error)})" if download else ""
+        remedy = "set data.download=true, or data.root=FOLDER to the folder that holds torchvision's files"
+        raise DataError(f"{_bad_cifar_file(torchvision_class, root)}{reason}: {remedy}") from error
     return Dataset(
         name=name,
         train_images=torch.from_numpy(train.data),
@@ -207,12 +201,11 @@ def _load_cifar(name: str, torchvision_class: type, root: Path, download: bool) 
     )
 
 
-def _bad_cifar_file(torchvision_class: type, root: Path) -> str:
+def _bad_cifar_file(torchvision_class: Any, root: Path) -> str:
     """Names the first file that torchvision rejects."""
     from torchvision.datasets.utils import check_integrity
 
-    folder = root / torchvision_class.base_folder
-    meta = torchvision_class.meta
+    folder, meta = root / torchvision_class.base_folder, torchvision_class.meta
     files = [*torchvision_class.train_list, *torchvision_class.test_list, (meta["filename"], meta["md5"])]
     for file_name, md5 in files:
         path = folder / file_name
@@ -226,6 +219,6 @@ def _bad_cifar_file(torchvision_class: type, root: Path) -> str:
 DATASETS: dict[str, Callable[[Path, bool], Dataset]] = {
     "digits": _load_digits,
     "fashion-mnist": _load_fashion_mnist,
-    "cifar10": _load_cifar10,
-    "cifar100": _load_cifar100,
+    "cifar10": partial(_load_cifar, "cifar10"),
+    "cifar100": partial(_load_cifar, "cifar100"),
 }

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +19,7 @@ MAX_LISTED = 3
 
 
 class WeightsError(ValueError):
-    """A weights file that cannot be read or does not fit; the message is one line that names the file and what to do."""
+    """A weights file that cannot be read or does not fit; the message is one line that names it and what to do."""
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
@@ -39,7 +40,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
     if any(problems.values()):
         details = "; ".join(f"{len(items)} {kind} ({_first(items)})" for kind, items in problems.items() if items)
         raise WeightsError(
-            f"{path} does not fit {type(model).__name__}: {details}: check name, num_classes and in_channels of the model"
+            f"{path} does not fit {type(model).__name__}: {details}: check the model's name, num_classes, in_channels"
         )
     model.load_state_dict(expected | found)
 
@@ -70,7 +71,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is no safetensors file or is corrupt ({error}): fetch it again") from error
 
 
-def _read_torch_save(path: Path) -> object:
+def _read_torch_save(path: Path) -> Any:
     """What torch.save wrote, restricted to tensors and plain containers."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -84,7 +85,7 @@ def _read_torch_save(path: Path) -> object:
         raise WeightsError(f"{path} is no torch.save file or is corrupt: fetch it again") from error
 
 
-def _unwrap(content: object) -> object:
+def _unwrap(content: Any) -> Any:
     """The innermost mapping under any nesting of WRAPPERS."""
     while isinstance(content, Mapping):
         inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
@@ -94,7 +95,7 @@ def _unwrap(content: object) -> object:
     return content
 
 
-def _is_state_dict(content: object) -> bool:
+def _is_state_dict(content: Any) -> bool:
     return isinstance(content, Mapping) and all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     )

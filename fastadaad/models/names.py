@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
@@ -15,8 +16,8 @@ from fastadaad.models.wide_resnet import WideResNet
 
 # Pattern of a name -> constructor; the numbers in the name are its first arguments.
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
-    r"cnn-(\d+)": lambda channels, **common: SmallCNN(channels, strides=(2, 2, 1), **common),
-    r"cnn-(\d+)-s1": lambda channels, **common: SmallCNN(channels, strides=(1, 1, 2), **common),
+    r"cnn-(\d+)": partial(SmallCNN, strides=(2, 2, 1)),
+    r"cnn-(\d+)-s1": partial(SmallCNN, strides=(1, 1, 2)),
     r"resnet18": ResNet18,
     r"wrn-(\d+)-(\d+)": WideResNet,
 }
@@ -55,5 +56,5 @@ def _construct(name: str, **common) -> nn.Module:
         match = re.fullmatch(pattern, name)
         if match:
             return constructor(*map(int, match.groups()), **common)
-    close = difflib.get_close_matches(name, MODEL_NAMES, cutoff=0.4) or MODEL_NAMES
+    close = difflib.get_close_matches(name, MODEL_NAMES) or MODEL_NAMES
     raise ValueError(f"model {name!r} is unknown: did you mean {' or '.join(close)}?")

@@ -11,24 +11,27 @@ ChannelValues = float | Sequence[float]
 class Normalize(nn.Module):
     """(x - mean) / std per channel of x [B, num_channels, H, W].
 
-    `mean` and `std` are one number for all channels or one per channel, in pixel units; they are saved with the weights.
-    The default, 0 and 1, leaves pixels as they are.
+    `mean` and `std` are one number for all channels or one per channel, in pixel units, and are saved with the weights.
+    Their defaults, 0 and 1, leave pixels as they are.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, num_channels: int, mean: ChannelValues = 0.0, std: ChannelValues = 1.0):
         super().__init__()
-        self.register_buffer("mean", _per_channel("mean", mean, num_channels))
-        self.register_buffer("std", _per_channel("std", std, num_channels))
-        if not (self.std > 0).all():
+        means, stds = _per_channel("mean", mean, num_channels), _per_channel("std", std, num_channels)
+        if min(stds) <= 0:
             raise ValueError(f"std {std} is not positive: give the standard deviation of the pixels")
+        self.register_buffer("mean", torch.tensor(means).reshape(num_channels, 1, 1))
+        self.register_buffer("std", torch.tensor(stds).reshape(num_channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
 
 
-def _per_channel(name: str, values: ChannelValues, num_channels: int) -> Tensor:
-    """`values` as fp32 [num_channels, 1, 1]."""
-    values = torch.as_tensor(values, dtype=torch.float32).flatten()
-    if len(values) not in (1, num_channels):
-        raise ValueError(f"{name} has {len(values)} values: give one, or one per channel ({num_channels})")
-    return values.expand(num_channels).reshape(num_channels, 1, 1).clone()
+def _per_channel(name: str, values: ChannelValues, num_channels: int) -> list[float]:
+    per_channel = [float(value) for value in values] if isinstance(values, Sequence) else num_channels * [float(values)]
+    if len(per_channel) != num_channels:
+        raise ValueError(f"{name} has {len(per_channel)} values: give one number, or one per channel ({num_channels})")
+    return per_channel

@@ -3,7 +3,6 @@
 Submodules carry the names of RobustBench's WideResNet (block1.layer.0.convShortcut, bn1, fc), so that its weights fit.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -68,9 +67,8 @@ class PreActivationBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.convShortcut = None
-        if in_channels != out_channels:
-            self.convShortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+        same = in_channels == out_channels
+        self.convShortcut = None if same else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn1(x))
@@ -78,7 +76,6 @@ class PreActivationBlock(nn.Module):
         return out + (x if self.convShortcut is None else self.convShortcut(activated))
 
 
-@torch.no_grad()
 def _initialize(module: nn.Module) -> None:
     """He's initialisation by fan-out for convolutions and a zero bias for the classifier, as in the original."""
     if isinstance(module, nn.Conv2d):
