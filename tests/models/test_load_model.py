@@ -1,0 +1,160 @@
+"""Reading weights: formats, wrappers, prefixes, and one readable line for each thing that can be wrong."""
+
+import pickle
+from collections import OrderedDict
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fastadaad.models import WeightsError, load_model, read_state_dict
+
+NAME = "cnn-2"
+
+
+@pytest.fixture
+def weights() -> dict[str, torch.Tensor]:
+    """A state dict of NAME in which no tensor has its initial value."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = load_model(NAME).state_dict()
+    return {
+        key: torch.rand(value.shape, generator=generator) if value.is_floating_point() else value + 5
+        for key, value in tensors.items()
+    }
+
+
+def load(content, path, **options) -> torch.nn.Module:
+    torch.save(content, path)
+    return load_model(NAME, checkpoint=path, **options)
+
+
+def assert_equal_weights(model, weights) -> None:
+    state = model.state_dict()
+    assert state.keys() == weights.keys()
+    assert all(torch.equal(state[key], weights[key]) for key in weights)
+
+
+def error_of(path, **options) -> str:
+    with pytest.raises(WeightsError) as caught:
+        load_model(NAME, checkpoint=path, **options)
+    message = str(caught.value)
+    assert message.startswith(f"{path} ")
+    assert "\n" not in message
+    return message
+
+
+def test_safetensors(weights, tmp_path):
+    save_file(weights, tmp_path / "w.safetensors")
+    assert_equal_weights(load_model(NAME, checkpoint=tmp_path / "w.safetensors"), weights)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pth"])
+def test_torch_save(weights, tmp_path, suffix):
+    assert_equal_weights(load(OrderedDict(weights), tmp_path / f"w.{suffix}"), weights)
+
+
+@pytest.mark.parametrize("wrappers", [["state_dict"], ["model"], ["net"], ["model", "state_dict"]])
+def test_wrapped(weights, tmp_path, wrappers):
+    content = weights
+    for wrapper in wrappers:
+        content = {"epoch": 3, "best": 0.5, wrapper: content}
+    assert_equal_weights(load(content, tmp_path / "w.pt"), weights)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "_orig_mod.module.model.", "module.module."])
+def test_prefixed(weights, tmp_path, prefix):
+    content = {"state_dict": {prefix + key: value for key, value in weights.items()}}
+    assert_equal_weights(load(content, tmp_path / "w.pt"), weights)
+
+
+def test_only_leading_prefixes_are_stripped(tmp_path):
+    torch.save({"module.a.module.b": torch.ones(1), "amodule.c": torch.ones(1)}, tmp_path / "w.pt")
+    assert set(read_state_dict(tmp_path / "w.pt")) == {"a.module.b", "amodule.c"}
+
+
+def test_counters_and_normalisation_may_be_absent(weights, tmp_path):
+    optional = {key for key in weights if "num_batches_tracked" in key or "normalize" in key}
+    assert len(optional) == 5
+    model = load({key: weights[key] for key in weights if key not in optional}, tmp_path / "w.pt", mean=0.25)
+    assert model.normalize.mean.flatten().tolist() == [0.25] * 3
+    state = model.state_dict()
+    assert all(torch.equal(state[key], weights[key]) for key in weights if key not in optional)
+
+
+def test_misfits_are_listed_together_and_nothing_is_loaded(weights, tmp_path):
+    content = {key: value for key, value in weights.items() if not key.startswith("features.0")}
+    content |= {"extra.weight": torch.zeros(1), "fc.bias": torch.zeros(12)}
+    torch.save(content, tmp_path / "w.pt")
+    model = load_model(NAME)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    message = error_of(tmp_path / "w.pt")
+    assert message == (
+        f"{tmp_path / 'w.pt'} does not fit SmallCNN: 5 missing (features.0.0.weight, features.0.1.weight, "
+        "features.0.1.bias, ...); 1 unexpected (extra.weight); 1 of wrong shape (fc.bias [12] instead of [10]): "
+        "check the model's name, num_classes, in_channels"
+    )
+    assert_equal_weights(model, before)
+
+
+def test_wrong_number_of_classes_is_told(weights, tmp_path):
+    save_file(weights, tmp_path / "w.safetensors")
+    message = error_of(tmp_path / "w.safetensors", num_classes=100)
+    assert "2 of wrong shape (fc.weight [10, 8] instead of [100, 8], fc.bias [10] instead of [100])" in message
+
+
+class Attack:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickle_that_wants_to_run_code_is_refused_unrun(weights, tmp_path, zipped):
+    content = {"state_dict": weights, "args": Attack(tmp_path / "ran")}
+    torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    message = error_of(tmp_path / "w.pt")
+    assert "is refused: it asks to call io.open while it is read, and so could run any code; save" in message
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_bare_pickle_is_not_run_either(tmp_path):
+    (tmp_path / "w.pt").write_bytes(pickle.dumps(Attack(tmp_path / "ran")))
+    assert "is no torch.save file or is corrupt" in error_of(tmp_path / "w.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("kept", "suffix"), [(0, "pt"), (0.5, "pt"), (0.99, "pt"), (0, "safetensors"), (0.5, "safetensors")]
+)
+def test_truncated_file_is_told(weights, tmp_path, kept, suffix):
+    path = tmp_path / f"w.{suffix}"
+    {"pt": torch.save, "safetensors": save_file}[suffix](weights, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    assert "or is corrupt" in error_of(path)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_web_page_is_told(tmp_path, suffix):
+    path = tmp_path / f"w.{suffix}"
+    path.write_text("<!DOCTYPE html><html></html>")
+    assert "or is corrupt" in error_of(path)
+
+
+def test_absent_file_and_folder_are_told(tmp_path):
+    assert error_of(tmp_path / "w.pt").endswith("does not exist: give a .safetensors, .pt or .pth file")
+    assert "does not exist" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [torch.zeros(1)], {"model": {"a": 1}}, {0: torch.zeros(1)}])
+def test_file_without_state_dict_is_told(tmp_path, content):
+    torch.save(content, tmp_path / "w.pt")
+    assert "holds no state dict, neither directly nor under state_dict, model, net: save" in error_of(tmp_path / "w.pt")
+
+
+def test_two_networks_in_one_file_are_told(weights, tmp_path):
+    torch.save(weights | {f"module.{key}": value for key, value in weights.items()}, tmp_path / "w.pt")
+    assert "holds names that differ only in a prefix such as module." in error_of(tmp_path / "w.pt")

@@ -1,0 +1,198 @@
+"""Models against parameter counts derived on paper and forwards written out with torch's functions."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fastadaad.models import MODEL_NAMES, Normalize, ResNet18, SmallCNN, WideResNet, load_model
+
+
+def num_parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def with_random_state(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """The model in eval mode and fp64; no weight and no batch-norm statistic has the value it is initialised with."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double().eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("running_var", "std")):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            elif tensor.is_floating_point():
+                fan_in = max(tensor[0].numel(), 1)
+                tensor.normal_(0.1, fan_in**-0.5, generator=generator)
+    return model
+
+
+class Layers:
+    """torch's functions on the tensors of a state dict."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.tensors = dict(model.state_dict())
+        self.used = set()
+
+    def get(self, name: str) -> torch.Tensor:
+        self.used.add(name)
+        return self.tensors[name]
+
+    def normalize(self, x):
+        return (x - self.get("normalize.mean")) / self.get("normalize.std")
+
+    def conv(self, name, x, stride=1, padding=1):
+        return F.conv2d(x, self.get(f"{name}.weight"), stride=stride, padding=padding)
+
+    def bn(self, name, x):
+        """Written out: (x - running_mean) / sqrt(running_var + 1e-5) * weight + bias."""
+        mean, var, weight, bias = (
+            self.get(f"{name}.{part}")[:, None, None] for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / (var + 1e-5).sqrt() * weight + bias
+
+    def classify(self, name, x):
+        return x.flatten(2).sum(2) / x[0, 0].numel() @ self.get(f"{name}.weight").T + self.get(f"{name}.bias")
+
+    def assert_all_used(self):
+        assert {name for name in self.tensors if not name.endswith("num_batches_tracked")} == self.used
+
+
+def images(channels: int, size: int) -> torch.Tensor:
+    return torch.rand(2, channels, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_resnet18_logits():
+    model, x = with_random_state(ResNet18(num_classes=7)), images(3, 16)
+    net = Layers(model)
+    out = F.relu(net.bn("bn1", net.conv("conv1", net.normalize(x))))
+    for stage in (1, 2, 3, 4):
+        for block in (0, 1):
+            name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+            residual = net.bn(f"{name}.bn1", net.conv(f"{name}.conv1", out, stride))
+            residual = net.bn(f"{name}.bn2", net.conv(f"{name}.conv2", F.relu(residual)))
+            if stride == 2:
+                out = net.bn(f"{name}.shortcut.1", net.conv(f"{name}.shortcut.0", out, 2, padding=0))
+            out = F.relu(out + residual)
+    torch.testing.assert_close(model(x), net.classify("linear", out))
+    net.assert_all_used()
+
+
+@pytest.mark.parametrize(("depth", "width"), [(16, 2), (10, 1)])
+def test_wide_resnet_logits(depth, width):
+    model, x = with_random_state(WideResNet(depth, width, num_classes=7)), images(3, 16)
+    net = Layers(model)
+    out = net.conv("conv1", net.normalize(x))
+    for stage in (1, 2, 3):
+        for block in range((depth - 4) // 6):
+            name, stride = f"block{stage}.layer.{block}", 2 if stage > 1 and block == 0 else 1
+            activated = F.relu(net.bn(f"{name}.bn1", out))
+            residual = F.relu(net.bn(f"{name}.bn2", net.conv(f"{name}.conv1", activated, stride)))
+            residual = net.conv(f"{name}.conv2", residual)
+            if residual.shape[1] != out.shape[1]:
+                out = net.conv(f"{name}.convShortcut", activated, stride, padding=0)
+            out = out + residual
+    torch.testing.assert_close(model(x), net.classify("fc", F.relu(net.bn("bn1", out))))
+    net.assert_all_used()
+
+
+@pytest.mark.parametrize(("name", "strides", "size"), [("cnn-6", (2, 2, 1), 28), ("cnn-6-s1", (1, 1, 2), 8)])
+def test_small_cnn_logits(name, strides, size):
+    model, x = with_random_state(load_model(name, num_classes=7, in_channels=1)), images(1, size)
+    net = Layers(model)
+    out = net.normalize(x)
+    for layer, stride in enumerate(strides):
+        out = F.relu(net.bn(f"features.{layer}.1", net.conv(f"features.{layer}.0", out, stride)))
+    torch.testing.assert_close(model(x), net.classify("fc", out))
+    net.assert_all_used()
+
+
+def test_resnet18_has_the_known_number_of_parameters():
+    assert num_parameters(load_model("resnet18")) == 11_173_962
+    assert num_parameters(load_model("resnet18", num_classes=100)) == 11_173_962 + 90 * 513
+
+
+@pytest.mark.parametrize(("depth", "width", "known"), [(16, 4, 2_748_890), (28, 10, 36_479_194), (34, 10, 46_160_474)])
+def test_wide_resnet_has_the_known_number_of_parameters(depth, width, known):
+    """Per stage of n blocks from i to o channels: 3x3 convolutions, 1x1 shortcut, two batch-norms a block."""
+    num_blocks, total = (depth - 4) // 6, 3 * 16 * 9
+    for i, o in ((16, 16 * width), (16 * width, 32 * width), (32 * width, 64 * width)):
+        total += 9 * (i * o + (2 * num_blocks - 1) * o * o) + i * o + 2 * (i + (2 * num_blocks - 1) * o)
+    total += 2 * 64 * width + 10 * (64 * width + 1)
+    assert total == known
+    with torch.device("meta"):
+        assert num_parameters(WideResNet(depth, width)) == known
+
+
+@pytest.mark.parametrize(("name", "known"), [("cnn-16", 24_058), ("cnn-16-s1", 24_058), ("cnn-72-s1", 471_106)])
+def test_small_cnn_has_the_derived_number_of_parameters(name, known):
+    c = int(name.split("-")[1])
+    assert 9 * (c + 2 * c * c + 8 * c * c) + 2 * 7 * c + 10 * (4 * c + 1) == known
+    assert num_parameters(load_model(name, in_channels=1)) == known
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_every_listed_name_is_a_model_for_its_images(name):
+    with torch.device("meta"):
+        model = load_model(name, num_classes=7, in_channels=2)
+        size = 8 if name.endswith("-s1") else 32
+        assert model(torch.empty(3, 2, size, size)).shape == (3, 7)
+        assert model.training
+
+
+def test_initial_weights_are_a_function_of_the_global_seed():
+    def first_convolution(seed):
+        torch.manual_seed(seed)
+        return load_model("wrn-10-1").conv1.weight
+
+    assert torch.equal(first_convolution(1), first_convolution(1))
+    assert not torch.equal(first_convolution(1), first_convolution(2))
+
+
+def test_wide_resnet_starts_with_hes_scale_and_no_bias():
+    model = WideResNet(16, 4)
+    weight = model.block3.layer[1].conv2.weight  # 256 -> 256 channels
+    assert weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
+    assert not model.fc.bias.any()
+
+
+def test_normalisation_is_inside_the_model_and_saved_with_it():
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
+    normalize = Normalize(3, mean, std)
+    x = images(3, 4).float()
+    for channel in range(3):
+        assert torch.equal(normalize(x)[:, channel], (x[:, channel] - torch.tensor(mean[channel])) / std[channel])
+    assert load_model("cnn-4", mean=mean, std=std).state_dict()["normalize.std"].flatten().tolist() == list(std)
+
+
+def test_one_number_normalises_every_channel_and_the_default_none():
+    x = images(3, 4).float()
+    assert torch.equal(Normalize(3, 0.5, 0.25)(x), (x - 0.5) / 0.25)
+    assert torch.equal(Normalize(3)(x), x)
+
+
+def test_pixels_get_a_gradient():
+    x = images(3, 16).float().requires_grad_()
+    load_model("cnn-4")(x).square().sum().backward()
+    assert x.grad.abs().amax((1, 2, 3)).min() > 0
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: load_model("resnet-18"), "model 'resnet-18' is unknown: did you mean resnet18?"),
+        (lambda: load_model("WRN-16-4"), "model 'WRN-16-4' is unknown: did you mean wrn-16-4"),
+        (lambda: load_model("cnn16"), "model 'cnn16' is unknown: did you mean cnn-16 or"),
+        (lambda: load_model("cnn-16-s1x"), "model 'cnn-16-s1x' is unknown: did you mean cnn-16-s1"),
+        (lambda: load_model("%"), f"model '%' is unknown: did you mean {' or '.join(MODEL_NAMES)}?"),
+        (lambda: load_model("wrn-17-4"), "depth 17 is not 6n + 4 with n >= 1: choose 10, 16, 22, 28, 34, ..."),
+        (lambda: load_model("wrn-4-4"), "depth 4 is not 6n + 4"),
+        (lambda: load_model("wrn-16-0"), "width 0 is not positive: give at least 1"),
+        (lambda: load_model("cnn-0"), "channels 0 is not positive: give at least 1"),
+        (lambda: SmallCNN(4, mean=(0.1, 0.2)), "mean has 2 values: give one number, or one per channel (3)"),
+        (lambda: SmallCNN(4, std=(0.1, 0.2)), "std has 2 values: give one number, or one per channel (3)"),
+        (lambda: SmallCNN(4, std=0.0), "std 0.0 is not positive: give the standard deviation of the pixels"),
+    ],
+)
+def test_mistakes_are_named(build, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole message is compared)
+        build()
+    assert str(caught.value).startswith(message)
