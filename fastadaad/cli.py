@@ -134,30 +134,38 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    overrides = {"nargs": "*", "metavar": "section.field=value", "help": "change a setting (see train --print-config)"}
-    folder = {"metavar": "FOLDER", "help": "where everything is written; default: a new one in runs/"}
+    def add_overrides(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="section.field=value",
+            help="change settings; train --print-config shows all",
+        )
+
+    def add_run_folder(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: a new folder in runs/")
 
     command = add("train", train, "fastadaad train fashion-mnist optim.epochs=12 inner.threat_model.epsilon=8/255")
     command.add_argument("recipe", metavar="RECIPE", help="see fastadaad recipes")
-    command.add_argument("overrides", **overrides)
+    add_overrides(command)
     command.add_argument("--method", help="adaad or pgd-at; default: the recipe's")
     command.add_argument("--print-config", action="store_true", help="print the settings and stop")
-    command.add_argument("--run-folder", **folder)
+    add_run_folder(command)
 
     command = add("evaluate", evaluate, "fastadaad evaluate runs/my-run --attacks natural,fgsm,pgd20")
     command.add_argument("run_or_weights", metavar="RUN_OR_WEIGHTS", help="a run folder or a weights file")
-    command.add_argument("overrides", **overrides)
+    add_overrides(command)
     command.add_argument("--attacks", metavar="LIST", help="natural, fgsm, pgdN, with commas; default: the recipe's")
     command.add_argument("--recipe", help="of a weights file: its data set and network")
     command.add_argument("--csv", metavar="FILE", help="write the results there too")
 
     command = add("compare", compare, "fastadaad compare fashion-mnist --seeds 0,1")
     command.add_argument("recipe", metavar="RECIPE", help="see fastadaad recipes")
-    command.add_argument("overrides", **overrides)
+    add_overrides(command)
     command.add_argument("--methods", default="pgd-at,adaad", metavar="LIST", help="default: %(default)s")
     command.add_argument("--seeds", default="0", metavar="LIST", help="default: %(default)s")
     command.add_argument("--from-scratch", action="store_true", help="train the teacher first")
-    command.add_argument("--run-folder", **folder)
+    add_run_folder(command)
 
     add("recipes", list_recipes, "fastadaad recipes")
     add("doctor", doctor, "fastadaad doctor")

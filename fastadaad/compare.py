@@ -2,20 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from torch import nn
 
 from fastadaad import recipes
 from fastadaad.config import ModelConfig, RunConfig
 from fastadaad.config_io import override
-from fastadaad.evaluation import AttackResult, evaluate
+from fastadaad.evaluation import AttackResult
 from fastadaad.evaluation.plots import plot_curves
 from fastadaad.evaluation.report import print_accuracies, write_results
-from fastadaad.trainer import Trainer, build_model, evaluate_on_test_set, resolve_device
-from fastadaad.training_data import TrainingData, training_data
+from fastadaad.trainer import (
+    Trainer,
+    build_model,
+    evaluate_on_test_set,
+    evaluate_on_validation_split,
+    resolve_device,
+)
+from fastadaad.training_data import training_data
 
 Row = tuple[str, list[AttackResult]]
 
@@ -37,7 +41,7 @@ def compare(
     """
     config = override(recipes.get(recipe), overrides)
     if config.teacher is None:
-        raise ValueError(f"recipe {recipe} has no teacher to compare with: try recipe {recipe.removesuffix('-teacher')}")
+        raise ValueError(f"recipe {recipe} has no teacher to compare with: see fastadaad recipes")
     teacher = config.teacher
     if from_scratch:
         result = Trainer(recipes.get(f"{recipe}-teacher"), folder / "teacher", console).train()
@@ -55,7 +59,9 @@ def compare(
             rows.append((row_name, train_and_evaluate(run, run_folder, console, row_name)))
             runs.setdefault(name, []).append(run_folder)
     write_results(folder / "results.csv", rows)
-    plot_curves(folder / "curves.png", runs, _on_validation(teacher_model, config, data), f"recipe {recipe}")
+    plot_curves(
+        folder / "curves.png", runs, evaluate_on_validation_split(teacher_model, config, data), f"recipe {recipe}"
+    )
     print_accuracies(console, rows)
     return rows
 
@@ -69,18 +75,3 @@ def train_and_evaluate(config: RunConfig, folder: Path, console: Console, title:
     )
     best = ModelConfig(name=config.student.name, checkpoint=str(folder / "best.safetensors"))
     return evaluate_on_test_set(build_model(best, trainer.data, trainer.device), config, trainer.data, console, title)
-
-
-def _on_validation(model: nn.Module, config: RunConfig, data: TrainingData) -> dict[str, float] | None:
-    """The teacher's accuracies where the students' curves are measured; it may have been trained on these images."""
-    if data.validation is None:
-        return None
-    evaluation = config.evaluation
-    natural, robust = evaluate(
-        model,
-        partial(data.validation.epoch, 0),
-        ("natural", evaluation.validation_attack),
-        threat_model=evaluation.threat_model,
-        seed=config.seed,
-    )
-    return {"natural_accuracy": natural.accuracy, "robust_accuracy": robust.accuracy}

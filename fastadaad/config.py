@@ -99,7 +99,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A network by name and, where it exists already, the file with its weights (`shipped:NAME`: part of the package)."""
+    """A network by name and, where it exists already, its weights: a file, or `shipped:NAME` for the package's own."""
 
     name: str
     checkpoint: str | None = None
@@ -140,7 +140,8 @@ class OptimConfig:
             f"milestones belong to the piecewise schedule, not to {self.schedule}: set optim.milestones=[]",
         )
         _require(
-            self.momentum > 0 or not self.nesterov, "nesterov needs momentum: set optim.momentum or optim.nesterov=false"
+            self.momentum > 0 or not self.nesterov,
+            "nesterov needs momentum: set optim.momentum, or optim.nesterov=false",
         )
 
 

@@ -70,7 +70,7 @@ def _suggestion(message: str, config: RunConfig) -> str:
 
 def _names(section: dict, prefix: str = "") -> list[str]:
     """The dotted names of all settings in a nested section."""
-    names = []
+    names: list[str] = []
     for name, value in section.items():
         names += _names(value, f"{prefix}{name}.") if isinstance(value, dict) and value else [prefix + name]
     return names

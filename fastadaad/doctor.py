@@ -54,7 +54,8 @@ def summarize_ops() -> str:
     for row in ops.report():
         if row.device == device:
             backends.setdefault(row.backend, []).append(row.op)
-    return f"operations on {device}: " + "; ".join(f"{backend}: {', '.join(names)}" for backend, names in backends.items())
+    used = "; ".join(f"{backend} ({', '.join(names)})" for backend, names in backends.items())
+    return f"operations on {device}: {used}"
 
 
 def print_report(console: Console) -> None:

@@ -44,15 +44,15 @@ def pixel_gradient(
     x_adv = x_adv.detach().requires_grad_()
     logits = tuple(network(x_adv) for network in networks)
     _, gradients = objective.logit_gradients(tuple(logit.detach() for logit in logits), target)
-    (grad_x,) = torch.autograd.grad(logits, x_adv, gradients)
-    return grad_x
+    return torch.autograd.grad(logits, x_adv, gradients)[0]
 
 
 def traceable_pixel_gradient(
     networks: Sequence[nn.Module], objective: InnerObjective, x_adv: Tensor, target: Tensor | None
 ) -> Tensor:
     """As pixel_gradient, in the form that torch.compile takes as one graph."""
-    logits, pull_back = torch.func.vjp(lambda x: tuple(network(x) for network in networks), x_adv)
+    # Typed for has_aux=True as well.
+    logits, pull_back = torch.func.vjp(lambda x: tuple(network(x) for network in networks), x_adv)  # type: ignore[misc]
     _, gradients = objective.logit_gradients(logits, target)
     (grad_x,) = pull_back(gradients)
     return grad_x

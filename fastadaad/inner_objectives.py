@@ -6,12 +6,14 @@ those logits, which then seed the one backward pass to the pixels.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from fastadaad import ops
 
-Gradients = tuple[Tensor, ...]
+# One tensor [B, N] per network that the objective evaluates at x_adv, the student's first; gradients likewise.
+Logits = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,22 +22,22 @@ class InnerObjective:
 
     through_teacher: the teacher is evaluated at x_adv too, and the gradient goes through it.
     fixed_target(student, teacher, x_natural, labels): what stays the same in all steps, or None.
-    logit_gradients(logits, target): the value [B] and its gradient with respect to each of `logits`, which are those of
-    the student and, where through_teacher, of the teacher.
+    logit_gradients(logits, target): the value [B] and its gradient with respect to each of the logits.
     """
 
     through_teacher: bool
-    fixed_target: Callable[[nn.Module, nn.Module | None, Tensor, Tensor | None], Tensor | None]
-    logit_gradients: Callable[[Gradients, Tensor | None], tuple[Tensor, Gradients]]
+    fixed_target: Callable[[nn.Module, nn.Module | None, Tensor, Tensor | None], Any]
+    logit_gradients: Callable[[Logits, Any], tuple[Tensor, Logits]]
 
 
 def _no_target(student, teacher, x_natural, labels):
     return None
 
 
-def _kl_to_teacher(logits: Gradients, target: None) -> tuple[Tensor, Gradients]:
-    kl, *gradients = ops.kl_grad(*logits)
-    return kl, tuple(gradients)
+def _kl_to_teacher(logits: Logits, target: None) -> tuple[Tensor, Logits]:
+    student_logits, teacher_logits = logits
+    kl, grad_student_logits, grad_teacher_logits = ops.kl_grad(student_logits, teacher_logits)
+    return kl, (grad_student_logits, grad_teacher_logits)
 
 
 def _labels(student, teacher, x_natural, labels):
@@ -44,8 +46,9 @@ def _labels(student, teacher, x_natural, labels):
     return labels
 
 
-def _cross_entropy(logits: Gradients, labels: Tensor) -> tuple[Tensor, Gradients]:
-    loss, grad_student_logits = ops.cross_entropy_grad(*logits, labels)
+def _cross_entropy(logits: Logits, labels: Tensor) -> tuple[Tensor, Logits]:
+    (student_logits,) = logits
+    loss, grad_student_logits = ops.cross_entropy_grad(student_logits, labels)
     return loss, (grad_student_logits,)
 
 

@@ -5,6 +5,7 @@ A method is a row. A new one names an inner objective (inner_objectives.py) and 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -69,7 +70,7 @@ METHODS = {
 }
 
 
-def get(name: str, **options: object) -> Method:
+def get(name: str, **options: Any) -> Method:
     """The method called `name`, with its options changed where given.
 
     Raises ValueError for an unknown method or option.

@@ -46,7 +46,8 @@ def kl_mean(student_logits: Tensor, teacher_logits: Tensor, reduction: str) -> T
 
 
 def teacher_logits_of(batch: OuterBatch, x: Tensor) -> Tensor:
-    """Teacher logits at `x` [B, C, H, W], without gradient."""
+    """Teacher logits at `x` [B, C, H, W], without gradient; for methods that need a teacher (Method checks it)."""
+    assert batch.teacher is not None
     with torch.no_grad():
         return batch.teacher(x)
 

@@ -15,6 +15,7 @@ class ImageProgress:
         self._progress = progress
         self._task = progress.add_task(title, total=total_images, rate="", note="")
         self._images = 0
+        self._note = ""
         self._seconds = 0.0
         self._resumed_at = time.perf_counter()
 
@@ -30,8 +31,9 @@ class ImageProgress:
     def advance(self, num_images: int, note: str | None = None) -> None:
         """Count `num_images` more and show `note` beside the bar; None: leave the note."""
         self._images += num_images
-        shown = {} if note is None else {"note": note}
-        self._progress.update(self._task, advance=num_images, rate=f"{self.images_per_s:,.0f} images/s", **shown)
+        self._note = self._note if note is None else note
+        rate = f"{self.images_per_s:,.0f} images/s"
+        self._progress.update(self._task, advance=num_images, rate=rate, note=self._note)
 
     @contextmanager
     def clock_stopped(self) -> Iterator[None]:

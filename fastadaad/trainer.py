@@ -91,7 +91,7 @@ class Trainer:
         self.data = training_data(config, self.device)
         self.state = self._initial_state()
         method = methods.get(config.method, **config.method_options)
-        teacher = self._teacher() if method.needs_teacher else None
+        teacher = self._teacher(config.teacher) if method.needs_teacher and config.teacher else None
         self.distiller = Distiller(
             self.state.student,
             teacher,
@@ -120,8 +120,7 @@ class Trainer:
         generator = torch.Generator(self.device).manual_seed(self.config.seed)
         return TrainingState(student=student, averaged=averaged, optimizer=optimizer, generator=generator)
 
-    def _teacher(self) -> nn.Module:
-        teacher = self.config.teacher
+    def _teacher(self, teacher: ModelConfig) -> nn.Module:
         if teacher.checkpoint is None:
             raise ValueError(f"teacher {teacher.name} has no weights: set teacher.checkpoint=FILE")
         return build_model(teacher, self.data, self.device)
@@ -139,7 +138,9 @@ class Trainer:
                 train_loss = self._train_epoch(progress)
                 state.epoch += 1
                 with progress.clock_stopped():
-                    validation = self._validate() if self._is_evaluation_epoch() else {}
+                    validation = {}
+                    if self._is_evaluation_epoch():
+                        validation = evaluate_on_validation_split(state.evaluated, config, data)
                     self._save(validation)
                     log.write(self._metrics(train_loss, validation, progress))
         return TrainingResult(
@@ -174,18 +175,7 @@ class Trainer:
     def _is_evaluation_epoch(self) -> bool:
         every = self.config.evaluation.every_epochs
         last = self.state.epoch == self.config.optim.epochs
-        return self.data.validation is not None and (last or self.state.epoch % every == 0)
-
-    def _validate(self) -> dict[str, float]:
-        evaluation = self.config.evaluation
-        natural, robust = evaluate(
-            self.state.evaluated,
-            partial(self.data.validation.epoch, 0),
-            ("natural", evaluation.validation_attack),
-            threat_model=evaluation.threat_model,
-            seed=self.config.seed,
-        )
-        return {"natural_accuracy": natural.accuracy, "robust_accuracy": robust.accuracy}
+        return last or self.state.epoch % every == 0
 
     def _save(self, validation: dict[str, float]) -> None:
         state = self.state
@@ -213,6 +203,21 @@ class Trainer:
             "images_per_s": progress.images_per_s,
             "seconds": progress.seconds,
         }
+
+
+def evaluate_on_validation_split(model: nn.Module, config: RunConfig, data: TrainingData) -> dict[str, float]:
+    """natural_accuracy and robust_accuracy of `model`, as metrics.csv has them; empty without a validation split."""
+    if data.validation is None:
+        return {}
+    evaluation = config.evaluation
+    natural, robust = evaluate(
+        model,
+        partial(data.validation.epoch, 0),
+        ("natural", evaluation.validation_attack),
+        threat_model=evaluation.threat_model,
+        seed=config.seed,
+    )
+    return {"natural_accuracy": natural.accuracy, "robust_accuracy": robust.accuracy}
 
 
 def evaluate_on_test_set(

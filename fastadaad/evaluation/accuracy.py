@@ -87,9 +87,7 @@ def evaluate(
             generator = torch.Generator(device).manual_seed(seed)
             started, num_images, num_robust = time.perf_counter(), 0, torch.zeros((), dtype=torch.int64, device=device)
             for x_natural, labels in batches():
-                survives = robust(
-                    model, spec, threat_model, x_natural, labels, restarts=restarts, generator=generator
-                )
+                survives = robust(model, spec, threat_model, x_natural, labels, restarts=restarts, generator=generator)
                 num_robust += survives.sum()
                 num_images += len(labels)
                 progress(spec.name, len(labels))

@@ -27,7 +27,7 @@ def plot_curves(
                 rows = [row for row in read_metrics(folder) if metric in row]
                 epochs, accuracies = [row["epoch"] for row in rows], [100 * row[metric] for row in rows]
                 axes.plot(epochs, accuracies, color=color, marker=".", label=name if number == 0 else None)
-        if teacher is not None:
+        if teacher:
             axes.axhline(100 * teacher[metric], color="black", linestyle="--", linewidth=1, label="teacher")
         axes.set(xlabel="epoch", ylabel=f"{label} accuracy, validation (%)")
         axes.grid(alpha=0.3)
