@@ -32,7 +32,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy fastadaad
+	$(BIN)/mypy
 
 bench: setup
 	$(BIN)/python -m bench ops
