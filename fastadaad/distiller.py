@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastadaad import methods
 from fastadaad.config import InnerConfig, Mode
-from fastadaad.inner_maximization import InnerMaximizer, frozen, resolve_mode
+from fastadaad.inner_maximization import InnerMaximizer, frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class Distiller:
         mode: Mode = "auto",
         compile_options: dict | None = None,
     ) -> None:
-        self.mode = resolve_mode(mode, next(student.parameters()).device.type)
         self.maximizer = InnerMaximizer(
-            student, teacher, method=method, inner=inner, mode=self.mode, compile_options=compile_options
+            student, teacher, method=method, inner=inner, mode=mode, compile_options=compile_options
         )
+        self.mode = self.maximizer.mode
         self.method = self.maximizer.method
         self.student, self.teacher = student, teacher
         self.optimizer = optimizer

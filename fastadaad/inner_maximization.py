@@ -100,7 +100,7 @@ class InnerMaximizer:
 
     One backward pass per step, seeded with the analytic gradients of the logits; no weight gradients, no tape through
     the loss, no host synchronisation. Modes, `.grad` and `requires_grad` of both networks are the same afterwards.
-    `compile_options` go to torch.compile in the compiled mode.
+    mode and `compile_options` (for torch.compile) as in Distiller; the attribute `mode` tells which it became.
     """
 
     def __init__(
@@ -113,6 +113,7 @@ class InnerMaximizer:
         mode: Mode = "eager",
         compile_options: dict | None = None,
     ) -> None:
+        self.mode = resolve_mode(mode, next(student.parameters()).device.type)
         self.method = methods.get(method) if isinstance(method, str) else method
         self.inner = inner or InnerConfig()
         self.student, self.teacher = student, teacher
@@ -120,11 +121,13 @@ class InnerMaximizer:
             raise ValueError(f"teacher is None: method {self.method.name} needs one")
         through_teacher = self.method.objective.through_teacher
         self._networks = (student, teacher) if through_teacher else (student,)
-        self._gradient = self._gradient_function(mode, compile_options or {})
+        self._gradient = self._gradient_function(compile_options or {})
 
-    def _gradient_function(self, mode: Mode, compile_options: dict) -> Callable[..., Tensor]:
-        if mode == "eager":
+    def _gradient_function(self, compile_options: dict) -> Callable[..., Tensor]:
+        if self.mode == "eager":
             return pixel_gradient
+        if not self.inner.student_eval:
+            raise ValueError("student_eval is False, and mode compiled cannot update batch-norm inside: set mode=eager")
         return torch.compile(traceable_pixel_gradient, fullgraph=True, **compile_options)
 
     def __call__(
