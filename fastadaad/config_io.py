@@ -17,7 +17,7 @@ PIXEL_FIELDS = ("epsilon", "step_size")
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(RunConfig)
     return parser
 
@@ -43,8 +43,11 @@ def read_config(path: Path) -> RunConfig:
     """The configuration a run saved as config.json. Raises ValueError where the file does not hold one."""
     parser = _parser()
     try:
-        return _instantiate(parser, parser.parse_object(json.loads(path.read_text())))
-    except (OSError, ArgumentError, json.JSONDecodeError) as error:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
+        return _instantiate(parser, parser.parse_object(content))
+    except (OSError, ArgumentError, ValueError) as error:  # a JSON error is a ValueError
         raise ValueError(f"{path} does not hold a run's configuration: {_one_line(error)}") from error
 
 
@@ -64,7 +67,11 @@ def _one_line(error: Exception) -> str:
 def _suggestion(message: str, config: RunConfig) -> str:
     """The known name closest to an unknown one in `message`, if the message is about one."""
     unknown = re.search(r"unrecognized arguments: --([^=]+)", message)
-    close = difflib.get_close_matches(unknown[1], _names(asdict(config)), n=1) if unknown else []
+    if unknown is None:
+        return ""
+    names = _names(asdict(config))
+    same_field = [name for name in names if name.rpartition(".")[2] == unknown[1].rpartition(".")[2]]
+    close = same_field or difflib.get_close_matches(unknown[1], names, n=1)
     return f": did you mean {close[0]}?" if close else ""
 
 
