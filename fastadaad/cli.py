@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,12 @@ def _run_folder(given: str | None, *words: object) -> Path:
 
 def _commas(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
+
+
+def _seeds(text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of seeds: write them as 0,1")
+    return [int(seed) for seed in text.split(",")]
 
 
 def train(arguments: argparse.Namespace, console: Console) -> None:
@@ -67,6 +74,8 @@ def evaluate(arguments: argparse.Namespace, console: Console) -> None:
     elif arguments.recipe is not None:
         config, weights = recipes.get(arguments.recipe), arguments.run_or_weights
     else:
+        if not target.exists():
+            raise ValueError(f"{target} does not exist: give a run folder or a weights file")
         raise ValueError(f"{target} is not a run folder: for a weights file, --recipe tells its data set and network")
     config = override(config, arguments.overrides)
     attacks = tuple(_commas(arguments.attacks)) if arguments.attacks else config.evaluation.attacks
@@ -91,7 +100,7 @@ def compare(arguments: argparse.Namespace, console: Console) -> None:
         arguments.overrides,
         folder=folder,
         method_names=_commas(arguments.methods),
-        seeds=[int(seed) for seed in _commas(arguments.seeds)],
+        seeds=arguments.seeds,
         from_scratch=arguments.from_scratch,
         console=console,
     )
@@ -163,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("recipe", metavar="RECIPE", help="see fastadaad recipes")
     add_overrides(command)
     command.add_argument("--methods", default="pgd-at,adaad", metavar="LIST", help="default: %(default)s")
-    command.add_argument("--seeds", default="0", metavar="LIST", help="default: %(default)s")
+    command.add_argument("--seeds", type=_seeds, default="0", metavar="LIST", help="default: %(default)s")
     command.add_argument("--from-scratch", action="store_true", help="train the teacher first")
     add_run_folder(command)
 
@@ -172,9 +181,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with overrides anywhere on the line."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse gives `overrides` only those that directly follow the recipe; the ones after an option are left over.
+    if any(word.startswith("-") for word in rest) or (rest and "overrides" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         arguments.run(arguments, Console())
     except (ValueError, OSError) as error:
