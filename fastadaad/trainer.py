@@ -181,11 +181,10 @@ class Trainer:
         state = self.state
         facts = {"config": asdict(self.config), "epoch": state.epoch, "validation": validation}
         save_weights(self.folder / "last.safetensors", state.evaluated, **facts)
+        robust_accuracy = validation.get("robust_accuracy", -1.0)
         # Without a validation split the last epoch is the best that is known.
-        robust_accuracy = validation.get("robust_accuracy")
-        if self.data.validation is None or (robust_accuracy or -1.0) > state.best_robust_accuracy:
-            state.best_epoch = state.epoch
-            state.best_robust_accuracy = -1.0 if robust_accuracy is None else robust_accuracy
+        if self.data.validation is None or robust_accuracy > state.best_robust_accuracy:
+            state.best_epoch, state.best_robust_accuracy = state.epoch, robust_accuracy
             save_weights(self.folder / "best.safetensors", state.evaluated, **facts)
 
     def _should_stop(self) -> bool:
