@@ -162,6 +162,16 @@ class EvaluationConfig:
         _require(self.restarts >= 1, f"restarts is {self.restarts}: it must be 1 or more")
         _require(self.batch_size >= 1, f"batch_size is {self.batch_size}: it must be 1 or more")
         _require(self.every_epochs >= 1, f"every_epochs is {self.every_epochs}: it must be 1 or more")
+        _require(
+            self.num_images is None or self.num_images >= 1,
+            f"num_images is {self.num_images}: give 1 or more, or leave it out for all images",
+        )
+        _require(len(self.attacks) > 0, "attacks is empty: give at least one, such as natural")
+        # Imported here: attacks.py needs the classes above. A misspelt name must not surface after hours of training.
+        from fastadaad.evaluation.attacks import parse_attack
+
+        for attack in (*self.attacks, self.validation_attack):
+            parse_attack(attack)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,4 +209,9 @@ class RunConfig:
         _require(
             self.early_stop_epochs is None or self.data.validation_size > 0,
             "early stopping needs a validation split: set data.validation_size",
+        )
+        _require(
+            self.early_stop_epochs is None or self.early_stop_epochs >= self.evaluation.every_epochs,
+            f"early_stop_epochs is {self.early_stop_epochs}, fewer than evaluation.every_epochs "
+            f"({self.evaluation.every_epochs}): the run would stop before it is measured",
         )
