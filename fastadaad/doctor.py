@@ -4,6 +4,7 @@ import importlib.util
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -40,9 +41,11 @@ def dali_status() -> str:
 
 def apex_status() -> str:
     """NVIDIA apex, which is built from its source; PyPI's `apex` is an unrelated web toolkit and is named as such."""
-    if importlib.util.find_spec("apex") is None:
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
         return "missing (optional): build it from NVIDIA's source; PyPI's apex is something else"
-    if importlib.util.find_spec("apex.optimizers") is None:
+    # Looked up on disk: find_spec("apex.optimizers") would import apex, and importing the unrelated one fails.
+    if not any(Path(folder, "optimizers").is_dir() for folder in spec.submodule_search_locations or ()):
         return "this apex is not NVIDIA's but an unrelated package: pip uninstall apex"
     return "found"
 
