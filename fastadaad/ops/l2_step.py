@@ -23,8 +23,8 @@ def l2_step_(
 
     Per sample: x_adv - x_natural is scaled to norm epsilon where it is longer; then pixels are clamped to
     [lower, upper]. x_adv (mutated and returned), x_natural: fp32 [B, ...]; grad_x: fp32, fp16 or bf16 of the same
-    shape; any layouts. step_size, epsilon: l_2 norms over all pixels of a sample, in pixel units. A NaN stays in its
-    own sample. Raises ValueError for arguments that do not fit.
+    shape; any layouts. step_size, epsilon: l_2 norms over all pixels of a sample, in pixel units. A NaN makes its
+    own sample NaN. Raises ValueError for arguments that do not fit.
     """
     checks.check_step(x_adv, x_natural, grad_x, step_size, epsilon, lower, upper)
     _op(x_adv.detach(), x_natural.detach(), grad_x.detach(), step_size, epsilon, lower, upper)
@@ -45,7 +45,8 @@ def l2_step_ref(
     stepped = x_adv + step_size * (grad_x / _sample_norms(grad_x).clamp(min=SMALLEST_NORM))
     delta = stepped - x_natural
     norms = _sample_norms(delta)
-    projected = torch.where(norms > epsilon, x_natural + delta * (epsilon / norms), stepped)
+    # <= and not >: a sample with a NaN becomes NaN as a whole, instead of staying outside the ball.
+    projected = torch.where(norms <= epsilon, stepped, x_natural + delta * (epsilon / norms))
     x_adv.copy_(projected.clamp(lower, upper))
 
 

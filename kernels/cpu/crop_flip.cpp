@@ -34,16 +34,17 @@ struct Crop {
 };
 
 void crop_one(const Crop& crop) {
+  const int64_t first = std::max<int64_t>(0, crop.left), last = std::min(crop.width, crop.left + crop.width);
+  // Column x of the image lands in column start + direction * x of the crop.
+  const int64_t direction = crop.flip ? -1 : 1, start = crop.flip ? crop.width - 1 + crop.left : -crop.left;
+  std::fill(crop.out, crop.out + crop.channels * crop.height * crop.width, 0.0f);
   for (int64_t c = 0; c < crop.channels; ++c)
     for (int64_t i = 0; i < crop.height; ++i) {
       const int64_t row = crop.top + i;
+      if (row < 0 || row >= crop.height) continue;
       const uint8_t* pixels = crop.image + row * crop.row_stride + c * crop.channel_stride;
       float* out = crop.out + (c * crop.height + i) * crop.width;
-      for (int64_t j = 0; j < crop.width; ++j) {
-        const int64_t column = crop.left + (crop.flip ? crop.width - 1 - j : j);
-        const bool inside = 0 <= row && row < crop.height && 0 <= column && column < crop.width;
-        out[j] = inside ? PIXELS[pixels[column * crop.column_stride]] : 0.0f;
-      }
+      for (int64_t x = first; x < last; ++x) out[start + direction * x] = PIXELS[pixels[x * crop.column_stride]];
     }
 }
 

@@ -37,13 +37,14 @@ std::tuple<Tensor, Tensor> cross_entropy_grad(const Tensor student_logits, const
   }
   Tensor loss = torch::stable::new_empty(student_logits, {num_rows}, ScalarType::Float);
   Tensor grad_student = torch::stable::new_empty(student_logits, student_logits.sizes());
+  const Rows logit_rows(student_logits), grad_rows(grad_student);
   float* loss_values = loss.mutable_data_ptr<float>();
   parallel_for(num_rows, blocks * LANES, [&](int64_t begin, int64_t end) {
     std::vector<Block> logits(blocks), weights(blocks);
     for (int64_t row = begin; row < end; ++row) {
-      load_row(student_logits, row, logits);
+      logit_rows.load(row, logits);
       cross_entropy_row({logits.data(), weights.data(), blocks, label_values[row * label_stride], loss_values + row});
-      store_row(weights, grad_student, row);
+      grad_rows.store(row, weights);
     }
   });
   return {loss, grad_student};

@@ -16,32 +16,35 @@ struct KlRow {
 };
 
 FASTADAAD_INLINE void kl_row_loop(const KlRow& row) {
-  const double student_sum = exponentiate(row.student, row.student_weights, row.blocks, row.inverse_temperature);
-  const double teacher_sum = exponentiate(row.teacher, row.teacher_weights, row.blocks, row.inverse_temperature);
+  const auto [student, teacher, student_weights, teacher_weights, blocks, inverse_temperature, kl_out] = row;
+  const double student_sum = exponentiate(student, student_weights, blocks, inverse_temperature);
+  const double teacher_sum = exponentiate(teacher, teacher_weights, blocks, inverse_temperature);
   const float p_scale = static_cast<float>(1 / student_sum), q_scale = static_cast<float>(1 / teacher_sum);
   const float log_sum_gap = static_cast<float>(std::log(teacher_sum) - std::log(student_sum));
   double sums[LANES] = {};
   double lost[LANES] = {};  // probability of classes that only the student masks
-  for (int64_t b = 0; b < row.blocks; ++b)
+  for (int64_t b = 0; b < blocks; ++b)
+#pragma GCC ivdep  // the four arrays do not overlap
     for (int64_t i = 0; i < LANES; ++i) {
-      const float s = row.student[b].lane[i], t = row.teacher[b].lane[i];
-      const float q = row.teacher_weights[b].lane[i] * q_scale;
-      // Not log q - log p: the sum of two logarithms is rounded once for the row, not twice for each class.
-      const float ratio = (t - s) - log_sum_gap;
-      const float log_ratio = (s == -INFINITE) | (t == -INFINITE) ? 0.0f : ratio;
+      const float s = student[b].lane[i], t = teacher[b].lane[i], q = teacher_weights[b].lane[i] * q_scale;
+      // Numbers, not conditions: GCC would turn two uses of one condition into jumps and not vectorise.
+      const float student_masks = s == -INFINITE ? 1.0f : 0.0f, teacher_masks = t == -INFINITE ? 1.0f : 0.0f;
+      // Not log q - log p: the gap of the logarithms is rounded once for the row, not twice for each class.
+      const float log_ratio = student_masks + teacher_masks > 0.0f ? 0.0f : (t - s) - log_sum_gap;
       sums[i] += static_cast<double>(q) * log_ratio;
-      lost[i] += s == -INFINITE ? q : 0.0f;
-      row.teacher[b].lane[i] = log_ratio;
-      row.teacher_weights[b].lane[i] = q;
+      lost[i] += q * student_masks;
+      teacher[b].lane[i] = log_ratio;
+      teacher_weights[b].lane[i] = q;
     }
   const float kl = static_cast<float>(total(sums));
-  for (int64_t b = 0; b < row.blocks; ++b)
+  for (int64_t b = 0; b < blocks; ++b)
+#pragma GCC ivdep
     for (int64_t i = 0; i < LANES; ++i) {
-      const float p = row.student_weights[b].lane[i] * p_scale, q = row.teacher_weights[b].lane[i];
-      row.student_weights[b].lane[i] = (p - q) * row.inverse_temperature;
-      row.teacher[b].lane[i] = q * (row.teacher[b].lane[i] - kl) * row.inverse_temperature;
+      const float p = student_weights[b].lane[i] * p_scale, q = teacher_weights[b].lane[i];
+      student_weights[b].lane[i] = (p - q) * inverse_temperature;
+      teacher[b].lane[i] = q * (teacher[b].lane[i] - kl) * inverse_temperature;
     }
-  *row.kl = total(lost) > 0 ? kl + INFINITE : kl;
+  *kl_out = total(lost) > 0 ? kl + INFINITE : kl;
 }
 
 FASTADAAD_DEFINE_VERSIONS(kl_row, kl_row_loop, KlRow)
@@ -53,16 +56,19 @@ std::tuple<Tensor, Tensor, Tensor> kl_grad(const Tensor student_logits, const Te
   Tensor kl = torch::stable::new_empty(student_logits, {num_rows}, ScalarType::Float);
   Tensor grad_student = torch::stable::new_empty(student_logits, student_logits.sizes());
   Tensor grad_teacher = torch::stable::new_empty(teacher_logits, teacher_logits.sizes());
+  const Rows student_rows(student_logits), teacher_rows(teacher_logits);
+  const Rows grad_student_rows(grad_student), grad_teacher_rows(grad_teacher);
+  const float inverse_temperature = static_cast<float>(1 / temperature);
   float* kl_values = kl.mutable_data_ptr<float>();
   parallel_for(num_rows, blocks * LANES, [&](int64_t begin, int64_t end) {
     std::vector<Block> student(blocks), teacher(blocks), student_weights(blocks), teacher_weights(blocks);
     for (int64_t row = begin; row < end; ++row) {
-      load_row(student_logits, row, student);
-      load_row(teacher_logits, row, teacher);
+      student_rows.load(row, student);
+      teacher_rows.load(row, teacher);
       kl_row({student.data(), teacher.data(), student_weights.data(), teacher_weights.data(), blocks,
-              static_cast<float>(1 / temperature), kl_values + row});
-      store_row(student_weights, grad_student, row);
-      store_row(teacher, grad_teacher, row);
+              inverse_temperature, kl_values + row});
+      grad_student_rows.store(row, student_weights);
+      grad_teacher_rows.store(row, teacher);
     }
   });
   return {kl, grad_student, grad_teacher};

@@ -33,27 +33,39 @@ void visit_float(ScalarType dtype, const Body& body) {
   }
 }
 
-// Row `row` of logits [B, N], any strides, as fp32.
-inline void load_row(const Tensor& logits, int64_t row, std::vector<Block>& out) {
-  const int64_t num_classes = logits.size(1), stride = logits.stride(1);
-  float* values = out.data()->lane;
-  visit_float(logits.scalar_type(), [&](auto zero) {
-    const auto* first = static_cast<const decltype(zero)*>(logits.const_data_ptr()) + row * logits.stride(0);
-    for (int64_t j = 0; j < num_classes; ++j) values[j] = static_cast<float>(first[j * stride]);
-  });
-  std::fill(values + num_classes, values + out.size() * LANES, -INFINITE);
-}
+// Rows of a matrix [B, N] in any floating dtype and strides; what a row access needs is asked of torch once.
+class Rows {
+ public:
+  explicit Rows(const Tensor& matrix)
+      : data_(matrix.data_ptr()),
+        dtype_(matrix.scalar_type()),
+        num_classes_(matrix.size(1)),
+        row_stride_(matrix.stride(0)),
+        class_stride_(matrix.stride(1)) {}
 
-// fp32 values to row `row` of grad [B, N], contiguous.
-inline void store_row(const std::vector<Block>& values, Tensor& grad, int64_t row) {
-  const int64_t num_classes = grad.size(1);
-  const float* first = values.data()->lane;
-  visit_float(grad.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    T* out = static_cast<T*>(grad.mutable_data_ptr()) + row * num_classes;
-    for (int64_t j = 0; j < num_classes; ++j) out[j] = static_cast<T>(first[j]);
-  });
-}
+  void load(int64_t row, std::vector<Block>& values) const {
+    float* out = values.data()->lane;
+    visit_float(dtype_, [&](auto zero) {
+      const auto* first = static_cast<const decltype(zero)*>(data_) + row * row_stride_;
+      for (int64_t j = 0; j < num_classes_; ++j) out[j] = static_cast<float>(first[j * class_stride_]);
+    });
+    std::fill(out + num_classes_, out + values.size() * LANES, -INFINITE);
+  }
+
+  void store(int64_t row, const std::vector<Block>& values) const {
+    const float* in = values.data()->lane;
+    visit_float(dtype_, [&](auto zero) {
+      using T = decltype(zero);
+      T* first = static_cast<T*>(data_) + row * row_stride_;
+      for (int64_t j = 0; j < num_classes_; ++j) first[j * class_stride_] = static_cast<T>(in[j]);
+    });
+  }
+
+ private:
+  void* data_;
+  ScalarType dtype_;
+  int64_t num_classes_, row_stride_, class_stride_;
+};
 
 // e^x for x <= 0, -inf or NaN, within 2 ulp; 0 below -87, where fp32 loses precision.
 // e^x = 2^n e^r with n the integer nearest to x / ln 2, so that |r| <= ln(2) / 2, and e^r by its series.
@@ -78,12 +90,15 @@ FASTADAAD_INLINE float exp_of_negative(float x) {
 }
 
 FASTADAAD_INLINE float largest(const Block* values, int64_t blocks) {
-  Block best = values[0];
-  for (int64_t b = 1; b < blocks; ++b)
-    for (int64_t i = 0; i < LANES; ++i)
-      best.lane[i] = values[b].lane[i] > best.lane[i] ? values[b].lane[i] : best.lane[i];
-  float result = best.lane[0];
-  for (int64_t i = 1; i < LANES; ++i) result = best.lane[i] > result ? best.lane[i] : result;
+  float best[LANES];
+  std::fill(best, best + LANES, -INFINITE);
+  for (int64_t b = 0; b < blocks; ++b) {
+    const float* value = values[b].lane;
+#pragma GCC unroll 1  // GCC vectorises this loop, but not the 16 comparisons that it would otherwise unroll it to
+    for (int64_t i = 0; i < LANES; ++i) best[i] = value[i] > best[i] ? value[i] : best[i];
+  }
+  float result = best[0];
+  for (int64_t i = 1; i < LANES; ++i) result = best[i] > result ? best[i] : result;
   return result;
 }
 
