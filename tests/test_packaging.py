@@ -1,0 +1,60 @@
+"""The build decides rightly what it can build, and the installed package holds what it should."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def setup(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    """Run setup.py in `folder` with changes to the environment."""
+    command = [sys.executable, "-W", "ignore", "setup.py", *arguments]
+    return subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=True)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of what a wheel is built from."""
+    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "README.md").touch()
+    for name in ("fastadaad", "kernels"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "weights"))
+    return tmp_path
+
+
+def test_without_a_compiler_the_wheel_is_pure_and_one_line_says_why(tree):
+    result = setup("-q", "bdist_wheel", folder=tree, CXX="/nowhere/c++")
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("fastadaad:")]
+    assert "installing the reference path; missing: a C++ compiler (install g++ or clang++, or set CXX);" in line
+    (wheel,) = (tree / "dist").iterdir()
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = subprocess.run([sys.executable, "-m", "zipfile", "-l", wheel], capture_output=True, text=True).stdout
+    assert "fastadaad/ops/kl_grad.py" in names
+    assert "fastadaad/kernels/triton/kl_grad.py" in names
+    assert ".so" not in names
+    assert ".cpp" not in names
+
+
+def test_without_the_library_the_reference_runs_and_says_why(tree):
+    (tree / "fastadaad" / "kernels").mkdir()
+    shutil.copy(tree / "kernels" / "__init__.py", tree / "fastadaad" / "kernels")
+    program = "import fastadaad.ops as ops, sys; print(ops.__file__); print(*ops.report()[0])"
+    result = subprocess.run([sys.executable, "-c", program], cwd=tree, capture_output=True, text=True, check=True)
+    place, row = result.stdout.splitlines()
+    assert place.startswith(str(tree))
+    assert row.startswith("crop_flip cpu reference not built: install again where torch and a C++ compiler are found")
+
+
+@pytest.mark.parametrize("library", list(ROOT.glob("kernels/_C.so")))
+def test_library_needs_only_the_stable_interface(library):
+    symbols = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True).stdout
+    names = [line.split()[-1] for line in symbols.splitlines()]
+    from_torch = [name for name in names if "@" not in name and not name.startswith(("_ITM", "__gmon", "__cxa"))]
+    assert any(name.startswith("torch_") for name in from_torch)
+    assert all(name.startswith(("aoti_torch_", "torch_")) for name in from_torch)
