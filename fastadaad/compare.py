@@ -15,6 +15,7 @@ from fastadaad.evaluation.report import print_accuracies, write_results
 from fastadaad.trainer import (
     Trainer,
     build_model,
+    build_teacher,
     evaluate_on_test_set,
     evaluate_on_validation_split,
     resolve_device,
@@ -42,28 +43,38 @@ def compare(
     config = override(recipes.get(recipe), overrides)
     if config.teacher is None:
         raise ValueError(f"recipe {recipe} has no teacher to compare with: see fastadaad recipes")
-    teacher = config.teacher
-    if from_scratch:
-        result = Trainer(recipes.get(f"{recipe}-teacher"), folder / "teacher", console).train()
-        teacher = replace(teacher, checkpoint=str(result.folder / "best.safetensors"))
+    # All of them first: a mistake in one must not surface when the others have been trained.
+    students = [
+        replace(override(recipes.get(recipe, method=name), overrides), seed=seed)
+        for name in method_names
+        for seed in seeds
+    ]
+    teacher = train_teacher(config, folder / "teacher", console) if from_scratch else config.teacher
     device = resolve_device(config.device)
     data = training_data(config, device)
-    teacher_model = build_model(teacher, data, device)
+    teacher_model = build_teacher(teacher, data, device)
     rows = [("teacher", evaluate_on_test_set(teacher_model, config, data, console, "teacher"))]
     runs: dict[str, list[Path]] = {}
-    for name in method_names:
-        for seed in seeds:
-            run = replace(override(recipes.get(recipe, method=name), overrides), teacher=teacher, seed=seed)
-            row_name = f"{name} seed {seed}"
-            run_folder = folder / f"{name}-seed{seed}"
-            rows.append((row_name, train_and_evaluate(run, run_folder, console, row_name)))
-            runs.setdefault(name, []).append(run_folder)
+    for student in students:
+        row_name = f"{student.method} seed {student.seed}"
+        run_folder = folder / f"{student.method}-seed{student.seed}"
+        rows.append((row_name, train_and_evaluate(replace(student, teacher=teacher), run_folder, console, row_name)))
+        runs.setdefault(student.method, []).append(run_folder)
     write_results(folder / "results.csv", rows)
     plot_curves(
         folder / "curves.png", runs, evaluate_on_validation_split(teacher_model, config, data), f"recipe {recipe}"
     )
     print_accuracies(console, rows)
     return rows
+
+
+def train_teacher(config: RunConfig, folder: Path, console: Console) -> ModelConfig:
+    """Train the teacher of `config` by the recipe of its own, on the same device with the same data folder."""
+    assert config.teacher is not None
+    recipe = recipes.get(f"{config.recipe}-teacher")
+    data = replace(recipe.data, root=config.data.root, download=config.data.download)
+    Trainer(replace(recipe, data=data, device=config.device), folder, console).train()
+    return replace(config.teacher, checkpoint=str(folder / "best.safetensors"))
 
 
 def train_and_evaluate(config: RunConfig, folder: Path, console: Console, title: str) -> list[AttackResult]:

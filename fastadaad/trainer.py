@@ -77,6 +77,13 @@ def build_model(config: ModelConfig, data: TrainingData, device: torch.device) -
     return model.to(device)
 
 
+def build_teacher(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:
+    """As build_model. Raises ValueError where no weights are given."""
+    if config.checkpoint is None:
+        raise ValueError(f"teacher {config.name} has no weights: set teacher.checkpoint=FILE")
+    return build_model(config, data, device)
+
+
 class Trainer:
     """Trains the student of `config` and writes everything about the run to `folder`.
 
@@ -91,7 +98,9 @@ class Trainer:
         self.data = training_data(config, self.device)
         self.state = self._initial_state()
         method = methods.get(config.method, **config.method_options)
-        teacher = self._teacher(config.teacher) if method.needs_teacher and config.teacher else None
+        teacher = None
+        if method.needs_teacher and config.teacher is not None:
+            teacher = build_teacher(config.teacher, self.data, self.device)
         self.distiller = Distiller(
             self.state.student,
             teacher,
@@ -119,11 +128,6 @@ class Trainer:
         )
         generator = torch.Generator(self.device).manual_seed(self.config.seed)
         return TrainingState(student=student, averaged=averaged, optimizer=optimizer, generator=generator)
-
-    def _teacher(self, teacher: ModelConfig) -> nn.Module:
-        if teacher.checkpoint is None:
-            raise ValueError(f"teacher {teacher.name} has no weights: set teacher.checkpoint=FILE")
-        return build_model(teacher, self.data, self.device)
 
     def train(self) -> TrainingResult:
         """Run all epochs, or until early stopping."""
