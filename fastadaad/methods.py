@@ -23,7 +23,6 @@ class Method:
     start: Start
     loss: Callable[[OuterBatch, MethodOptions], Tensor]
     needs_teacher: bool
-    needs_labels: bool
     options: MethodOptions = field(default_factory=MethodOptions)
 
     def outer_loss(
@@ -56,7 +55,6 @@ METHODS = {
             start="gaussian",
             loss=adaad_loss,
             needs_teacher=True,
-            needs_labels=False,
         ),
         Method(
             name="pgd-at",
@@ -64,7 +62,6 @@ METHODS = {
             start="uniform",
             loss=cross_entropy_loss,
             needs_teacher=False,
-            needs_labels=True,
         ),
     )
 }
