@@ -18,6 +18,13 @@ from .softmax import MAX_BLOCK_CLASSES, log_softmax, raise_peak, tile_for
 
 
 @triton.jit
+def _difference(teacher_log_probs, student_log_probs):
+    """Their difference, 0 for a class that either network masks; a NaN passes through (hence != and not >)."""
+    shared = (student_log_probs != -float("inf")) & (teacher_log_probs != -float("inf"))
+    return tl.where(shared, teacher_log_probs - student_log_probs, 0.0)
+
+
+@triton.jit
 def _kl_grad_kernel(
     student_logits_ptr,  # [B, N], any strides
     teacher_logits_ptr,  # [B, N], any strides
@@ -48,11 +55,9 @@ def _kl_grad_kernel(
     student_probs = tl.exp(student_log_probs)
     teacher_probs = tl.exp(teacher_log_probs)
 
-    # != and not >: a NaN must pass through
-    shared = (student_logits != -float("inf")) & (teacher_logits != -float("inf"))
-    log_ratio = tl.where(shared, teacher_log_probs - student_log_probs, 0.0)
+    log_ratio = _difference(teacher_log_probs, student_log_probs)
     kl = tl.sum(teacher_probs * log_ratio, axis=1, keep_dims=True)
-    lost = tl.sum(tl.where(student_logits == -float("inf"), teacher_probs, 0.0), axis=1, keep_dims=True)
+    lost = tl.sum(tl.where(student_log_probs == -float("inf"), teacher_probs, 0.0), axis=1, keep_dims=True)
 
     grads = rows * num_classes + classes
     grad_student_logits = (student_probs - teacher_probs) * inverse_temperature
@@ -96,19 +101,19 @@ def _kl_grad_looped_kernel(
         inside = classes < num_classes
         student = tl.load(student_logits_ptr + classes * student_class_stride, mask=inside, other=-float("inf"))
         teacher = tl.load(teacher_logits_ptr + classes * teacher_class_stride, mask=inside, other=-float("inf"))
-        student = student.to(tl.float32)
-        teacher = teacher.to(tl.float32)
-        student_peak, student_rise, student_shifted = raise_peak(student_peak, student, inverse_temperature)
-        teacher_peak, teacher_rise, teacher_shifted = raise_peak(teacher_peak, teacher, inverse_temperature)
+        student_peak, student_rise, student_shifted = raise_peak(
+            student_peak, student.to(tl.float32), inverse_temperature
+        )
+        teacher_peak, teacher_rise, teacher_shifted = raise_peak(
+            teacher_peak, teacher.to(tl.float32), inverse_temperature
+        )
 
         weight = tl.exp(teacher_shifted)
         decay = tl.exp(-teacher_rise)
         kept_sum = teacher_sum - lost_sum
         gap_sum += tl.where(kept_sum > 0, kept_sum * (student_rise - teacher_rise), 0.0)
-        shared = (student != -float("inf")) & (teacher != -float("inf"))  # != and not >: a NaN must pass through
-        gap = tl.where(shared, teacher_shifted - student_shifted, 0.0)
-        gap_sum = gap_sum * decay + tl.sum(weight * gap)
-        lost_sum = lost_sum * decay + tl.sum(tl.where(student == -float("inf"), weight, 0.0))
+        gap_sum = gap_sum * decay + tl.sum(weight * _difference(teacher_shifted, student_shifted))
+        lost_sum = lost_sum * decay + tl.sum(tl.where(student_shifted == -float("inf"), weight, 0.0))
         teacher_sum = teacher_sum * decay + tl.sum(weight)
         student_sum = student_sum * tl.exp(-student_rise) + tl.sum(tl.exp(student_shifted))
 
@@ -125,8 +130,7 @@ def _kl_grad_looped_kernel(
         student_log_probs = (student.to(tl.float32) - student_peak) * inverse_temperature - student_log_sum
         teacher_log_probs = (teacher.to(tl.float32) - teacher_peak) * inverse_temperature - teacher_log_sum
         teacher_probs = tl.exp(teacher_log_probs)
-        shared = (student != -float("inf")) & (teacher != -float("inf"))
-        log_ratio = tl.where(shared, teacher_log_probs - student_log_probs, 0.0)
+        log_ratio = _difference(teacher_log_probs, student_log_probs)
         grad_student_logits = (tl.exp(student_log_probs) - teacher_probs) * inverse_temperature
         grad_teacher_logits = teacher_probs * (log_ratio - kl) * inverse_temperature
         tl.store(grad_student_logits_ptr + row * num_classes + classes, grad_student_logits, mask=inside)

@@ -31,9 +31,8 @@ def tile_for(num_classes: int) -> Tile:
 
 @triton.jit
 def log_softmax(logits, inverse_temperature):
-    """log softmax(logits / temperature) along axis 1 of [R, N] fp32; -inf stays -inf."""
-    peak = tl.max(logits, axis=1, keep_dims=True)
-    shifted = tl.where(logits == -float("inf"), logits, (logits - peak) * inverse_temperature)
+    """log softmax(logits / temperature) along axis 1 of [R, N] fp32; -inf stays -inf in a row with another class."""
+    shifted = (logits - tl.max(logits, axis=1, keep_dims=True)) * inverse_temperature
     return shifted - tl.log(tl.sum(tl.exp(shifted), axis=1, keep_dims=True))
 
 
