@@ -1,0 +1,52 @@
+"""crop_flip's Triton kernel against padding, slicing and mirroring one sample at a time, bit for bit."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fastadaad.kernels.triton.crop_flip import crop_flip
+from torch import Tensor
+
+
+def _one_by_one(images: Tensor, indices: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
+    height, width = images.shape[1:3]
+    padded = F.pad(images.cpu().permute(0, 3, 1, 2).float() / 255, [padding] * 4)
+    samples = []
+    for index, y, x, mirrored in zip(indices.tolist(), top.tolist(), left.tolist(), flip.tolist(), strict=True):
+        crop = padded[index, :, y : y + height, x : x + width]
+        samples.append(crop.flip(-1) if mirrored else crop)
+    return torch.stack(samples)
+
+
+@pytest.mark.parametrize(("shape", "padding"), [((7, 8, 6, 3), 2), ((3, 28, 28, 1), 0), ((5, 21, 18, 3), 4)], ids=str)
+def test_bitwise_as_one_by_one(shape: tuple[int, ...], padding: int, device: torch.device):
+    """Every corner of the padded image is cropped at least once; shape (5, 21, 18, 3) takes two programs a sample."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    indices = torch.randint(shape[0], (9,), generator=generator)
+    top, left = torch.randint(2 * padding + 1, (2, 9), generator=generator)
+    top[:4], left[:4] = torch.tensor([0, 0, 2, 2]) * padding, torch.tensor([0, 2, 0, 2]) * padding
+    flip = torch.arange(9) % 2 == 0
+    arguments = [x.to(device) for x in (images, indices, top, left, flip)]
+    result = crop_flip(*arguments, padding)
+    assert result.is_contiguous()
+    assert torch.equal(result.cpu(), _one_by_one(*arguments, padding))
+
+
+def test_every_byte_is_divided_exactly(device: torch.device):
+    images = torch.arange(256, dtype=torch.uint8, device=device).reshape(1, 16, 16, 1)
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    result = crop_flip(images, zero, zero, zero, zero.bool(), 0)
+    assert torch.equal(result.cpu().flatten(), torch.arange(256).float() / 255)
+
+
+def test_strided_arguments(device: torch.device):
+    images = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8, device=device).reshape(2, 3, 4, 5).permute(0, 2, 3, 1)
+    offsets = torch.arange(8, device=device)
+    arguments = images, offsets[:2], offsets[::2][:2], offsets[1::2][:2], (offsets % 2 == 0)[::3][:2]
+    assert torch.equal(crop_flip(*arguments, 2).cpu(), _one_by_one(*arguments, 2))
+
+
+def test_no_samples(device: torch.device):
+    images = torch.zeros(2, 4, 5, 3, dtype=torch.uint8, device=device)
+    none = torch.zeros(0, dtype=torch.int64, device=device)
+    assert tuple(crop_flip(images, none, none, none, none.bool(), 2).shape) == (0, 3, 4, 5)

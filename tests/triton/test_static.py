@@ -1,0 +1,64 @@
+"""The machine code of every launched configuration: no spills, vector access where it is due, nothing moved twice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KERNELS = {
+    *("kl_grad", "kl_grad_looped", "cross_entropy_grad", "cross_entropy_grad_looped"),
+    *("linf_step", "l2_step", "l2_step_looped", "random_start", "crop_flip"),
+}
+# Their tensors are aligned and contiguous in every case of the table.
+UNFUSED = {"linf_step", "random_start"}  # as torch rounds: each product and sum by itself
+VECTORISED = {"linf_step", "l2_step", "l2_step_looped", "random_start"}
+
+
+def _resources(*command: str) -> list[dict]:
+    """JSON that a fresh process prints: this one interprets kernels and cannot compile them any more."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def _faults(row: dict) -> list[str]:
+    """What is wrong with the machine code of one row, in words."""
+    expected = {"spills": 0, "local_bytes": 0, "stack_bytes": 0, "store_bytes": row["store_bytes_min"]}
+    # Of an int64 that is used as an int32 the compiler may read one half.
+    expected["load_bytes"] = min(row["load_bytes"], row["load_bytes_min"])
+    if row["kernel"] in VECTORISED:
+        expected |= {"loads_128": row["loads"], "stores_128": row["stores"]}
+    if row["kernel"] in UNFUSED:
+        expected["fused_multiply_adds"] = 0
+    return [f"{name} {row[name]}, not {value}" for name, value in expected.items() if row[name] != value]
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return _resources("-m", "bench", "ops", "--static", "--json")
+
+
+@pytest.mark.slow
+def test_every_kernel_is_in_the_table_for_every_target(rows: list[dict]):
+    assert {(row["kernel"], row["target"]) for row in rows} == {
+        (kernel, target) for kernel in KERNELS for target in ("sm_80", "sm_90", "sm_100")
+    }
+
+
+@pytest.mark.slow
+def test_no_spills_and_minimal_traffic(rows: list[dict]):
+    faults = {f"{row['kernel']} {row['case']} {row['target']}": _faults(row) for row in rows}
+    assert {name: found for name, found in faults.items() if found} == {}
+
+
+@pytest.mark.slow
+def test_planted_faults_are_found():
+    twice, spilling = _resources(str(Path(__file__).with_name("planted.py")))
+    assert _faults(twice) == ["load_bytes 64, not 32"]
+    assert _faults(spilling)[0].startswith("spills")
