@@ -42,7 +42,9 @@ def kl_mean(student_logits: Tensor, teacher_logits: Tensor, reduction: str) -> T
     """kl of two [B, N] logit tensors, averaged as `reduction` says, in fp32; differentiable in both arguments."""
     student_log_probs = F.log_softmax(student_logits.float(), dim=1)
     teacher_log_probs = F.log_softmax(teacher_logits.float(), dim=1)
-    return F.kl_div(student_log_probs, teacher_log_probs, reduction=reduction, log_target=True)
+    kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
+    # Not torch's own reduction="mean", whose meaning is announced to change.
+    return kl if reduction == "batchmean" else kl / student_logits.shape[1]
 
 
 def teacher_logits_of(batch: OuterBatch, x: Tensor) -> Tensor:
