@@ -1,0 +1,38 @@
+"""Networks and batches small enough that a test of a whole training step takes milliseconds."""
+
+import torch
+from torch import Tensor, nn
+
+NUM_CLASSES = 5
+
+
+def tiny_network(seed: int, channels: int = 6) -> nn.Module:
+    """Two convolutions with batch-norm whose running statistics are not those of a fresh layer; in train mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            nn.Conv2d(3, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, 2 * channels, 3, stride=2),
+            nn.BatchNorm2d(2 * channels),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(8 * channels, NUM_CLASSES),
+        )
+        with torch.no_grad():
+            network(torch.rand(64, 3, 8, 8) ** 2)
+            network[-1].weight.mul_(6)  # decided, not all classes alike
+    return network
+
+
+def student_and_teacher() -> tuple[nn.Module, nn.Module]:
+    return tiny_network(1), tiny_network(2, channels=8)
+
+
+def images_and_labels(batch_size: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """x_natural [B, 3, 8, 8] with some pixels on the borders 0 and 1, labels [B]."""
+    generator = torch.Generator().manual_seed(seed)
+    x_natural = (1.2 * torch.rand(batch_size, 3, 8, 8, generator=generator) - 0.1).clamp(0, 1)
+    return x_natural, torch.randint(0, NUM_CLASSES, (batch_size,), generator=generator)

@@ -1,0 +1,137 @@
+"""What a configuration refuses, and what the recipes say."""
+
+import dataclasses
+import math
+
+import pytest
+
+from fastadaad import methods, recipes
+from fastadaad.config import (
+    DataConfig,
+    EvaluationConfig,
+    InnerConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ThreatModel,
+)
+
+SMALL_BALL = ThreatModel(epsilon=0.01)
+TEACHER = ModelConfig(name="cnn-16-s1")
+
+
+def run_config(**changes) -> RunConfig:
+    complete = {
+        "recipe": "test",
+        "data": DataConfig(name="digits"),
+        "student": ModelConfig(name="cnn-16-s1"),
+        "teacher": TEACHER,
+        "optim": OptimConfig(epochs=2),
+    }
+    return RunConfig(**(complete | changes))
+
+
+# What is wrong, and the words that must tell the user so.
+REFUSED = [
+    (lambda: ThreatModel(norm="l1"), "norm is 'l1'.*linf or l2"),
+    (lambda: ThreatModel(epsilon=-0.1), "epsilon is -0.1"),
+    (lambda: ThreatModel(epsilon=math.nan), "epsilon is nan"),
+    (lambda: ThreatModel(norm="l2", epsilon=math.inf), "epsilon is inf"),
+    (lambda: ThreatModel(epsilon=8), "epsilon is 8 .*8/255"),
+    (lambda: InnerConfig(step_size=8 / 255, threat_model=SMALL_BALL), "more than twice epsilon.*swapped"),
+    (lambda: InnerConfig(step_size=-0.001), "step_size is -0.001"),
+    (lambda: InnerConfig(step_size=math.nan), "step_size is nan"),
+    (lambda: InnerConfig(num_steps=0), "num_steps is 0"),
+    (lambda: InnerConfig(start="zero"), "start is 'zero'.*natural"),
+    (lambda: InnerConfig(lower=1.0, upper=0.0), "lower 1.0 .*swap"),
+    (lambda: DataConfig(name="digits", batch_size=0), "batch_size is 0"),
+    (lambda: DataConfig(name="digits", padding=-1), "padding is -1"),
+    (lambda: DataConfig(name="digits", validation_size=-1), "validation_size is -1"),
+    (lambda: DataConfig(name="digits", num_samples=0), "num_samples is 0"),
+    (lambda: OptimConfig(epochs=0), "epochs is 0"),
+    (lambda: OptimConfig(epochs=2, learning_rate=0.0), "learning_rate is 0.0"),
+    (lambda: OptimConfig(epochs=2, learning_rate=math.nan), "learning_rate is nan"),
+    (lambda: OptimConfig(epochs=2, warmup=1.0), "warmup is 1.0"),
+    (lambda: OptimConfig(epochs=2, ema_decay=1.0), "ema_decay is 1.0"),
+    (lambda: OptimConfig(epochs=2, schedule="step"), "schedule is 'step'.*one-cycle"),
+    (lambda: OptimConfig(epochs=200, milestones=(0.5, 150)), r"milestones \[150\].*0.5"),
+    (lambda: OptimConfig(epochs=2, milestones=(0.5,), schedule="cosine"), "milestones.*cosine.*milestones="),
+    (lambda: OptimConfig(epochs=2, momentum=0.0, nesterov=True), "nesterov needs momentum"),
+    (lambda: EvaluationConfig(restarts=0), "restarts is 0"),
+    (lambda: EvaluationConfig(batch_size=0), "batch_size is 0"),
+    (lambda: EvaluationConfig(every_epochs=0), "every_epochs is 0"),
+    (lambda: EvaluationConfig(num_images=0), "num_images is 0"),
+    (lambda: EvaluationConfig(attacks=()), "attacks is empty"),
+    (lambda: EvaluationConfig(attacks=("natural", "fgms")), "attack 'fgms'.*pgd20"),
+    (lambda: EvaluationConfig(validation_attack="pgd0"), "attack 'pgd0'"),
+    (lambda: run_config(teacher=None), "adaad needs a teacher.*teacher.checkpoint"),
+    (lambda: run_config(method="adad"), "method 'adad'.*adaad"),
+    (lambda: run_config(method_options={"lambda": 1}), "option 'lambda'.*adversarial_weight"),
+    (lambda: run_config(method_options={"adversarial_weight": 1.5}), r"adversarial_weight is 1.5.*\[0, 1\]"),
+    (lambda: run_config(method_options={"kl_reduction": "sum"}), "kl_reduction is 'sum'.*batchmean"),
+    (lambda: run_config(log_every=0), "log_every is 0"),
+    (
+        lambda: run_config(early_stop_epochs=2, data=DataConfig(name="digits", validation_size=0)),
+        "validation split.*data.validation_size",
+    ),
+    (
+        lambda: run_config(early_stop_epochs=2, evaluation=EvaluationConfig(every_epochs=3)),
+        "early_stop_epochs is 2.*every_epochs",
+    ),
+]
+
+
+@pytest.mark.parametrize(("build", "words"), REFUSED, ids=[words for _, words in REFUSED])
+def test_a_configuration_that_makes_no_sense_is_refused_in_one_line(build, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+def test_what_looks_extreme_but_makes_sense_is_accepted():
+    ThreatModel(epsilon=0.0)
+    ThreatModel(norm="l2", epsilon=2.0)
+    InnerConfig(step_size=10 / 255, threat_model=ThreatModel(epsilon=8 / 255), num_steps=1)  # one step of 1.25 epsilon
+    InnerConfig(step_size=2 / 255, threat_model=ThreatModel(epsilon=0.0))
+    run_config(teacher=None, method="pgd-at")
+
+
+def test_configurations_cannot_be_changed_or_given_by_position():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ThreatModel().epsilon = 1.0
+    with pytest.raises(TypeError):
+        ThreatModel("linf", 0.1)
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_a_recipe_is_complete_under_its_own_name(name, method):
+    config = recipes.get(name)
+    assert (config.recipe, config) == (name, recipes.get(name, method=config.method))
+    if config.teacher is not None or not methods.get(method).needs_teacher:
+        assert recipes.get(name, method=method).method == method
+
+
+def test_an_unknown_recipe_is_refused_with_the_names_of_all():
+    with pytest.raises(ValueError, match=r"'cifar'.*demo.*cifar10-rn18"):
+        recipes.get("cifar")
+
+
+def test_cifar10_rn18_is_the_papers_set_up():
+    config = recipes.get("cifar10-rn18")
+    assert (config.method, config.student.name, config.teacher.name) == ("adaad", "resnet18", "wrn-34-20")
+    assert (config.data.name, config.data.batch_size, config.data.padding, config.data.flip) == (
+        "cifar10",
+        128,
+        4,
+        True,
+    )
+    optim = config.optim
+    assert (optim.epochs, optim.learning_rate, optim.momentum, optim.weight_decay) == (200, 0.1, 0.9, 5e-4)
+    assert optim.schedule == "piecewise"
+    assert [milestone * optim.epochs for milestone in optim.milestones] == [100, 150]
+    assert (config.inner.num_steps, config.inner.step_size) == (10, 2 / 255)
+    for threat_model in (config.inner.threat_model, config.evaluation.threat_model):
+        assert threat_model == ThreatModel(norm="linf", epsilon=8 / 255)
+    assert not config.student.normalize
+    assert not config.teacher.normalize
