@@ -23,15 +23,15 @@ def _direction_scale(grad_squared, step_size):
 
 @triton.jit
 def _shrink(delta_squared, epsilon):
-    """min(1, epsilon / |delta|) from the sum of squares; 1 for a NaN."""
+    """min(1, epsilon / |delta|) from the sum of squares; NaN for a NaN, so that the whole sample shows it."""
     delta_norm = tl.sqrt_rn(delta_squared)
-    return tl.where(delta_norm > epsilon, epsilon / delta_norm, 1.0)
+    return tl.where(delta_norm <= epsilon, 1.0, epsilon / delta_norm)
 
 
 @triton.jit
 def _project(stepped, x_natural, shrink, lower, upper):
     """Pixels of a sample whose delta shrinks by that factor; inside the ball they stay as they are, bit for bit."""
-    return clip(tl.where(shrink < 1.0, x_natural + (stepped - x_natural) * shrink, stepped), lower, upper)
+    return clip(tl.where(shrink == 1.0, stepped, x_natural + (stepped - x_natural) * shrink), lower, upper)
 
 
 @triton.jit
