@@ -67,6 +67,15 @@ def test_extreme_logits(run):
     assert_accurate(run, torch.full((33, 100), -1e4), labels)
 
 
+@pytest.mark.parametrize("run", CPP)
+def test_small_probabilities_are_accurate_to_one_and_a_half_ulp(run):
+    logit = torch.linspace(-86.9, 0, 50_001)
+    student_logits = torch.stack([torch.zeros_like(logit), logit], dim=1)
+    _, grad_student_logits = run("cross_entropy_grad", student_logits, torch.zeros(50_001).long())
+    exact = student_logits.double().softmax(1)[:, 1]
+    assert ((grad_student_logits[:, 1] - exact) / exact).abs().max() <= 3 * 2**-24
+
+
 @every_implementation
 def test_masked_classes(run):
     student_logits, _ = draw(9, 20)

@@ -133,6 +133,17 @@ def test_class_masked_by_the_student_only(run):
 
 
 @every_implementation
+def test_student_that_masks_all_classes(run):
+    student_logits, teacher_logits = draw(3, 20)
+    student_logits[1] = -INF
+    kl, grad_student_logits, grad_teacher_logits = run("kl_grad", student_logits, teacher_logits, 1.0)
+    assert kl[1] == INF
+    assert grad_student_logits[1].isnan().all()
+    assert torch.equal(grad_teacher_logits[1], torch.zeros(20))
+    assert grad_student_logits[[0, 2]].isfinite().all()
+
+
+@every_implementation
 @every_float_dtype
 @pytest.mark.parametrize("wrong", [float("nan"), INF])
 @pytest.mark.parametrize("network", [0, 1])

@@ -87,6 +87,17 @@ def test_inside_the_ball_a_zero_gradient_changes_nothing(run):
 
 
 @every_implementation
+def test_just_outside_the_ball_is_brought_back(run):
+    _, x_natural, direction = draw(5, 3, 8, 8)
+    x_natural = 0.5 * x_natural + 0.25
+    lengths = 0.5 + torch.tensor([0.0, 1e-5, 1e-4, 1e-3, 1e-2])
+    delta = direction * (lengths / direction.flatten(1).norm(dim=1)).view(5, 1, 1, 1)
+    x_adv = x_natural + delta
+    run("l2_step_", x_adv, x_natural, torch.zeros_like(x_adv), *NUMBERS)
+    torch.testing.assert_close((x_adv - x_natural).flatten(1).norm(dim=1), torch.full((5,), 0.5), rtol=0, atol=2e-6)
+
+
+@every_implementation
 def test_layouts(run):
     def close(result, expected):
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)  # the order of summation may differ

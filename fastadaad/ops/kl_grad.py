@@ -31,10 +31,11 @@ def kl_grad(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
 
 def kl_grad_ref(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """kl_grad in plain torch."""
-    student_log_probs = torch.log_softmax(student_logits.float() / temperature, dim=1)
-    teacher_log_probs = torch.log_softmax(teacher_logits.float() / temperature, dim=1)
+    student_scaled, teacher_scaled = student_logits.float() / temperature, teacher_logits.float() / temperature
+    student_log_probs, teacher_log_probs = student_scaled.log_softmax(dim=1), teacher_scaled.log_softmax(dim=1)
     student_probs, teacher_probs = student_log_probs.exp(), teacher_log_probs.exp()
-    student_masks, teacher_masks = student_logits == -torch.inf, teacher_logits == -torch.inf
+    # Of the scaled logits: one that overflows to -inf is masked too.
+    student_masks, teacher_masks = student_scaled == -torch.inf, teacher_scaled == -torch.inf
     log_ratio = (teacher_log_probs - student_log_probs).masked_fill(student_masks | teacher_masks, 0.0)
     kl = (teacher_probs * log_ratio).sum(dim=1, keepdim=True)
     grad_student_logits = (student_probs - teacher_probs) / temperature

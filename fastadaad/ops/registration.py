@@ -17,6 +17,9 @@ import fastadaad.kernels
 
 KERNELS_VARIABLE = "FASTADAAD_KERNELS"
 
+Device = Literal["cpu", "cuda"]
+Backend = Literal["c++", "triton", "reference"]
+
 _library = torch.library.Library("fastadaad", "DEF")
 _stems: list[str] = []
 
@@ -25,8 +28,8 @@ class OpBackend(NamedTuple):
     """One row of report(): which backend `op` uses on a kind of device, and why."""
 
     op: str
-    device: Literal["cpu", "cuda"]
-    backend: Literal["c++", "triton", "reference"]
+    device: Device
+    backend: Backend
     reason: str
 
 
@@ -95,6 +98,7 @@ def fake_in_place(*arguments) -> None:
 
 def report() -> list[OpBackend]:
     """Which backend each operation uses on each kind of device, and why; other devices use the reference."""
+    kernels: tuple[tuple[Device, Backend, tuple[bool, str]], ...]
     kernels = (("cpu", "c++", _cpp), ("cuda", "triton", _triton))
     return [
         OpBackend(stem, device, backend if used else "reference", reason)

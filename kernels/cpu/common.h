@@ -12,20 +12,20 @@
 
 #define FASTADAAD_INLINE inline __attribute__((always_inline))
 
-// FASTADAAD_MULTIVERSION is set by CMake where compiler, processor and C library can choose among versions at load time.
+// CMake sets FASTADAAD_MULTIVERSION where compiler, processor and C library can choose among versions at load time.
 #ifdef FASTADAAD_MULTIVERSION
 #define FASTADAAD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FASTADAAD_CLONES
 #endif
 
-// Defines `void run(const Arguments&)`: the always-inline function `loop`, compiled for AVX-512, AVX2 and any processor,
-// of which the best is chosen at load time. Tests reach the version for any processor through use_baseline.
-#define FASTADAAD_DEFINE_VERSIONS(run, loop, Arguments)                               \
+// Defines `void run(const Arguments&)`: the always-inline function `loop`, compiled for AVX-512, AVX2, any processor,
+// of which the best is chosen at load time. Tests reach the one for any processor through use_baseline.
+#define FASTADAAD_DEFINE_VERSIONS(run, loop, Arguments)                                   \
   FASTADAAD_CLONES void run##_dispatched(const Arguments& arguments) { loop(arguments); } \
-  void run##_baseline(const Arguments& arguments) { loop(arguments); }                \
-  void run(const Arguments& arguments) {                                              \
-    use_baseline ? run##_baseline(arguments) : run##_dispatched(arguments);           \
+  void run##_baseline(const Arguments& arguments) { loop(arguments); }                    \
+  void run(const Arguments& arguments) {                                                  \
+    use_baseline ? run##_baseline(arguments) : run##_dispatched(arguments);               \
   }
 
 namespace fastadaad {

@@ -20,7 +20,8 @@ const std::array<float, 256> PIXELS = quotients();
 const int64_t* checked(const char* name, const Tensor& values, int64_t limit) {
   const int64_t* data = values.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < values.numel(); ++b)
-    STD_TORCH_CHECK(0 <= data[b] && data[b] < limit, name, "[", b, "] is ", data[b], ": it must be in [0, ", limit, ")");
+    STD_TORCH_CHECK(0 <= data[b] && data[b] < limit, name, "[", b, "] is ", data[b], ": it must be in [0, ", limit,
+                    ")");
   return data;
 }
 

@@ -9,7 +9,8 @@ namespace fastadaad {
 
 using torch::stable::Tensor;
 
-std::tuple<Tensor, Tensor, Tensor> kl_grad(const Tensor student_logits, const Tensor teacher_logits, double temperature);
+std::tuple<Tensor, Tensor, Tensor> kl_grad(const Tensor student_logits, const Tensor teacher_logits,
+                                           double temperature);
 std::tuple<Tensor, Tensor> cross_entropy_grad(const Tensor student_logits, const Tensor labels);
 void linf_step_(Tensor x_adv, const Tensor x_natural, const Tensor grad_x, double step_size, double epsilon,
                 double lower, double upper);

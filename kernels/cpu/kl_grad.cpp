@@ -51,7 +51,8 @@ FASTADAAD_DEFINE_VERSIONS(kl_row, kl_row_loop, KlRow)
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> kl_grad(const Tensor student_logits, const Tensor teacher_logits, double temperature) {
+std::tuple<Tensor, Tensor, Tensor> kl_grad(const Tensor student_logits, const Tensor teacher_logits,
+                                           double temperature) {
   const int64_t num_rows = student_logits.size(0), blocks = num_blocks(student_logits.size(1));
   Tensor kl = torch::stable::new_empty(student_logits, {num_rows}, ScalarType::Float);
   Tensor grad_student = torch::stable::new_empty(student_logits, student_logits.sizes());

@@ -1,4 +1,4 @@
-// x_adv + step_size g / max(||g||, 1e-12), scaled back to the l_2 ball around x_natural, then clamped to [lower, upper].
+// x_adv + step_size g / max(||g||, 1e-12), scaled back to the l_2 ball around x_natural, clamped to [lower, upper].
 #include <cmath>
 
 #include "kernels.h"

@@ -67,7 +67,7 @@ class Rows {
   int64_t num_classes_, row_stride_, class_stride_;
 };
 
-// e^x for x <= 0, -inf or NaN, within 2 ulp; 0 below -87, where fp32 loses precision.
+// e^x for x <= 0, -inf or NaN, within 1.5 ulp; 0 below -87, where fp32 loses precision.
 // e^x = 2^n e^r with n the integer nearest to x / ln 2, so that |r| <= ln(2) / 2, and e^r by its series.
 FASTADAAD_INLINE float exp_of_negative(float x) {
   constexpr float LOWEST = -87.0f;
