@@ -14,7 +14,7 @@ def tiny_network(seed: int, channels: int = 6) -> nn.Module:
             nn.Conv2d(3, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
             nn.ReLU(),
-            nn.Conv2d(channels, 2 * channels, 3, stride=2),
+            nn.Conv2d(channels, 2 * channels, 3, stride=2, bias=False),
             nn.BatchNorm2d(2 * channels),
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(2),
