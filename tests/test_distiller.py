@@ -1,0 +1,282 @@
+"""A training step against a plain restatement, eager against compiled, and a method written as a row."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from host_sync import ForbidHostSync
+from networks import images_and_labels, student_and_teacher
+from plain import cross_entropy, inner_loop, kl_to_teacher, share_equal
+from torch import Tensor, nn
+
+from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, methods, ops
+from fastadaad.inner_objectives import InnerObjective
+from fastadaad.outer_minimization import MethodOptions, OuterBatch
+
+INNER = InnerConfig(threat_model=ThreatModel(epsilon=8 / 255), step_size=2 / 255, num_steps=4, start="natural")
+SETTINGS = {"norm": "linf", "epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 4}
+NUM_STEPS = 3
+
+
+def sgd(network: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+
+
+def train(student: nn.Module, teacher: nn.Module | None, method: str | methods.Method, num_steps=NUM_STEPS, **options):
+    """Trains the student for so many steps and returns the loss of each."""
+    distiller = Distiller(student, teacher, method=method, inner=INNER, optimizer=sgd(student), **options)
+    return [distiller.step(*images_and_labels(seed=step)).loss.item() for step in range(num_steps)]
+
+
+def kl_mean(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    return F.kl_div(student_logits.log_softmax(1), teacher_logits.softmax(1), reduction="batchmean")
+
+
+def plain_adaad(student: nn.Module, teacher: nn.Module, clean_statistics: bool = True) -> list[float]:
+    """The authors' loop: eval, attack, train, clean pass, loss at x_adv, update."""
+    optimizer, losses = sgd(student), []
+    teacher.eval()
+    for step in range(NUM_STEPS):
+        x_natural, _ = images_and_labels(seed=step)
+        student.eval()
+        x_adv = inner_loop(kl_to_teacher(student, teacher), x_natural, x_natural, **SETTINGS)
+        student.train()
+        optimizer.zero_grad()
+        if clean_statistics:
+            student(x_natural)
+        loss = kl_mean(student(x_adv), teacher(x_adv).detach())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def plain_pgd_at(student: nn.Module) -> list[float]:
+    optimizer, losses = sgd(student), []
+    for step in range(NUM_STEPS):
+        x_natural, labels = images_and_labels(seed=step)
+        student.eval()
+        x_adv = inner_loop(cross_entropy(student, labels), x_natural, x_natural, **SETTINGS)
+        student.train()
+        optimizer.zero_grad()
+        loss = F.cross_entropy(student(x_adv), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def assert_same_network(network: nn.Module, expected: nn.Module, atol: float = 2e-5) -> None:
+    for (name, tensor), wanted in zip(network.state_dict().items(), expected.state_dict().values(), strict=True):
+        torch.testing.assert_close(tensor, wanted, rtol=1e-4, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("clean_statistics", [True, False])
+def test_adaad_trains_as_the_plain_loop(clean_statistics):
+    student, teacher = student_and_teacher()
+    plain_student, plain_teacher = copy.deepcopy(student), copy.deepcopy(teacher)
+    losses = train(student, teacher, methods.get("adaad", clean_statistics=clean_statistics))
+    expected = plain_adaad(plain_student, plain_teacher, clean_statistics)
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert_same_network(student, plain_student)
+
+
+def test_pgd_at_trains_as_the_plain_loop():
+    student, _ = student_and_teacher()
+    plain_student = copy.deepcopy(student)
+    losses = train(student, None, "pgd-at")
+    assert losses == pytest.approx(plain_pgd_at(plain_student), rel=1e-4)
+    assert_same_network(student, plain_student)
+
+
+def test_the_teacher_comes_back_as_it_was_and_gets_no_gradient():
+    student, teacher = student_and_teacher()
+    teacher[1].eval()
+    before = copy.deepcopy(teacher)
+    train(student, teacher, "adaad")
+    assert_same_network(teacher, before, atol=0)
+    for (name, module), wanted in zip(teacher.named_modules(), before.modules(), strict=True):
+        assert module.training == wanted.training, name
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_a_frozen_batch_norm_of_a_student_in_train_mode_stays_frozen():
+    student, teacher = student_and_teacher()
+    student[1].eval()
+    frozen = copy.deepcopy(dict(student[1].named_buffers()))
+    moving = student[4].running_mean.clone()
+    train(student, teacher, "adaad", num_steps=1)
+    assert not student[1].training
+    assert all(torch.equal(buffer, frozen[name]) for name, buffer in student[1].named_buffers())
+    assert not torch.equal(student[4].running_mean, moving)
+
+
+def test_a_student_in_eval_mode_is_trained_in_train_mode():
+    student, teacher = student_and_teacher()
+    expected = copy.deepcopy(student)
+    train(student.eval(), teacher, "adaad", num_steps=1)
+    train(expected, teacher, "adaad", num_steps=1)
+    assert student.training
+    assert_same_network(student, expected, atol=0)
+
+
+def test_a_parameter_that_the_user_fixed_stays_fixed():
+    student, teacher = student_and_teacher()
+    student[0].weight.requires_grad_(False)
+    before = student[0].weight.clone()
+    train(student, teacher, "adaad")
+    assert torch.equal(student[0].weight, before)
+    assert not student[0].weight.requires_grad
+    assert student[3].weight.grad is not None
+
+
+def test_labels_are_needed_where_the_method_uses_them():
+    student, teacher = student_and_teacher()
+    x_natural, labels = images_and_labels()
+    twin = copy.deepcopy(student)
+    without = Distiller(student, teacher, inner=INNER, optimizer=sgd(student)).step(x_natural)
+    with_labels = Distiller(twin, teacher, inner=INNER, optimizer=sgd(twin)).step(x_natural, labels)
+    assert torch.equal(without.x_adv, with_labels.x_adv)
+    assert torch.equal(without.loss, with_labels.loss)
+    with pytest.raises(ValueError, match="labels are missing"):
+        Distiller(student, method="pgd-at", optimizer=sgd(student)).step(x_natural)
+
+
+def test_the_result_holds_no_graph():
+    student, teacher = student_and_teacher()
+    result = Distiller(student, teacher, inner=INNER, optimizer=sgd(student)).step(*images_and_labels())
+    assert not result.loss.requires_grad
+    assert not result.x_adv.requires_grad
+
+
+@pytest.mark.parametrize("method", ["adaad", "pgd-at"])
+def test_a_step_does_not_make_the_host_wait(method):
+    student, teacher = student_and_teacher()
+    distiller = Distiller(student, teacher, method=method, inner=INNER, optimizer=sgd(student))
+    batch = images_and_labels()
+    distiller.step(*batch)
+    with ForbidHostSync():
+        distiller.step(*batch)
+
+
+def test_under_autocast_every_parameter_gets_its_gradient():
+    """The clean pass runs without gradient first: its bf16 copies of the weights must not serve the pass with one."""
+    student, teacher = student_and_teacher()
+    expected = copy.deepcopy(student)
+    train(expected, teacher, "adaad", num_steps=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        train(student, teacher, "adaad", num_steps=1)
+    for (name, parameter), wanted in zip(student.named_parameters(), expected.parameters(), strict=True):
+        similarity = F.cosine_similarity(parameter.grad.flatten(), wanted.grad.flatten(), dim=0)
+        assert similarity > 0.9, name
+
+
+class CountingBackend:
+    """aot_eager that counts the graphs it is given."""
+
+    def __init__(self) -> None:
+        self.num_graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list):
+        from torch._dynamo.backends.debugging import aot_eager
+
+        self.num_graphs += 1
+        return aot_eager(graph, inputs)
+
+
+@pytest.mark.parametrize("method", ["adaad", "pgd-at"])
+def test_compiled_steps_equal_eager_ones_and_compile_once(method):
+    torch._dynamo.reset()
+    backend = CountingBackend()
+    student, teacher = student_and_teacher()
+    compiled_student = copy.deepcopy(student)
+    eager = Distiller(student, teacher, method=method, inner=INNER, optimizer=sgd(student), mode="eager")
+    compiled = Distiller(
+        compiled_student,
+        teacher,
+        method=method,
+        inner=INNER,
+        optimizer=sgd(compiled_student),
+        mode="compiled",
+        compile_options={"backend": backend},
+    )
+    for epoch in range(4):
+        batch = images_and_labels(seed=epoch)
+        for network in (student, compiled_student):
+            network.eval()  # as an evaluation between epochs may leave it
+        results = [distiller.step(*batch, epoch=epoch) for distiller in (eager, compiled)]
+        assert results[1].loss.item() == pytest.approx(results[0].loss.item(), rel=1e-4)
+        assert share_equal(results[1].x_adv, results[0].x_adv) >= 0.99
+        assert backend.num_graphs == 2, f"epoch {epoch}"  # the inner step and the outer loss
+    assert_same_network(compiled_student, student, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_steps_compiled_by_inductor_equal_eager_ones():
+    student, teacher = student_and_teacher()
+    compiled_student = copy.deepcopy(student)
+    losses = train(student, teacher, "adaad")
+    compiled_losses = train(compiled_student, teacher, "adaad", mode="compiled")
+    assert compiled_losses == pytest.approx(losses, rel=1e-3)
+    assert_same_network(compiled_student, student, atol=1e-3)
+
+
+def test_auto_is_eager_without_a_gpu_and_an_unknown_mode_is_refused():
+    student, teacher = student_and_teacher()
+    assert Distiller(student, teacher, optimizer=sgd(student)).mode == "eager"
+    with pytest.raises(ValueError, match="mode is 'graph': choose eager, compiled or auto"):
+        Distiller(student, teacher, optimizer=sgd(student), mode="graph")
+
+
+# Another method of the literature, written as a user would: RSLAD (Zi et al., 2021) learns from the teacher's
+# probabilities of natural images only.
+
+
+def kl_to_fixed_target(logits: tuple[Tensor, ...], teacher_logits: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    kl, grad_student_logits, _ = ops.kl_grad(logits[0], teacher_logits)
+    return kl, (grad_student_logits,)
+
+
+def rslad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    target = batch.teacher(batch.x_natural).detach()
+    return 5 / 6 * kl_mean(batch.student(batch.x_adv), target) + 1 / 6 * kl_mean(batch.student(batch.x_natural), target)
+
+
+RSLAD = methods.Method(
+    name="rslad",
+    objective=InnerObjective(
+        through_teacher=False,
+        fixed_target=lambda student, teacher, x_natural, labels: teacher(x_natural),
+        logit_gradients=kl_to_fixed_target,
+    ),
+    start="gaussian",
+    loss=rslad_loss,
+    needs_teacher=True,
+)
+
+
+def test_another_method_is_a_row():
+    student, teacher = student_and_teacher()
+    plain = copy.deepcopy(student)
+    losses = train(student, teacher, RSLAD)
+    optimizer, expected = sgd(plain), []
+    teacher.eval()
+    for step in range(NUM_STEPS):
+        x_natural, _ = images_and_labels(seed=step)
+        target = teacher(x_natural).detach()
+        plain.eval()
+
+        def value(x: Tensor, target: Tensor = target) -> Tensor:
+            return F.kl_div(plain(x).log_softmax(1), target.softmax(1), reduction="sum")
+
+        x_adv = inner_loop(value, x_natural, x_natural, **SETTINGS)
+        assert share_equal(InnerMaximizer(plain, teacher, method=RSLAD, inner=INNER)(x_natural), x_adv) >= 0.999
+        plain.train()
+        optimizer.zero_grad()
+        loss = 5 / 6 * kl_mean(plain(x_adv), target) + 1 / 6 * kl_mean(plain(x_natural), target)
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert_same_network(student, plain)
