@@ -83,8 +83,11 @@ def extensions() -> list[Extension]:
         remedy = "to get the C++ kernels, provide it and install again"
         print(f"fastadaad: installing the reference path; missing: {', '.join(missing)}; {remedy}", file=sys.stderr)
         return []
-    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "kernels" / "cpu").glob("*.cpp"))
-    return [Extension("fastadaad.kernels._C", sources, depends=["CMakeLists.txt", "kernels/cpu/common.h"])]
+    sources, headers = (
+        sorted(str(path.relative_to(ROOT)) for path in (ROOT / "kernels" / "cpu").glob(pattern))
+        for pattern in ("*.cpp", "*.h")
+    )
+    return [Extension("fastadaad.kernels._C", sources, depends=["CMakeLists.txt", *headers])]
 
 
 if __name__ == "__main__":
