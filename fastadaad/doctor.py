@@ -51,14 +51,14 @@ def apex_status() -> str:
 
 
 def summarize_ops() -> str:
-    """One line: which backend serves the operations on the device in use."""
+    """One line: which backend serves the operations on the device in use, and why where it is the reference."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    backends: dict[str, list[str]] = {}
+    used: dict[str, list[str]] = {}
     for row in ops.report():
         if row.device == device:
-            backends.setdefault(row.backend, []).append(row.op)
-    used = "; ".join(f"{backend} ({', '.join(names)})" for backend, names in backends.items())
-    return f"operations on {device}: {used}"
+            why = f" ({row.reason})" if row.backend == "reference" else ""
+            used.setdefault(row.backend + why, []).append(row.op)
+    return f"operations on {device}: " + "; ".join(f"{', '.join(names)}: {backend}" for backend, names in used.items())
 
 
 def print_report(console: Console) -> None:
