@@ -1,4 +1,4 @@
-"""`python -m bench run RECIPE`: train and evaluate as `fastadaad compare` does, and keep the accuracies as result rows."""
+"""`python -m bench run RECIPE`: train and evaluate as `fastadaad compare` does, and keep the accuracies as rows."""
 
 import argparse
 import tempfile
