@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import fastadaad
@@ -68,7 +69,7 @@ def print_report(console: Console) -> None:
     for package in PACKAGES:
         table.add_row(package, _version(package))
     table.add_row("device", _devices())
-    table.add_row("NVIDIA DALI", dali_status())
+    table.add_row("NVIDIA DALI", escape(dali_status()))  # [dali] is no markup
     table.add_row("NVIDIA apex", apex_status())
     console.print(table)
     table = Table(title="operations")

@@ -16,13 +16,15 @@ class ImageProgress:
         self._task = progress.add_task(title, total=total_images, rate="", note="")
         self._images = 0
         self._note = ""
-        self._seconds = 0.0
-        self._resumed_at = time.perf_counter()
+        self._stopped_s = 0.0
+        self._started_at = time.perf_counter()
+        self._stopped_at: float | None = None
 
     @property
     def seconds(self) -> float:
         """Running time so far, without the time the clock stood."""
-        return self._seconds + time.perf_counter() - self._resumed_at
+        now = time.perf_counter() if self._stopped_at is None else self._stopped_at
+        return now - self._started_at - self._stopped_s
 
     @property
     def images_per_s(self) -> float:
@@ -37,11 +39,12 @@ class ImageProgress:
 
     @contextmanager
     def clock_stopped(self) -> Iterator[None]:
-        self._seconds = self.seconds
+        self._stopped_at = time.perf_counter()
         try:
             yield
         finally:
-            self._resumed_at = time.perf_counter()
+            self._stopped_s += time.perf_counter() - self._stopped_at
+            self._stopped_at = None
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -50,16 +50,14 @@ def robust(
     threat_model: ThreatModel,
     x_natural: Tensor,
     labels: Tensor,
-    *,
-    restarts: int,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """Which images stay correctly classified, natural and after every restart, a bool [B]."""
+    """Which images stay correctly classified, natural and after one attack per generator of starts, a bool [B]."""
     survives = correct(model, x_natural, labels)
     if attack.num_steps == 0:
         return survives
     maximizer = attack.maximizer(model, threat_model)
-    for _ in range(restarts if attack.start == "uniform" else 1):
+    for generator in generators:
         survives = survives & correct(model, maximizer(x_natural, labels, generator=generator), labels)
     return survives
 
@@ -84,11 +82,12 @@ def evaluate(
     results = []
     with frozen(model):
         for spec in specs:
-            generator = torch.Generator(device).manual_seed(seed)
+            num_restarts = restarts if spec.start == "uniform" else 1
+            # One per restart, so that more restarts only add to the starts of fewer.
+            generators = [torch.Generator(device).manual_seed(seed + restart) for restart in range(num_restarts)]
             started, num_images, num_robust = time.perf_counter(), 0, torch.zeros((), dtype=torch.int64, device=device)
             for x_natural, labels in batches():
-                survives = robust(model, spec, threat_model, x_natural, labels, restarts=restarts, generator=generator)
-                num_robust += survives.sum()
+                num_robust += robust(model, spec, threat_model, x_natural, labels, generators).sum()
                 num_images += len(labels)
                 progress(spec.name, len(labels))
             if num_images == 0:
@@ -96,7 +95,7 @@ def evaluate(
             results.append(
                 AttackResult(
                     attack=spec.name,
-                    restarts=restarts if spec.start == "uniform" else 1,
+                    restarts=num_restarts,
                     norm=threat_model.norm,
                     epsilon=threat_model.epsilon,
                     num_images=num_images,

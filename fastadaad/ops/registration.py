@@ -60,7 +60,7 @@ def _find_triton() -> tuple[bool, str]:
         return False, f"{KERNELS_VARIABLE}=reference"
     if importlib.util.find_spec("triton") is None:
         return False, "triton is not installed: pip install triton"
-    return True, "triton is installed; it compiles a kernel at its first use"
+    return True, "triton is installed"
 
 
 _cpp = _load_cpp()
