@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from host_sync import ForbidHostSync
+from host_sync import HostSyncWatch
 from networks import images_and_labels, student_and_teacher
 from plain import cross_entropy, inner_loop, kl_to_teacher, share_equal
 from torch import Tensor, nn
@@ -156,8 +156,9 @@ def test_a_step_does_not_make_the_host_wait(method):
     distiller = Distiller(student, teacher, method=method, inner=INNER, optimizer=sgd(student))
     batch = images_and_labels()
     distiller.step(*batch)
-    with ForbidHostSync():
+    with HostSyncWatch() as watch:
         distiller.step(*batch)
+    assert watch.seen == []
 
 
 def test_under_autocast_every_parameter_gets_its_gradient():
