@@ -17,7 +17,7 @@ from fastadaad.models.wide_resnet import WideResNet
 # Pattern of a name -> constructor; the numbers in the name are its first arguments.
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
     r"cnn-(\d+)": partial(SmallCNN, strides=(2, 2, 1)),
-    r"cnn-(\d+)-s1": partial(SmallCNN, strides=(1, 1, 2)),
+    r"cnn-(\d+)-s1": partial(SmallCNN, strides=(1, 2, 2)),
     r"resnet18": ResNet18,
     r"wrn-(\d+)-(\d+)": WideResNet,
 }

@@ -94,7 +94,7 @@ def test_wide_resnet_logits(depth, width):
     net.assert_all_used()
 
 
-@pytest.mark.parametrize(("name", "strides", "size"), [("cnn-6", (2, 2, 1), 28), ("cnn-6-s1", (1, 1, 2), 8)])
+@pytest.mark.parametrize(("name", "strides", "size"), [("cnn-6", (2, 2, 1), 28), ("cnn-6-s1", (1, 2, 2), 8)])
 def test_small_cnn_logits(name, strides, size):
     model, x = with_random_state(load_model(name, num_classes=7, in_channels=1)), images(1, size)
     net = Layers(model)
