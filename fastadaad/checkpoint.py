@@ -22,8 +22,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def save_weights(path: Path, model: nn.Module, **facts: object) -> None:
-    """Write the state dict of `model` to `path`; `facts` (JSON) go into the file's header."""
+    """Write the state dict of `model` to `path`; `facts` go into the file's header as JSON."""
     # safetensors refuses channels-last tensors; contiguous() copies only those.
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    header = {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
-    write_atomically(path, serialize(state, metadata=header))
+    # One entry: safetensors writes several in a random order, and the same run must give the same bytes.
+    write_atomically(path, serialize(state, metadata={"fastadaad": json.dumps(facts)}))
