@@ -1,0 +1,332 @@
+"""Whole runs on the embedded digits: the files, the schedule, what is best, and bitwise repetition."""
+
+import copy
+import io
+import json
+import math
+import os
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from host_sync import HostSyncWatch
+from rich.console import Console
+from safetensors import safe_open
+from tiny_runs import THREAT_MODEL, save_teacher, tiny_run
+from torch import Tensor, nn
+
+from fastadaad import trainer as trainer_module
+from fastadaad import training_data as training_data_module
+from fastadaad.checkpoint import save_weights, write_atomically
+from fastadaad.config import ModelConfig, OptimConfig, RunConfig
+from fastadaad.config_io import read_config
+from fastadaad.data import Dataset
+from fastadaad.evaluation import evaluate
+from fastadaad.models import read_state_dict
+from fastadaad.run_log import METRICS, read_metrics
+from fastadaad.trainer import Trainer, build_model, resolve_device
+from fastadaad.training_data import channel_statistics, training_data
+
+CPU = torch.device("cpu")
+
+
+def trainer(config: RunConfig, folder) -> Trainer:
+    return Trainer(config, folder, Console(file=io.StringIO()))
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_run_leaves_its_files_and_its_best_weights_load_back(tmp_path):
+    config = tiny_run(method="adaad", teacher=save_teacher(tmp_path / "teacher.safetensors"))
+    run = trainer(config, tmp_path / "run")
+    result = run.train()
+    assert read_config(result.folder / "config.json") == config
+    assert list((result.folder / "tensorboard").glob("events*"))
+    assert sorted(path.name for path in result.folder.iterdir()) == [
+        "best.safetensors", "config.json", "last.safetensors", "metrics.csv", "tensorboard",
+    ]  # fmt: skip
+
+    header, *_ = (result.folder / "metrics.csv").read_text().splitlines()
+    assert header.split(",") == list(METRICS)
+    rows = read_metrics(result.folder)
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 4), (2, 8)]
+    best = max(rows, key=lambda row: row["robust_accuracy"])
+    assert (result.best_epoch, result.best_robust_accuracy) == (best["epoch"], best["robust_accuracy"])
+
+    path = result.folder / "best.safetensors"
+    network = build_model(ModelConfig(name=config.student.name, checkpoint=str(path)), run.data, CPU)
+    validation = partial(run.data.validation.epoch, 0)
+    measured = evaluate(network, validation, ("natural", "pgd2"), threat_model=THREAT_MODEL, seed=config.seed)
+    assert [m.accuracy for m in measured] == [best["natural_accuracy"], best["robust_accuracy"]]
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["fastadaad"])
+    assert (facts["epoch"], facts["config"]["inner"]["step_size"]) == (best["epoch"], 0.05)
+    for name, tensor in read_state_dict(result.folder / "last.safetensors").items():
+        assert torch.equal(tensor, run.state.student.state_dict()[name]), name
+
+
+def test_training_raises_accuracy(tmp_path):
+    optim = OptimConfig(epochs=6, learning_rate=0.2, nesterov=True, schedule="cosine")
+    config = tiny_run(optim=optim, student=ModelConfig(name="cnn-8-s1", normalize=True))
+    result = trainer(replace(config, data=replace(config.data, num_samples=None)), tmp_path).train()
+    rows = read_metrics(tmp_path)
+    assert rows[-1]["train_loss"] < 0.8 * rows[0]["train_loss"]
+    assert result.best_robust_accuracy > 0.5  # 0.1 is chance
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone(tmp_path):
+    before = torch.get_rng_state()
+    runs = {}
+    for name, seed in (("once", 0), ("again", 0), ("other", 1)):
+        runs[name] = trainer(tiny_run(seed=seed), tmp_path / name)
+        runs[name].train()
+        torch.randn(3)  # whatever the caller draws must not matter
+    assert torch.equal(torch.get_rng_state(), _after_draws(before, 3))
+    once, again, other = (weights(run.state.student) for run in runs.values())
+    assert all(torch.equal(tensor, again[name]) for name, tensor in once.items())
+    files = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("once", "again")]
+    assert files[0] == files[1]
+    assert not torch.equal(once["fc.weight"], other["fc.weight"])
+
+
+def _after_draws(state: Tensor, num_draws: int) -> Tensor:
+    with torch.random.fork_rng():
+        torch.set_rng_state(state)
+        for _ in range(num_draws):
+            torch.randn(3)
+        return torch.get_rng_state()
+
+
+def script_validation(monkeypatch, robust_accuracies) -> None:
+    """The n-th measurement on the validation split gives the n-th of `robust_accuracies`."""
+    scripted = iter(robust_accuracies)
+
+    def measure(model, config, data):
+        return {"natural_accuracy": 0.9, "robust_accuracy": next(scripted)}
+
+    monkeypatch.setattr(trainer_module, "evaluate_on_validation_split", measure)
+
+
+def test_the_best_epoch_is_kept_and_a_tie_keeps_the_earlier(tmp_path, monkeypatch):
+    script_validation(monkeypatch, [0.0, 0.4, 0.4, 0.3])
+    run = trainer(tiny_run(optim=OptimConfig(epochs=4, learning_rate=0.2)), tmp_path)
+    saved = []
+    save = run._save
+
+    def save_and_note(validation):
+        save(validation)
+        saved.append((tmp_path / "best.safetensors").read_bytes())
+
+    monkeypatch.setattr(run, "_save", save_and_note)
+    result = run.train()
+    assert (result.best_epoch, result.best_robust_accuracy) == (2, 0.4)
+    assert saved[0] != saved[1] == saved[2] == saved[3]
+
+
+def test_early_stopping_waits_for_so_many_epochs_without_a_rise(tmp_path, monkeypatch):
+    script_validation(monkeypatch, [0.3, 0.5, 0.5, 0.4, 0.6])
+    optim = OptimConfig(epochs=9, learning_rate=0.2)
+    result = trainer(tiny_run(optim=optim, early_stop_epochs=2), tmp_path).train()
+    assert result.best_epoch == 2
+    assert len(read_metrics(tmp_path)) == 4
+
+
+def test_only_every_nth_epoch_and_the_last_are_measured(tmp_path):
+    config = tiny_run(optim=OptimConfig(epochs=3, learning_rate=0.2))
+    config = replace(config, evaluation=replace(config.evaluation, every_epochs=2))
+    trainer(config, tmp_path).train()
+    assert ["robust_accuracy" in row for row in read_metrics(tmp_path)] == [False, True, True]
+
+
+def test_without_a_validation_split_the_last_epoch_counts_as_the_best(tmp_path):
+    config = tiny_run()
+    config = replace(config, data=replace(config.data, validation_size=0))
+    assert trainer(config, tmp_path).train().best_epoch == 2
+    assert (tmp_path / "best.safetensors").read_bytes() == (tmp_path / "last.safetensors").read_bytes()
+
+
+def record_steps(run: Trainer, monkeypatch) -> tuple[list[float], list[dict[str, Tensor]]]:
+    """The learning rate of each step and the student after it, filled while the run goes on."""
+    rates, students = [], []
+    step = run.distiller.step
+
+    def step_and_record(*args, **options):
+        rates.append(run.state.optimizer.param_groups[0]["lr"])
+        result = step(*args, **options)
+        students.append(weights(run.state.student))
+        return result
+
+    monkeypatch.setattr(run.distiller, "step", step_and_record)
+    return rates, students
+
+
+def test_the_learning_rate_follows_the_schedule_step_by_step(tmp_path, monkeypatch):
+    run = trainer(tiny_run(), tmp_path)
+    rates, _ = record_steps(run, monkeypatch)
+    run.train()
+    # One cycle over 8 steps with a quarter of warm-up: up in 2 steps to 0.2, down in 6.
+    expected = [0.0, 0.1, 0.2, 0.2 * 5 / 6, 0.2 * 4 / 6, 0.2 * 3 / 6, 0.2 * 2 / 6, 0.2 * 1 / 6]
+    assert rates == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_averaged_student_is_measured_and_saved(tmp_path, monkeypatch):
+    decay = 0.7
+    run = trainer(tiny_run(optim=OptimConfig(epochs=2, learning_rate=0.2, ema_decay=decay)), tmp_path)
+    _, students = record_steps(run, monkeypatch)
+    run.train()
+    averaged = students[0]
+    for student in students[1:]:
+        averaged = {name: decay * averaged[name] + (1 - decay) * student[name] for name in averaged}
+    saved = read_state_dict(tmp_path / "last.safetensors")
+    for name, tensor in averaged.items():
+        if saved[name].is_floating_point():  # not the counters of batch-norm
+            torch.testing.assert_close(saved[name], tensor, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(saved["fc.weight"], students[-1]["fc.weight"], atol=1e-3)
+
+
+def test_an_epoch_waits_for_the_device_only_where_it_logs(tmp_path, monkeypatch):
+    run = trainer(tiny_run(), tmp_path)  # 4 steps an epoch, log_every 3
+    run_epoch = run._train_epoch
+    counts = []
+
+    def watched(progress):
+        with HostSyncWatch() as watch:
+            loss = run_epoch(progress)
+        counts.append(len(watch.seen))
+        return loss
+
+    monkeypatch.setattr(run, "_train_epoch", watched)
+    run.train()
+    assert counts == [2, 2]  # after step 3 and at the end; after step 6 and at the end
+
+
+def test_the_mean_loss_of_an_epoch_is_logged(tmp_path, monkeypatch):
+    run = trainer(tiny_run(), tmp_path)
+    step, losses = run.distiller.step, []
+
+    def step_and_record(*args, **options):
+        result = step(*args, **options)
+        losses.append(result.loss.item())
+        return result
+
+    monkeypatch.setattr(run.distiller, "step", step_and_record)
+    run.train()
+    logged = [row["train_loss"] for row in read_metrics(tmp_path)]
+    assert logged == pytest.approx([sum(losses[:4]) / 4, sum(losses[4:]) / 4], rel=1e-6)
+
+
+def test_a_teacher_without_weights_and_an_unusable_device_are_refused(tmp_path):
+    teacher = ModelConfig(name="cnn-6-s1")
+    with pytest.raises(ValueError, match=r"teacher cnn-6-s1 has no weights: set teacher\.checkpoint=FILE"):
+        trainer(tiny_run(method="adaad", teacher=teacher), tmp_path)
+    with pytest.raises(ValueError, match=r"device 'abacus' cannot be used .*: try device=cpu"):
+        resolve_device("abacus")
+    assert resolve_device("cpu") == CPU
+
+
+def numbered_dataset(name, root, download) -> Dataset:
+    """200 training and 50 test images whose pixels spell their number; four classes of unequal size."""
+
+    def images(first: int, count: int) -> Tensor:
+        numbers = torch.arange(first, first + count)
+        return torch.stack([numbers // 256, numbers % 256], dim=1).to(torch.uint8).reshape(count, 1, 2, 1)
+
+    labels = (torch.arange(200) % 10).clamp(max=3)
+    return Dataset(
+        name=name,
+        train_images=images(0, 200),
+        train_labels=labels,
+        test_images=images(1000, 50),
+        test_labels=torch.arange(50) % 4,
+        class_names=("a", "b", "c", "d"),
+    )
+
+
+def numbers(images: Tensor) -> list[int]:
+    high, low = images.reshape(-1, 2).long().unbind(1)
+    return (256 * high + low).tolist()
+
+
+def test_the_splits_are_disjoint_balanced_and_a_function_of_the_seed(monkeypatch):
+    monkeypatch.setattr(training_data_module, "load_dataset", numbered_dataset)
+    config = tiny_run()
+    config = replace(config, data=replace(config.data, num_samples=100, validation_size=40, batch_size=30))
+    config = replace(config, evaluation=replace(config.evaluation, num_images=20))
+    data = training_data(config, CPU)
+    train, validation = numbers(data.train.images), numbers(data.validation.images)
+    assert (len(set(train)), len(set(validation))) == (100, 40)
+    assert not set(train) & set(validation)
+    assert set(train) | set(validation) <= set(range(200))
+    assert numbers(data.test.images) == list(range(1000, 1020))
+    assert data.validation.labels.bincount().tolist() == [4, 4, 4, 28]  # shares 0.1, 0.1, 0.1, 0.7
+    assert data.train.labels.bincount().tolist() == [10, 10, 10, 70]
+    assert data.num_classes == 4
+    for pipeline in (data.train, data.validation):
+        assert [(number % 10 if number % 10 < 3 else 3) for number in numbers(pipeline.images)] == (
+            pipeline.labels.tolist()
+        )
+    again = training_data(config, CPU)
+    assert numbers(again.train.images) == train
+    other = training_data(replace(config, seed=1), CPU)
+    assert set(numbers(other.validation.images)) != set(validation)
+
+
+def test_channel_statistics_are_those_of_the_pixels():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (50, 5, 4, 3), dtype=torch.uint8, generator=generator)
+    images[..., 1] //= 4
+    pixels = images.double() / 255
+    mean, std = channel_statistics(images)
+    assert mean == pytest.approx(pixels.mean((0, 1, 2)).tolist(), rel=1e-9)
+    assert std == pytest.approx(pixels.std((0, 1, 2), correction=0).tolist(), rel=1e-9)
+
+
+def test_a_normalised_model_gets_the_training_images_statistics(tmp_path):
+    run = trainer(tiny_run(), tmp_path)
+    assert run.state.student.normalize.mean.item() == pytest.approx(run.data.mean[0], rel=1e-6)
+    assert run.state.student.normalize.std.item() == pytest.approx(run.data.std[0], rel=1e-6)
+    assert not math.isclose(run.data.std[0], 1.0)
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, failing):
+    path = tmp_path / "last.safetensors"
+    write_atomically(path, b"old")
+
+    def crash(*args):
+        raise OSError("planted")
+
+    monkeypatch.setattr(os, failing, crash)
+    with pytest.raises(OSError, match="planted"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_weights_that_cannot_be_serialised_leave_the_old_file(tmp_path):
+    path = tmp_path / "last.safetensors"
+    network = nn.Linear(2, 2)
+    save_weights(path, network, epoch=1)
+    old = path.read_bytes()
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_weights(path, network, epoch=object())
+    assert path.read_bytes() == old
+
+
+def test_channels_last_weights_are_saved(tmp_path):
+    network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    expected = copy.deepcopy(network.state_dict())
+    save_weights(tmp_path / "weights.safetensors", network)
+    for name, tensor in read_state_dict(tmp_path / "weights.safetensors").items():
+        assert torch.equal(tensor, expected[name]), name

@@ -1,0 +1,41 @@
+"""Runs on the embedded digits that take a second, and weights for their teacher."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from fastadaad import load_model
+from fastadaad.checkpoint import save_weights
+from fastadaad.config import (
+    DataConfig,
+    EvaluationConfig,
+    InnerConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ThreatModel,
+)
+
+THREAT_MODEL = ThreatModel(epsilon=0.1)
+
+
+def tiny_run(**changes) -> RunConfig:
+    """Two epochs of PGD-AT on 256 digits: 4 steps each."""
+    config = RunConfig(
+        recipe="tiny",
+        method="pgd-at",
+        data=DataConfig(name="digits", num_samples=256, validation_size=100, batch_size=64, padding=1),
+        student=ModelConfig(name="cnn-4-s1", normalize=True),
+        inner=InnerConfig(threat_model=THREAT_MODEL, step_size=0.05, num_steps=2),
+        optim=OptimConfig(epochs=2, learning_rate=0.2, schedule="one-cycle", warmup=0.25),
+        evaluation=EvaluationConfig(
+            threat_model=THREAT_MODEL, attacks=("natural", "pgd2"), validation_attack="pgd2", num_images=150
+        ),
+        log_every=3,
+    )
+    return replace(config, **changes)
+
+
+def save_teacher(path: Path) -> ModelConfig:
+    """Untrained weights in a file; what a teacher knows does not matter here."""
+    save_weights(path, load_model("cnn-6-s1", in_channels=1))
+    return ModelConfig(name="cnn-6-s1", checkpoint=str(path))
