@@ -133,7 +133,11 @@ def _print_ops(console: Console) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="fastadaad", description="Robust students from robust teachers, fast.")
+    parser = _Parser(
+        prog="fastadaad",
+        description="Robust students from robust teachers, fast.",
+        epilog="example: fastadaad train demo",
+    )
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
