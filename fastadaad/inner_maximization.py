@@ -138,11 +138,14 @@ class InnerMaximizer:
         Raises ValueError where the method needs labels [B] and gets None.
         """
         networks = [network for network in (self.student, self.teacher) if network is not None]
-        # Whatever grad mode the caller is in, the loop needs its own; inference tensors cannot enter autograd.
-        with torch.inference_mode(False), torch.enable_grad():
-            x_natural = x_natural.clone() if x_natural.is_inference() else x_natural.detach()
-            with frozen(*networks[1:]), frozen(self.student, evaluation=self.inner.student_eval):
-                return self._maximize(x_natural, labels, generator)
+        # Whatever grad mode the caller is in, the loop needs its own.
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            frozen(*networks[1:]),
+            frozen(self.student, evaluation=self.inner.student_eval),
+        ):
+            return self._maximize(x_natural.detach(), labels, generator)
 
     def _maximize(self, x_natural: Tensor, labels: Tensor | None, generator: torch.Generator | None) -> Tensor:
         inner, objective = self.inner, self.method.objective
