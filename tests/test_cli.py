@@ -107,16 +107,9 @@ def test_compare_trains_each_method_and_seed_beside_the_teacher(run):
 
 
 def test_compare_from_scratch_trains_the_teacher_and_distils_from_it(run):
-    arguments = (
-        "--methods",
-        "adaad",
-        "--from-scratch",
-        "--run-folder",
-        "all",
-        "optim.epochs=1",
-        "teacher.checkpoint=null",
-    )
-    assert run("compare", "tiny", *arguments)[0] == 0
+    options = ("--methods", "adaad", "--from-scratch", "--run-folder", "all")
+    overrides = ("optim.epochs=1", "teacher.checkpoint=null")
+    assert run("compare", "tiny", *options, *overrides)[0] == 0
     assert read_config(Path("all/teacher/config.json")).recipe == "tiny-teacher"
     student = read_config(Path("all/adaad-seed0/config.json"))
     assert student.teacher.checkpoint == "all/teacher/best.safetensors"
