@@ -1,0 +1,48 @@
+"""The shipped teachers are the files their page describes, and as good as it says."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from fastadaad import recipes
+from fastadaad.trainer import build_model, evaluate_on_test_set
+from fastadaad.training_data import training_data
+from fastadaad.weights import FOLDER, checkpoint_path
+
+ROW = r"\| `(\S+\.safetensors)` \| .* \| .* \| ([0-9.]+) / ([0-9.]+) / ([0-9.]+) \| `([0-9a-f]{64})` \|"
+ROWS = {name: (accuracies, sha256) for name, *accuracies, sha256 in re.findall(ROW, (FOLDER / "README.md").read_text())}
+
+
+def test_every_shipped_file_is_described():
+    assert set(ROWS) == {path.name for path in FOLDER.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_file_has_the_sum_that_its_page_gives(name):
+    assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == ROWS[name][1]
+
+
+def test_demo_teacher_is_as_accurate_as_its_page_says():
+    config = recipes.get("demo")
+    data = training_data(config, torch.device("cpu"))
+    model = build_model(config.teacher, data, torch.device("cpu"))
+    results = evaluate_on_test_set(model, config, data, Console(quiet=True), "teacher")
+    promised = [float(accuracy) for accuracy in ROWS["demo-teacher.safetensors"][0]]
+    # Two of the 360 images may fall on the other side with another machine's rounding.
+    assert [100 * result.accuracy for result in results] == pytest.approx(promised, abs=200 / 360 + 0.05)
+
+
+def test_recipes_find_their_shipped_teachers():
+    shipped = [config.teacher.checkpoint for config in map(recipes.get, recipes.RECIPES) if config.teacher]
+    found = [checkpoint_path(checkpoint) for checkpoint in shipped if checkpoint]
+    assert len(found) == 2
+    assert all(map(Path.is_file, found))
+
+
+def test_unknown_shipped_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="shipped are shipped:demo-teacher, shipped:fashion-mnist-teacher"):
+        checkpoint_path("shipped:nothing")
