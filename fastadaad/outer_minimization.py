@@ -39,12 +39,15 @@ class OuterBatch:
 
 
 def kl_mean(student_logits: Tensor, teacher_logits: Tensor, reduction: str) -> Tensor:
-    """kl of two [B, N] logit tensors, averaged as `reduction` says, in fp32; differentiable in both arguments."""
+    """kl of two [B, N] logit tensors, averaged as `reduction` says, in fp32; differentiable in both arguments.
+
+    A class that the teacher masks (-inf) adds nothing, as in ops.kl_grad, where F.kl_div would give NaN.
+    """
     student_log_probs = F.log_softmax(student_logits.float(), dim=1)
     teacher_log_probs = F.log_softmax(teacher_logits.float(), dim=1)
-    kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
-    # Not torch's own reduction="mean", whose meaning is announced to change.
-    return kl if reduction == "batchmean" else kl / student_logits.shape[1]
+    log_ratio = (teacher_log_probs - student_log_probs).masked_fill(teacher_log_probs == -torch.inf, 0.0)
+    kl = teacher_log_probs.exp() * log_ratio
+    return kl.sum(dim=1).mean() if reduction == "batchmean" else kl.mean()
 
 
 def teacher_logits_of(batch: OuterBatch, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from networks import images_and_labels, student_and_teacher
 from torch import Tensor, nn
 
 from fastadaad import methods
-from fastadaad.outer_minimization import MethodOptions
+from fastadaad.outer_minimization import MethodOptions, kl_mean
 
 NETWORKS = student_and_teacher()
 X_NATURAL, LABELS = images_and_labels(batch_size=6)
@@ -145,3 +145,18 @@ def test_a_missing_teacher_or_missing_labels_are_named():
         methods.get("adaad").outer_loss(student, None, X_NATURAL, X_ADV)
     with pytest.raises(ValueError, match="labels are missing"):
         methods.get("pgd-at").outer_loss(student, teacher, X_NATURAL, X_ADV)
+
+
+def test_a_class_that_both_networks_mask_counts_as_absent():
+    student_logits, teacher_logits = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(3))
+    student_logits[:, 2] = teacher_logits[:, 2] = -torch.inf
+    student_logits.requires_grad_()
+    loss = kl_mean(student_logits, teacher_logits, "batchmean")
+    (gradient,) = torch.autograd.grad(loss, student_logits)
+    kept = [0, 1, 3, 4]
+    without = student_logits.detach()[:, kept].double().requires_grad_()
+    expected = kl(without, teacher_logits[:, kept].double()).mean()
+    (expected_gradient,) = torch.autograd.grad(expected, without)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(gradient[:, kept].double(), expected_gradient, rtol=1e-5, atol=1e-7)
+    assert (gradient[:, 2] == 0).all()
