@@ -48,7 +48,7 @@ def demo_teacher(method: str = "pgd-at") -> RunConfig:
 
 
 def fashion_mnist(method: str = "adaad") -> RunConfig:
-    """5,000 Fashion-MNIST images, a student of 24 k parameters, epsilon 0.1."""
+    """5,000 Fashion-MNIST images, a student of 94 k parameters, epsilon 0.1."""
     threat_model = ThreatModel(epsilon=0.1)
     # AdaAD keeps more natural accuracy than it needs at the radius of the evaluation, and trades it for robustness at
     # a larger one, as in the paper's study of the radius; without clean images in the running statistics likewise.
@@ -59,11 +59,11 @@ def fashion_mnist(method: str = "adaad") -> RunConfig:
         method=method,
         method_options={"clean_statistics": False} if adaad else {},
         data=DataConfig(name="fashion-mnist", num_samples=5000, batch_size=128, flip=True),
-        student=ModelConfig(name="cnn-16", normalize=True),
+        student=ModelConfig(name="cnn-32", normalize=True),
         teacher=ModelConfig(name="cnn-48", checkpoint="shipped:fashion-mnist-teacher"),
         inner=InnerConfig(threat_model=training, step_size=training.epsilon / 5, num_steps=10),
         optim=OptimConfig(
-            epochs=36, learning_rate=0.2, nesterov=True, schedule="one-cycle", warmup=0.25, ema_decay=0.99
+            epochs=26, learning_rate=0.2, nesterov=True, schedule="one-cycle", warmup=0.25, ema_decay=0.99
         ),
         evaluation=EvaluationConfig(threat_model=threat_model, every_epochs=3, restarts=2),
     )
