@@ -1,12 +1,15 @@
 """The shipped teachers are the files their page describes, and as good as it says."""
 
 import hashlib
+import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from safetensors import safe_open
 
 from fastadaad import recipes
 from fastadaad.trainer import build_model, evaluate_on_test_set
@@ -24,6 +27,14 @@ def test_every_shipped_file_is_described():
 @pytest.mark.parametrize("name", ROWS)
 def test_file_has_the_sum_that_its_page_gives(name):
     assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == ROWS[name][1]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_file_was_made_by_the_recipe_as_it_stands(name):
+    with safe_open(FOLDER / name, "pt") as file:
+        made_by = json.loads(file.metadata()["fastadaad"])["config"]
+    recipe = json.loads(json.dumps(asdict(recipes.get(name.removesuffix(".safetensors")))))
+    assert made_by | {"mode": recipe["mode"]} == recipe
 
 
 def test_demo_teacher_is_as_accurate_as_its_page_says():
