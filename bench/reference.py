@@ -32,6 +32,12 @@ def reference_inner_loop(
     return x_adv.detach()
 
 
+def kl_element_mean(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Mean over batch and classes, as their CIFAR-10 program reduces."""
+    student_log_probs, teacher_probs = F.log_softmax(student_logits, dim=1), F.softmax(teacher_logits, dim=1)
+    return F.kl_div(student_log_probs, teacher_probs, reduction="none").mean()
+
+
 def reference_step(
     student: nn.Module,
     teacher: nn.Module,
@@ -51,10 +57,8 @@ def reference_step(
     with torch.no_grad():
         teacher_logits_natural = teacher(x_natural)
         teacher_logits_adv = teacher(x_adv)
-    kl_adv = F.kl_div(F.log_softmax(student_logits_adv, dim=1), F.softmax(teacher_logits_adv, dim=1), reduction="mean")
-    kl_natural = F.kl_div(
-        F.log_softmax(student_logits_natural, dim=1), F.softmax(teacher_logits_natural, dim=1), reduction="mean"
-    )
+    kl_adv = kl_element_mean(student_logits_adv, teacher_logits_adv)
+    kl_natural = kl_element_mean(student_logits_natural, teacher_logits_natural)
     loss = adversarial_weight * kl_adv + (1 - adversarial_weight) * kl_natural
     loss.backward()
     optimizer.step()

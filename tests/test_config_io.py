@@ -55,7 +55,7 @@ def test_overrides_change_what_they_name_and_nothing_else():
         optim=replace(DEMO.optim, epochs=3, learning_rate=0.01),
         teacher=replace(DEMO.teacher, checkpoint="some=file.pt"),
         evaluation=replace(DEMO.evaluation, attacks=("natural", "pgd5")),
-        method_options={"kl_reduction": "mean"},
+        method_options=DEMO.method_options | {"kl_reduction": "mean"},
         early_stop_epochs=4,
         seed=7,
     )
