@@ -1,5 +1,6 @@
 """The inner loop as the methods define it, by autograd through torch's losses: what the engine is compared with."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -55,3 +56,9 @@ def lengths(x: Tensor) -> Tensor:
 def share_equal(x: Tensor, y: Tensor) -> float:
     """Share of the pixels that agree within 1e-6; not all can, where a gradient is within rounding of zero."""
     return ((x - y).abs() <= 1e-6).double().mean().item()
+
+
+def mean_kl(student: nn.Module, teacher: nn.Module, x: Tensor) -> float:
+    """Mean kl(S(x), T(x)), both in eval mode."""
+    with torch.no_grad():
+        return kl_to_teacher(copy.deepcopy(student).eval(), copy.deepcopy(teacher).eval())(x).item() / len(x)
