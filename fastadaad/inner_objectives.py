@@ -52,6 +52,6 @@ def _cross_entropy(logits: Logits, labels: Tensor) -> tuple[Tensor, Logits]:
     return loss, (grad_student_logits,)
 
 
-# kl(S(x_adv), T(x_adv)), differentiated through both: AdaAD, equation 4 of the paper.
+# kl(S(x_adv), T(x_adv)), differentiated through both: AdaAD (CVPR 2023).
 KL_TO_TEACHER = InnerObjective(through_teacher=True, fixed_target=_no_target, logit_gradients=_kl_to_teacher)
 CROSS_ENTROPY = InnerObjective(through_teacher=False, fixed_target=_labels, logit_gradients=_cross_entropy)

@@ -58,7 +58,7 @@ def teacher_logits_of(batch: OuterBatch, x: Tensor) -> Tensor:
 
 
 def adaad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
-    """lambda kl(S(x_adv), T(x_adv)) + (1 - lambda) kl(S(x_natural), T(x_natural)): AdaAD, equation 5 of the paper."""
+    """lambda kl(S(x_adv), T(x_adv)) + (1 - lambda) kl(S(x_natural), T(x_natural)): AdaAD (CVPR 2023)."""
     weight = options.adversarial_weight
     # The clean pass comes first, as in the authors' program: the order decides the running statistics.
     loss = torch.zeros((), device=batch.x_adv.device)

@@ -95,7 +95,7 @@ def cifar10_rn18(method: str = "adaad") -> RunConfig:
     return RunConfig(
         recipe="cifar10-rn18",
         method=method,
-        # The authors' program averages the kl over classes too; see METHODS in the documentation of kl_reduction.
+        # As the authors' CIFAR-10 program: an average over batch and classes.
         method_options={"kl_reduction": "mean"} if method == "adaad" else {},
         data=DataConfig(name="cifar10", batch_size=128, padding=4, flip=True),
         student=ModelConfig(name="resnet18"),
