@@ -43,8 +43,8 @@ def test_demo_teacher_is_as_accurate_as_its_page_says():
     model = build_model(config.teacher, data, torch.device("cpu"))
     results = evaluate_on_test_set(model, config, data, Console(quiet=True), "teacher")
     promised = [float(accuracy) for accuracy in ROWS["demo-teacher.safetensors"][0]]
-    # Two of the 360 images may fall on the other side with another machine's rounding.
-    assert [100 * result.accuracy for result in results] == pytest.approx(promised, abs=200 / 360 + 0.05)
+    # Another processor rounds otherwise, and an attack of 20 signs of gradients may then tip a few of the 360 images.
+    assert [100 * result.accuracy for result in results] == pytest.approx(promised, abs=500 / 360 + 0.05)
 
 
 def test_recipes_find_their_shipped_teachers():
