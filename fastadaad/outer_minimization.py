@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions:
-    """What a method leaves to the user; a method reads only the options its row in methods.py names."""
+    """What a method leaves to the user; a loss reads those it has a use for and ignores the others."""
 
     adversarial_weight: float = 1.0
     """lambda of AdaAD: weight of the kl at x_adv against the kl at x_natural."""

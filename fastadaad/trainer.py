@@ -134,6 +134,7 @@ class Trainer:
         config, state, data = self.config, self.state, self.data
         total_images = config.optim.epochs * len(data.train) * config.data.batch_size
         title = f"{config.recipe} {config.method} seed {config.seed}"
+        self.console.print(f"{title}: {self.distiller.mode} mode on {self.device}")
         with (
             RunLog(self.folder, config) as log,
             image_progress(self.console, title, total_images) as progress,
