@@ -1,0 +1,38 @@
+"""Arguments that several commands have."""
+
+import argparse
+import re
+import time
+from pathlib import Path
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.field=value",
+        help="change settings; train --print-config shows all",
+    )
+
+
+def add_run_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: a new folder in runs/")
+
+
+def new_run_folder(given: str | None, *words: object) -> Path:
+    """The folder of a new run: as given, or runs/<date>_<words>; never one that holds something already."""
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = Path(given) if given else Path("runs", "_".join([stamp, *map(str, words)]))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists already: give another --run-folder, or move it away")
+    return folder
+
+
+def commas(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def seeds(text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of seeds: write them as 0,1")
+    return [int(seed) for seed in text.split(",")]
