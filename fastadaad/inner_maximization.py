@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastadaad import methods, ops
 from fastadaad.config import InnerConfig, Mode, Start, ThreatModel
-from fastadaad.inner_objectives import InnerObjective
+from fastadaad.inner_objectives import InnerObjective, Logits
 
 STEPS = {"linf": ops.linf_step_, "l2": ops.l2_step_}
 
@@ -37,22 +38,26 @@ def frozen(*networks: nn.Module, evaluation: bool = True) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-def pixel_gradient(
-    networks: Sequence[nn.Module], objective: InnerObjective, x_adv: Tensor, target: Tensor | None
-) -> Tensor:
+def logits_at(networks: Sequence[nn.Module], objective: InnerObjective, x_adv: Tensor, target: Any) -> Logits:
+    """The logits that the objective takes, each [B, N]."""
+    logits = tuple(network(x_adv) for network in networks)
+    return logits if objective.surrogate is None else (*logits, objective.surrogate(x_adv, target))
+
+
+def pixel_gradient(networks: Sequence[nn.Module], objective: InnerObjective, x_adv: Tensor, target: Any) -> Tensor:
     """Gradient of the objective's sum with respect to x_adv [B, C, H, W], by one backward pass through each network."""
     x_adv = x_adv.detach().requires_grad_()
-    logits = tuple(network(x_adv) for network in networks)
+    logits = logits_at(networks, objective, x_adv, target)
     _, gradients = objective.logit_gradients(tuple(logit.detach() for logit in logits), target)
     return torch.autograd.grad(logits, x_adv, gradients)[0]
 
 
 def traceable_pixel_gradient(
-    networks: Sequence[nn.Module], objective: InnerObjective, x_adv: Tensor, target: Tensor | None
+    networks: Sequence[nn.Module], objective: InnerObjective, x_adv: Tensor, target: Any
 ) -> Tensor:
     """As pixel_gradient, in the form that torch.compile takes as one graph."""
     # Typed for has_aux=True as well.
-    logits, pull_back = torch.func.vjp(lambda x: tuple(network(x) for network in networks), x_adv)  # type: ignore[misc]
+    logits, pull_back = torch.func.vjp(lambda x: logits_at(networks, objective, x, target), x_adv)  # type: ignore[misc]
     _, gradients = objective.logit_gradients(logits, target)
     (grad_x,) = pull_back(gradients)
     return grad_x
@@ -117,8 +122,7 @@ class InnerMaximizer:
         self.method = methods.get(method) if isinstance(method, str) else method
         self.inner = inner or InnerConfig()
         self.student, self.teacher = student, teacher
-        if self.method.needs_teacher and teacher is None:
-            raise ValueError(f"teacher is None: method {self.method.name} needs one")
+        self.method.require_teacher(teacher)
         through_teacher = self.method.objective.through_teacher
         self._networks = (student, teacher) if through_teacher else (student,)
         self._gradient = self._gradient_function(compile_options or {})
@@ -137,6 +141,7 @@ class InnerMaximizer:
 
         Raises ValueError where the method needs labels [B] and gets None.
         """
+        self.method.require_labels(labels)
         networks = [network for network in (self.student, self.teacher) if network is not None]
         # Whatever grad mode the caller is in, the loop needs its own.
         with (

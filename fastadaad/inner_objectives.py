@@ -23,27 +23,42 @@ class InnerObjective:
     through_teacher: the teacher is evaluated at x_adv too, and the gradient goes through it.
     fixed_target(student, teacher, x_natural, labels): what stays the same in all steps, or None.
     logit_gradients(logits, target): the value [B] and its gradient with respect to each of the logits.
+    surrogate(x_adv, target): further logits [B, N] at x_adv, differentiable, in the teacher's place; None: no such.
     """
 
-    through_teacher: bool
+    through_teacher: bool = False
     fixed_target: Callable[[nn.Module, nn.Module | None, Tensor, Tensor | None], Any]
     logit_gradients: Callable[[Logits, Any], tuple[Tensor, Logits]]
+    surrogate: Callable[[Tensor, Any], Tensor] | None = None
 
 
-def _no_target(student, teacher, x_natural, labels):
+def _nothing(student, teacher, x_natural, labels):
     return None
 
 
-def _kl_to_teacher(logits: Logits, target: None) -> tuple[Tensor, Logits]:
+def _labels(student, teacher, x_natural, labels):
+    return labels
+
+
+def _student_at_natural(student, teacher, x_natural, labels):
+    return student(x_natural)
+
+
+def _teacher_at_natural(student, teacher, x_natural, labels):
+    return teacher(x_natural)
+
+
+def kl_of_both(logits: Logits, target: Any) -> tuple[Tensor, Logits]:
+    """kl of the student's and the teacher's logits at x_adv."""
     student_logits, teacher_logits = logits
     kl, grad_student_logits, grad_teacher_logits = ops.kl_grad(student_logits, teacher_logits)
     return kl, (grad_student_logits, grad_teacher_logits)
 
 
-def _labels(student, teacher, x_natural, labels):
-    if labels is None:
-        raise ValueError("labels are missing: the cross-entropy of this method's inner loop needs them")
-    return labels
+def _kl_to_target(logits: Logits, target: Tensor) -> tuple[Tensor, Logits]:
+    (student_logits,) = logits
+    kl, grad_student_logits, _ = ops.kl_grad(student_logits, target)
+    return kl, (grad_student_logits,)
 
 
 def _cross_entropy(logits: Logits, labels: Tensor) -> tuple[Tensor, Logits]:
@@ -53,5 +68,10 @@ def _cross_entropy(logits: Logits, labels: Tensor) -> tuple[Tensor, Logits]:
 
 
 # kl(S(x_adv), T(x_adv)), differentiated through both: AdaAD (CVPR 2023).
-KL_TO_TEACHER = InnerObjective(through_teacher=True, fixed_target=_no_target, logit_gradients=_kl_to_teacher)
-CROSS_ENTROPY = InnerObjective(through_teacher=False, fixed_target=_labels, logit_gradients=_cross_entropy)
+KL_TO_TEACHER = InnerObjective(through_teacher=True, fixed_target=_nothing, logit_gradients=kl_of_both)
+# kl(S(x_adv), T(x_natural)): RSLAD (Zi et al., 2021).
+KL_TO_TEACHER_AT_NATURAL = InnerObjective(fixed_target=_teacher_at_natural, logit_gradients=_kl_to_target)
+# kl(S(x_adv), S(x_natural)): TRADES (Zhang et al., 2019).
+KL_TO_STUDENT_AT_NATURAL = InnerObjective(fixed_target=_student_at_natural, logit_gradients=_kl_to_target)
+# CE(S(x_adv), y): PGD-AT (Madry et al., 2018), and the methods that start from it.
+CROSS_ENTROPY = InnerObjective(fixed_target=_labels, logit_gradients=_cross_entropy)

@@ -1,17 +1,35 @@
 """The table of methods: what the inner loop maximises, where it starts, and what the student minimises.
 
-A method is a row. A new one names an inner objective (inner_objectives.py) and an outer loss (outer_minimization.py).
+A method is a row. A new one names an inner objective (inner_objectives.py), an outer loss (outer_minimization.py) and
+the options that the loss reads (method_options.py); docs/methods.md has an example.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from fastadaad.config import Start
-from fastadaad.inner_objectives import CROSS_ENTROPY, KL_TO_TEACHER, InnerObjective
-from fastadaad.outer_minimization import MethodOptions, OuterBatch, adaad_loss, cross_entropy_loss
+from fastadaad.inner_objectives import (
+    CROSS_ENTROPY,
+    KL_TO_STUDENT_AT_NATURAL,
+    KL_TO_TEACHER,
+    KL_TO_TEACHER_AT_NATURAL,
+    InnerObjective,
+)
+from fastadaad.method_options import MethodOptions
+from fastadaad.outer_minimization import (
+    OuterBatch,
+    adaad_loss,
+    adaiad_loss,
+    akd_loss,
+    ard_loss,
+    iad_loss,
+    pgd_at_loss,
+    rslad_loss,
+    trades_loss,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +40,29 @@ class Method:
     objective: InnerObjective
     start: Start
     loss: Callable[[OuterBatch, MethodOptions], Tensor]
-    needs_teacher: bool
+    reads: tuple[str, ...] = ()
+    """The options that the loss reads; it has no others."""
     options: MethodOptions = field(default_factory=MethodOptions)
+    needs_teacher: bool = True
+    needs_labels: bool = True
+
+    def require_teacher(self, teacher: nn.Module | None) -> None:
+        """Raises ValueError where the method needs a teacher and gets None."""
+        if self.needs_teacher and teacher is None:
+            raise ValueError(f"teacher is None: method {self.name} needs one")
+
+    def require_labels(self, labels: Tensor | None) -> None:
+        """Raises ValueError where the method needs labels and gets None."""
+        if self.needs_labels and labels is None:
+            raise ValueError(f"labels are missing: method {self.name} needs them")
+
+    def with_options(self, **options: Any) -> "Method":
+        """The row with options changed. Raises ValueError for one that its loss does not read."""
+        for option in options:
+            if option not in self.reads:
+                known = ", ".join(self.reads) or "none"
+                raise ValueError(f"method {self.name} has no option {option!r}: its options are {known}")
+        return replace(self, options=replace(self.options, **options))
 
     def outer_loss(
         self,
@@ -38,13 +77,17 @@ class Method:
 
         Raises ValueError where the method needs a teacher or labels [B] and gets None.
         """
-        if self.needs_teacher and teacher is None:
-            raise ValueError(f"teacher is None: method {self.name} needs one")
+        self.require_teacher(teacher)
+        self.require_labels(labels)
         batch = OuterBatch(
             student=student, teacher=teacher, x_natural=x_natural, x_adv=x_adv, labels=labels, epoch=epoch
         )
         return self.loss(batch, self.options)
 
+
+_DISTILLATION = ("teacher_weight", "temperature", "kl_reduction", "clean_statistics")
+_INTROSPECTION = (*_DISTILLATION, "introspection_begin", "introspection_power", "introspective_teacher_term")
+_WEIGHTED_KL = ("adversarial_weight", "kl_reduction", "clean_statistics")
 
 METHODS = {
     method.name: method
@@ -54,14 +97,37 @@ METHODS = {
             objective=KL_TO_TEACHER,
             start="gaussian",
             loss=adaad_loss,
-            needs_teacher=True,
+            reads=_WEIGHTED_KL,
+            needs_labels=False,
+        ),
+        Method(name="adaiad", objective=KL_TO_TEACHER, start="gaussian", loss=adaiad_loss, reads=_INTROSPECTION),
+        Method(name="pgd-at", objective=CROSS_ENTROPY, start="uniform", loss=pgd_at_loss, needs_teacher=False),
+        Method(
+            name="trades",
+            objective=KL_TO_STUDENT_AT_NATURAL,
+            start="gaussian",
+            loss=trades_loss,
+            reads=("robustness_weight", "kl_reduction"),
+            needs_teacher=False,
+        ),
+        Method(name="ard", objective=CROSS_ENTROPY, start="uniform", loss=ard_loss, reads=_DISTILLATION),
+        Method(name="iad", objective=CROSS_ENTROPY, start="uniform", loss=iad_loss, reads=_INTROSPECTION),
+        Method(
+            name="rslad",
+            objective=KL_TO_TEACHER_AT_NATURAL,
+            start="gaussian",
+            loss=rslad_loss,
+            reads=_WEIGHTED_KL,
+            options=MethodOptions(adversarial_weight=5 / 6),
+            needs_labels=False,
         ),
         Method(
-            name="pgd-at",
+            name="akd",
             objective=CROSS_ENTROPY,
             start="uniform",
-            loss=cross_entropy_loss,
-            needs_teacher=False,
+            loss=akd_loss,
+            reads=("teacher_weight", "temperature", "kl_reduction"),
+            options=MethodOptions(teacher_weight=0.5),
         ),
     )
 }
@@ -74,9 +140,4 @@ def get(name: str, **options: Any) -> Method:
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
-    method = METHODS[name]
-    known = [field.name for field in fields(method.options)]
-    for option in options:
-        if option not in known:
-            raise ValueError(f"unknown method option {option!r}: choose one of {', '.join(known)}")
-    return replace(method, options=replace(method.options, **options))
+    return METHODS[name].with_options(**options)

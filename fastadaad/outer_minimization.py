@@ -1,29 +1,16 @@
-"""What the student is trained to minimise at x_adv. KL(S, T) = sum_j q_j (log q_j - log p_j), p of S and q of T."""
+"""What the student is trained to minimise at x_adv: one function per loss.
+
+KL(S, T) = sum_j q_j (log q_j - log p_j) per image, p of the student and q of the teacher. A loss runs the student on
+x_natural before x_adv, as the authors' programs do: the order decides the running statistics of batch-norm.
+"""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True, kw_only=True)
-class MethodOptions:
-    """What a method leaves to the user; a loss reads those it has a use for and ignores the others."""
-
-    adversarial_weight: float = 1.0
-    """lambda of AdaAD: weight of the kl at x_adv against the kl at x_natural."""
-    kl_reduction: Literal["batchmean", "mean"] = "batchmean"
-    """mean divides by batch and classes, as the authors' CIFAR-10 program does."""
-    clean_statistics: bool = True
-    """Run the student on x_natural in train mode even where the loss ignores it: batch-norm sees clean images too."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.adversarial_weight <= 1:
-            raise ValueError(f"adversarial_weight is {self.adversarial_weight}: it must lie in [0, 1]")
-        if self.kl_reduction not in ("batchmean", "mean"):
-            raise ValueError(f"kl_reduction is {self.kl_reduction!r}: choose batchmean or mean")
+from fastadaad.method_options import KLReduction, MethodOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +25,28 @@ class OuterBatch:
     epoch: int
 
 
-def kl_mean(student_logits: Tensor, teacher_logits: Tensor, reduction: str) -> Tensor:
-    """kl of two [B, N] logit tensors, averaged as `reduction` says, in fp32; differentiable in both arguments.
+def kl_per_image(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """kl [B] of two [B, N] logit tensors divided by `temperature`, in fp32; differentiable in both.
 
     A class that the teacher masks (-inf) adds nothing, as in ops.kl_grad, where F.kl_div would give NaN.
     """
-    student_log_probs = F.log_softmax(student_logits.float(), dim=1)
-    teacher_log_probs = F.log_softmax(teacher_logits.float(), dim=1)
+    student_log_probs = F.log_softmax(student_logits.float() / temperature, dim=1)
+    teacher_log_probs = F.log_softmax(teacher_logits.float() / temperature, dim=1)
     log_ratio = (teacher_log_probs - student_log_probs).masked_fill(teacher_log_probs == -torch.inf, 0.0)
-    kl = teacher_log_probs.exp() * log_ratio
-    return kl.sum(dim=1).mean() if reduction == "batchmean" else kl.mean()
+    return (teacher_log_probs.exp() * log_ratio).sum(dim=1)
+
+
+def kl_mean(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    reduction: KLReduction,
+    *,
+    temperature: float = 1.0,
+    weight: Tensor | float = 1.0,
+) -> Tensor:
+    """kl_per_image, weighted per image by `weight` [B] and averaged as `reduction` says."""
+    mean = (weight * kl_per_image(student_logits, teacher_logits, temperature)).mean()
+    return mean if reduction == "batchmean" else mean / student_logits.shape[1]
 
 
 def teacher_logits_of(batch: OuterBatch, x: Tensor) -> Tensor:
@@ -57,23 +56,120 @@ def teacher_logits_of(batch: OuterBatch, x: Tensor) -> Tensor:
         return batch.teacher(x)
 
 
-def adaad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
-    """lambda kl(S(x_adv), T(x_adv)) + (1 - lambda) kl(S(x_natural), T(x_natural)): AdaAD (CVPR 2023)."""
-    weight = options.adversarial_weight
-    # The clean pass comes first, as in the authors' program: the order decides the running statistics.
+def labels_of(batch: OuterBatch) -> Tensor:
+    """Labels [B], for methods that need them (Method checks it)."""
+    assert batch.labels is not None
+    return batch.labels
+
+
+def update_clean_statistics(batch: OuterBatch, options: MethodOptions) -> None:
+    """Where the loss has no use for S(x_natural), show x_natural to the student's batch-norm all the same."""
+    if options.clean_statistics:
+        with torch.no_grad():
+            batch.student(batch.x_natural)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), labels)
+
+
+def weighted_kl_loss(batch: OuterBatch, options: MethodOptions, natural_target: Tensor | None) -> Tensor:
+    """lambda kl(S(x_adv), target) + (1 - lambda) kl(S(x_natural), T(x_natural)).
+
+    The target at x_adv is `natural_target`, the teacher's logits at x_natural, or where that is None, at x_adv.
+    """
+    weight, reduction = options.adversarial_weight, options.kl_reduction
     loss = torch.zeros((), device=batch.x_adv.device)
     if weight < 1:
         student_logits = batch.student(batch.x_natural)
-        loss = (1 - weight) * kl_mean(student_logits, teacher_logits_of(batch, batch.x_natural), options.kl_reduction)
-    elif options.clean_statistics:
-        with torch.no_grad():
-            batch.student(batch.x_natural)
+        target = teacher_logits_of(batch, batch.x_natural) if natural_target is None else natural_target
+        loss = (1 - weight) * kl_mean(student_logits, target, reduction)
+    else:
+        update_clean_statistics(batch, options)
     student_logits = batch.student(batch.x_adv)
-    return loss + weight * kl_mean(student_logits, teacher_logits_of(batch, batch.x_adv), options.kl_reduction)
+    target = teacher_logits_of(batch, batch.x_adv) if natural_target is None else natural_target
+    return loss + weight * kl_mean(student_logits, target, reduction)
 
 
-def cross_entropy_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
-    """Cross-entropy of the student at x_adv, averaged over the batch: PGD-AT (Madry et al., 2018)."""
-    if batch.labels is None:
-        raise ValueError("labels are missing: the cross-entropy of this method needs them")
-    return F.cross_entropy(batch.student(batch.x_adv).float(), batch.labels)
+def adaad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """lambda kl(S(x_adv), T(x_adv)) + (1 - lambda) kl(S(x_natural), T(x_natural)): AdaAD (CVPR 2023)."""
+    return weighted_kl_loss(batch, options, natural_target=None)
+
+
+def rslad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """lambda kl(S(x_adv), T(x_natural)) + (1 - lambda) kl(S(x_natural), T(x_natural)): RSLAD (Zi et al., 2021)."""
+    return weighted_kl_loss(batch, options, natural_target=teacher_logits_of(batch, batch.x_natural))
+
+
+def pgd_at_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """CE(S(x_adv), y): PGD-AT (Madry et al., 2018)."""
+    return cross_entropy(batch.student(batch.x_adv), labels_of(batch))
+
+
+def trades_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """CE(S(x_natural), y) + beta kl(S(x_adv), S(x_natural)), gradient through both: TRADES (Zhang et al., 2019)."""
+    natural_logits = batch.student(batch.x_natural)
+    adversarial_logits = batch.student(batch.x_adv)
+    kl = kl_mean(adversarial_logits, natural_logits, options.kl_reduction)
+    return cross_entropy(natural_logits, labels_of(batch)) + options.robustness_weight * kl
+
+
+def distillation_term(
+    student_logits: Tensor, teacher_logits: Tensor, options: MethodOptions, weight: Tensor | float = 1.0
+) -> Tensor:
+    """tau^2 kl of the softened outputs, weighted per image by `weight` [B]."""
+    tau = options.temperature
+    return tau**2 * kl_mean(student_logits, teacher_logits, options.kl_reduction, temperature=tau, weight=weight)
+
+
+def akd_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """a tau^2 kl_tau(S(x_adv), T(x_adv)) + (1 - a) CE(S(x_adv), y): AKD (Maroto et al., 2022)."""
+    a, student_logits = options.teacher_weight, batch.student(batch.x_adv)
+    distillation = distillation_term(student_logits, teacher_logits_of(batch, batch.x_adv), options)
+    return a * distillation + (1 - a) * cross_entropy(student_logits, labels_of(batch))
+
+
+def ard_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """a tau^2 kl_tau(S(x_adv), T(x_natural)) + (1 - a) CE(S(x_natural), y): ARD (Goldblum et al., 2020)."""
+    return _teacher_and_label_loss(batch, options, teacher_logits_of(batch, batch.x_natural))
+
+
+def _teacher_and_label_loss(batch: OuterBatch, options: MethodOptions, teacher_logits: Tensor) -> Tensor:
+    """a tau^2 kl_tau(S(x_adv), T) + (1 - a) CE(S(x_natural), y), with T given as logits [B, N]."""
+    a = options.teacher_weight
+    label_term: Tensor | float = 0.0
+    if a < 1:
+        label_term = (1 - a) * cross_entropy(batch.student(batch.x_natural), labels_of(batch))
+    else:
+        update_clean_statistics(batch, options)
+    return a * distillation_term(batch.student(batch.x_adv), teacher_logits, options) + label_term
+
+
+def iad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """The introspective loss with the teacher at x_natural: IAD (Zhu et al., 2022)."""
+    return _introspective_loss(batch, options, batch.x_natural)
+
+
+def adaiad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """The introspective loss with the teacher at x_adv: AdaIAD (CVPR 2023)."""
+    return _introspective_loss(batch, options, batch.x_adv)
+
+
+def _introspective_loss(batch: OuterBatch, options: MethodOptions, x_teacher: Tensor) -> Tensor:
+    """a tau^2 kl_tau(S(x_adv), T(x_teacher)) [w] + a (1 - w) kl(S(x_adv), S(x_natural)) + (1 - a) CE(S(x_natural), y).
+
+    w [B] = (probability that the teacher gives to y at x_adv)^b; before epoch introspection_begin it is 1.
+    """
+    teacher_logits = teacher_logits_of(batch, x_teacher)
+    if batch.epoch < options.introspection_begin:
+        return _teacher_and_label_loss(batch, options, teacher_logits)
+    teacher_logits_adv = teacher_logits if x_teacher is batch.x_adv else teacher_logits_of(batch, batch.x_adv)
+    a, labels = options.teacher_weight, labels_of(batch)
+    label_probs = F.softmax(teacher_logits_adv.float(), dim=1).gather(1, labels[:, None]).squeeze(1)
+    w = label_probs**options.introspection_power
+    natural_logits, adversarial_logits = batch.student(batch.x_natural), batch.student(batch.x_adv)
+    teacher_term = distillation_term(
+        adversarial_logits, teacher_logits, options, weight=w if options.introspective_teacher_term else 1.0
+    )
+    self_term = kl_mean(adversarial_logits, natural_logits, options.kl_reduction, weight=1 - w)
+    return a * (teacher_term + self_term) + (1 - a) * cross_entropy(natural_logits, labels)

@@ -9,7 +9,8 @@ from networks import images_and_labels, student_and_teacher
 from torch import Tensor, nn
 
 from fastadaad import methods
-from fastadaad.outer_minimization import MethodOptions, kl_mean
+from fastadaad.method_options import MethodOptions
+from fastadaad.outer_minimization import kl_mean
 
 NETWORKS = student_and_teacher()
 X_NATURAL, LABELS = images_and_labels(batch_size=6)

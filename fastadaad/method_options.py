@@ -1,0 +1,48 @@
+"""What the methods leave to the user, in one checked dataclass; each row of methods.py names the fields it reads."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+KLReduction = Literal["batchmean", "mean"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """The defaults are those of most methods; a row of methods.py changes them where its paper does."""
+
+    kl_reduction: KLReduction = "batchmean"
+    """mean divides by batch and classes, as the AdaAD authors' CIFAR-10 program does."""
+    adversarial_weight: float = 1.0
+    """lambda: weight of the kl at x_adv; 1 - lambda is that of the kl at x_natural."""
+    clean_statistics: bool = True
+    """Run the student on x_natural in train mode even where the loss ignores it: batch-norm sees clean images too."""
+    teacher_weight: float = 1.0
+    """a: weight of what the student learns from the teacher and itself; 1 - a is that of the labels."""
+    temperature: float = 30.0
+    """tau of the softmax of both networks in the teacher's term, which is multiplied by tau^2."""
+    robustness_weight: float = 6.0
+    """beta of TRADES: weight of the kl between the student at x_adv and at x_natural."""
+    introspection_begin: int = 60
+    """First epoch in which the student listens to itself where the teacher errs; 60 of the papers' 200."""
+    introspection_power: float = 0.1
+    """b: the teacher is trusted with w = (its probability of the label at x_adv)^b."""
+    introspective_teacher_term: bool = False
+    """Weight the teacher's term by w, as the papers say and their programs do not."""
+
+    def __post_init__(self) -> None:
+        for name in ("adversarial_weight", "teacher_weight"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} is {value}: it must lie in [0, 1]")
+        for name in ("robustness_weight", "introspection_begin", "introspection_power"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} is {value}: it must be 0 or more")
+        _require(self.temperature > 0, f"temperature is {self.temperature}: it must be positive")
+        _require(
+            self.kl_reduction in ("batchmean", "mean"),
+            f"kl_reduction is {self.kl_reduction!r}: choose batchmean or mean",
+        )
