@@ -1,4 +1,4 @@
-"""A recipe's teacher and one student per method and seed: trained, evaluated, in one table and one picture."""
+"""A recipe's teacher and its students, one per architecture, method and seed: trained, attacked, in one table."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,23 +6,54 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastadaad import recipes
+from fastadaad import methods, recipes
+from fastadaad.cells import Cell, finish, locked
+from fastadaad.compare_table import plot_comparison, print_table, summarize, write_csv, write_markdown
 from fastadaad.config import ModelConfig, RunConfig
 from fastadaad.config_io import override
 from fastadaad.evaluation import AttackResult
 from fastadaad.evaluation.plots import plot_curves
-from fastadaad.evaluation.report import print_accuracies, write_results
-from fastadaad.trainer import (
-    Trainer,
-    build_model,
-    build_teacher,
-    evaluate_on_test_set,
-    evaluate_on_validation_split,
-    resolve_device,
-)
-from fastadaad.training_data import training_data
+from fastadaad.models import load_model
+from fastadaad.trainer import Trainer, build_model, evaluate_on_test_set, evaluate_on_validation_split
 
-Row = tuple[str, list[AttackResult]]
+
+def method_names(names: Sequence[str]) -> list[str]:
+    """`names`, or all methods of the table for `all`."""
+    return list(methods.METHODS) if list(names) == ["all"] else list(names)
+
+
+def student_configs(
+    recipe: str, overrides: Sequence[str], names: Sequence[str], students: Sequence[str], seeds: Sequence[int]
+) -> list[RunConfig]:
+    """One configuration per student, method and seed; no `students`: the recipe's own.
+
+    Raises ValueError for whatever does not hold; a mistake must not surface when others have been trained.
+    """
+    if override(recipes.get(recipe), overrides).teacher is None:
+        raise ValueError(f"recipe {recipe} has no teacher to compare with: see fastadaad recipes")
+    configs = [override(recipes.get(recipe, method=name), overrides) for name in method_names(names)]
+    for student in students:
+        load_model(student)
+    return [
+        replace(config, student=replace(config.student, name=student or config.student.name), seed=seed)
+        for student in students or ("",)
+        for config in configs
+        for seed in seeds
+    ]
+
+
+def comparison_cells(configs: Sequence[RunConfig], folder: Path, console: Console, from_scratch: bool) -> list[Cell]:
+    """The teacher's cell and one per configuration; all students have the first configuration's teacher.
+
+    `from_scratch` trains that teacher first.
+    """
+    config = configs[0]
+    assert config.teacher is not None
+    teacher = train_teacher(config, folder, console) if from_scratch else config.teacher
+    return [
+        Cell(replace(config, teacher=teacher), folder, teacher=True),
+        *(Cell(replace(config, teacher=teacher), folder) for config in configs),
+    ]
 
 
 def compare(
@@ -30,42 +61,39 @@ def compare(
     overrides: Sequence[str],
     *,
     folder: Path,
-    method_names: Sequence[str],
-    seeds: Sequence[int],
-    from_scratch: bool,
+    names: Sequence[str],
+    students: Sequence[str] = (),
+    seeds: Sequence[int] = (0,),
+    from_scratch: bool = False,
     console: Console,
-) -> list[Row]:
-    """Train and evaluate; writes results.csv and curves.png to `folder`, and each run to a folder of its own in it.
+) -> list[Cell]:
+    """Finish all cells, in `folder`/cells, then write results.csv, table.md, table.png and curves.png to `folder`.
 
     `from_scratch` trains the recipe's teacher first (recipe `<recipe>-teacher`) and uses it in place of the recipe's.
-    Returns the rows of the table, the teacher's first.
+    Returns the cells, the teacher's first.
     """
-    config = override(recipes.get(recipe), overrides)
-    if config.teacher is None:
-        raise ValueError(f"recipe {recipe} has no teacher to compare with: see fastadaad recipes")
-    # All of them first: a mistake in one must not surface when the others have been trained.
-    students = [
-        replace(override(recipes.get(recipe, method=name), overrides), seed=seed)
-        for name in method_names
-        for seed in seeds
-    ]
-    teacher = train_teacher(config, folder / "teacher", console) if from_scratch else config.teacher
-    device = resolve_device(config.device)
-    data = training_data(config, device)
-    teacher_model = build_teacher(teacher, data, device)
-    rows = [("teacher", evaluate_on_test_set(teacher_model, config, data, console, "teacher"))]
+    configs = student_configs(recipe, overrides, names, students, seeds)
+    teacher, *rest = cells = comparison_cells(configs, folder / "cells", console, from_scratch)
+    teacher_model, teacher_data = teacher.load()  # before any training: are its weights there, and do they fit?
+    finish(cells, console)
+    summaries = summarize(cells)
+    write_csv(folder / "results.csv", cells)
+    write_markdown(folder / "table.md", summaries)
+    plot_comparison(folder / "table.png", summaries, title=f"recipe {recipe}")
+    validation = evaluate_on_validation_split(teacher_model, teacher.config, teacher_data)
+    plot_curves(folder / "curves.png", _runs(rest), validation, title=f"recipe {recipe}")
+    print_table(console, summaries)
+    return cells
+
+
+def _runs(cells: Sequence[Cell]) -> dict[str, list[Path]]:
+    """Run folders by what tells one curve from another: the method, and the student where there are several."""
+    several = len({cell.config.student.name for cell in cells}) > 1
     runs: dict[str, list[Path]] = {}
-    for student in students:
-        row_name = f"{student.method} seed {student.seed}"
-        run_folder = folder / f"{student.method}-seed{student.seed}"
-        rows.append((row_name, train_and_evaluate(replace(student, teacher=teacher), run_folder, console, row_name)))
-        runs.setdefault(student.method, []).append(run_folder)
-    write_results(folder / "results.csv", rows)
-    plot_curves(
-        folder / "curves.png", runs, evaluate_on_validation_split(teacher_model, config, data), f"recipe {recipe}"
-    )
-    print_accuracies(console, rows)
-    return rows
+    for cell in cells:
+        name = f"{cell.config.student.name} {cell.config.method}" if several else cell.config.method
+        runs.setdefault(name, []).append(cell.folder)
+    return runs
 
 
 def train_teacher(config: RunConfig, folder: Path, console: Console) -> ModelConfig:
@@ -73,8 +101,12 @@ def train_teacher(config: RunConfig, folder: Path, console: Console) -> ModelCon
     assert config.teacher is not None
     recipe = recipes.get(f"{config.recipe}-teacher")
     data = replace(recipe.data, root=config.data.root, download=config.data.download)
-    Trainer(replace(recipe, data=data, device=config.device), folder, console).train()
-    return replace(config.teacher, checkpoint=str(folder / "best.safetensors"))
+    cell = Cell(replace(recipe, data=data, device=config.device), folder)
+    with locked(cell.folder) as own:
+        if not own:
+            raise ValueError(f"{cell.folder} is being trained by another process: start again when it has ended")
+        cell.train(console)
+    return replace(config.teacher, checkpoint=str(cell.folder / "best.safetensors"))
 
 
 def train_and_evaluate(config: RunConfig, folder: Path, console: Console, title: str) -> list[AttackResult]:

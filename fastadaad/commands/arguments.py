@@ -1,6 +1,7 @@
 """Arguments that several commands have."""
 
 import argparse
+import json
 import re
 import time
 from pathlib import Path
@@ -13,6 +14,28 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         metavar="section.field=value",
         help="change settings; train --print-config shows all",
     )
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """The recipe, as the first word or by its name; see recipe_and_overrides."""
+    parser.add_argument("first", nargs="?", metavar="RECIPE", help="see fastadaad recipes")
+    parser.add_argument("--recipe", metavar="RECIPE", help="the same by name")
+
+
+def recipe_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]]:
+    """What add_recipe, add_overrides and --attacks ask for.
+
+    Raises ValueError where no recipe is named.
+    """
+    overrides = list(arguments.overrides)
+    if arguments.attacks:
+        overrides.append(f"evaluation.attacks={json.dumps(commas(arguments.attacks))}")
+    if arguments.recipe is None and arguments.first is None:
+        raise ValueError("no recipe is named: see fastadaad recipes")
+    if arguments.recipe is None:
+        return arguments.first, overrides
+    # With --recipe the first word is an override too.
+    return arguments.recipe, [*([arguments.first] if arguments.first else []), *overrides]
 
 
 def add_run_folder(parser: argparse.ArgumentParser) -> None:

@@ -1,36 +1,41 @@
-"""Train and evaluate several methods beside the recipe's teacher."""
+"""Train and evaluate students by several methods beside the recipe's teacher; finished parts are kept and reused."""
 
 import argparse
+from pathlib import Path
 
 from rich.console import Console
 
-from fastadaad.commands.arguments import add_overrides, add_run_folder, commas, new_run_folder, seeds
+from fastadaad.commands.arguments import add_overrides, add_recipe, commas, recipe_and_overrides, seeds
 
-EXAMPLE = "fastadaad compare fashion-mnist --seeds 0,1"
+EXAMPLE = "fastadaad compare fashion-mnist --methods all --seeds 0,1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="see fastadaad recipes")
+    add_recipe(parser)
     add_overrides(parser)
-    parser.add_argument("--methods", default="pgd-at,adaad", metavar="LIST", help="default: %(default)s")
+    parser.add_argument("--methods", default="pgd-at,adaad", metavar="LIST", help="or all; default: %(default)s")
+    parser.add_argument("--students", default="", metavar="LIST", help="networks; default: the recipe's")
     parser.add_argument("--seeds", type=seeds, default="0", metavar="LIST", help="default: %(default)s")
+    parser.add_argument("--attacks", default="", metavar="LIST", help="default: the recipe's")
     parser.add_argument("--from-scratch", action="store_true", help="train the teacher first")
-    add_run_folder(parser)
+    parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: runs/compare-RECIPE")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     from fastadaad.compare import compare
     from fastadaad.doctor import summarize_ops
 
-    folder = new_run_folder(arguments.run_folder, arguments.recipe, "compare")
+    recipe, overrides = recipe_and_overrides(arguments)
+    folder = Path(arguments.run_folder or f"runs/compare-{recipe}")
     console.print(summarize_ops())
     compare(
-        arguments.recipe,
-        arguments.overrides,
+        recipe,
+        overrides,
         folder=folder,
-        method_names=commas(arguments.methods),
+        names=commas(arguments.methods),
+        students=commas(arguments.students),
         seeds=arguments.seeds,
         from_scratch=arguments.from_scratch,
         console=console,
     )
-    console.print(f"curves: {folder / 'curves.png'}\nrun folder: {folder}")
+    console.print(f"table: {folder / 'table.md'}\npictures: {folder / 'table.png'}, {folder / 'curves.png'}")

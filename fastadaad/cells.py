@@ -1,0 +1,193 @@
+"""A cell of a comparison: one student, trained and attacked, kept in a folder named by what it depends on.
+
+A finished training and each finished attack is a file that is written in one piece, so a comparison that was killed
+goes on where it stopped. A cell that another process is working on is locked; the lock ends with its process.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from torch import nn
+
+from fastadaad import methods
+from fastadaad.checkpoint import write_atomically
+from fastadaad.config import EvaluationConfig, ModelConfig, RunConfig
+from fastadaad.evaluation import AttackResult, evaluate
+from fastadaad.progress import image_progress
+from fastadaad.trainer import Trainer, build_model, build_teacher, resolve_device
+from fastadaad.training_data import TrainingData, training_data
+from fastadaad.weights import checkpoint_path
+
+# Seconds between two looks at the cells that other processes work on.
+POLL_S = 2.0
+
+# What changes neither the weights of a run nor which epoch is its best.
+_IRRELEVANT = {
+    "data": ("root", "download"),
+    "evaluation": ("attacks", "restarts", "batch_size", "num_images"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What training.json of a finished cell says."""
+
+    best_epoch: int
+    images_per_s: float
+    seconds: float
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _sha256(checkpoint: str | None) -> str | None:
+    return None if checkpoint is None else hashlib.sha256(checkpoint_path(checkpoint).read_bytes()).hexdigest()
+
+
+def training_facts(config: RunConfig) -> dict:
+    """All that the weights of a run depend on, the teacher's by its contents."""
+    facts = asdict(config)
+    del facts["log_every"]
+    for section, names in _IRRELEVANT.items():
+        for name in names:
+            del facts[section][name]
+    if config.teacher is not None:
+        facts["teacher"]["checkpoint"] = _sha256(config.teacher.checkpoint)
+    return facts
+
+
+class Cell:
+    """The student of `config`, or with `teacher` its teacher, which is attacked but not trained."""
+
+    def __init__(self, config: RunConfig, folder: Path, *, teacher: bool = False) -> None:
+        if not teacher and not methods.get(config.method).needs_teacher:
+            config = replace(config, teacher=None)  # another teacher would not make another student
+        self.config, self.is_teacher = config, teacher
+        if teacher:
+            assert config.teacher is not None
+            self.name = "teacher"
+            facts: object = [config.teacher.name, _sha256(config.teacher.checkpoint), config.data.name]
+        else:
+            self.name = f"{config.student.name} {config.method} seed {config.seed}"
+            facts = training_facts(config)
+        self.folder = folder / f"{self.name.replace(' ', '_').replace('/', '-')}_{_digest(facts)}"
+
+    @property
+    def student_and_method(self) -> tuple[str, str]:
+        """The line of the table that the cell belongs to; the teacher has a line of its own."""
+        if self.is_teacher:
+            assert self.config.teacher is not None
+            return self.config.teacher.name, "teacher"
+        return self.config.student.name, self.config.method
+
+    @property
+    def training(self) -> Training | None:
+        """None where the cell has not been trained to the end."""
+        path = self.folder / "training.json"
+        return Training(**json.loads(path.read_text())) if path.exists() else None
+
+    def result(self, attack: str) -> AttackResult | None:
+        """None where the attack has not run to the end."""
+        path = self._result_path(attack)
+        return AttackResult(**json.loads(path.read_text())) if path.exists() else None
+
+    @property
+    def results(self) -> list[AttackResult]:
+        """Those of all attacks of the configuration; the cell is finished."""
+        results = [self.result(attack) for attack in self.config.evaluation.attacks]
+        return [result for result in results if result is not None]
+
+    @property
+    def is_finished(self) -> bool:
+        trained = self.is_teacher or self.training is not None
+        return trained and len(self.results) == len(self.config.evaluation.attacks)
+
+    def train(self, console: Console) -> None:
+        """Train to the end, unless that was done before or the cell is a teacher's."""
+        if self.is_teacher or self.training is not None:
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)  # what a killed process left of it
+        result = Trainer(self.config, self.folder, console).train()
+        training = Training(best_epoch=result.best_epoch, images_per_s=result.images_per_s, seconds=result.seconds)
+        write_atomically(self.folder / "training.json", json.dumps(asdict(training)).encode())
+
+    def attack(self, console: Console) -> None:
+        """Run the attacks of the configuration that have not been run."""
+        missing = [attack for attack in self.config.evaluation.attacks if self.result(attack) is None]
+        if missing:
+            model, data = self.load()
+            for attack in missing:
+                self._attack(model, data, attack, console)
+
+    def load(self) -> tuple[nn.Module, TrainingData]:
+        """The network, the student of the best epoch or the teacher, and its data."""
+        config, device = self.config, resolve_device(self.config.device)
+        data = training_data(config, device)
+        if self.is_teacher:
+            assert config.teacher is not None
+            return build_teacher(config.teacher, data, device), data
+        best = ModelConfig(name=config.student.name, checkpoint=str(self.folder / "best.safetensors"))
+        return build_model(best, data, device), data
+
+    def _attack(self, model: nn.Module, data: TrainingData, attack: str, console: Console) -> None:
+        evaluation, path = self.config.evaluation, self._result_path(attack)
+        with image_progress(console, f"{self.name} {attack}", len(data.test.labels)) as progress:
+            (result,) = evaluate(
+                model,
+                partial(data.test.epoch, 0),
+                (attack,),
+                threat_model=evaluation.threat_model,
+                restarts=evaluation.restarts,
+                seed=self.config.seed,
+                progress=lambda attack, num_images: progress.advance(num_images),
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(asdict(result)).encode())
+
+    def _result_path(self, attack: str) -> Path:
+        evaluation: EvaluationConfig = self.config.evaluation
+        facts = [
+            asdict(evaluation.threat_model), evaluation.restarts, evaluation.num_images,
+            evaluation.batch_size, self.config.seed,
+        ]  # fmt: skip
+        return self.folder / "attacks" / f"{attack}_{_digest(facts)}.json"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Whether this process got the cell's folder to itself; another one that asks meanwhile does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / f"{folder.name}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def finish(cells: Iterable[Cell], console: Console) -> None:
+    """Train and attack what is missing; what another process has begun is left to it and waited for."""
+    pending = [cell for cell in cells if not cell.is_finished]
+    while pending:
+        elsewhere = []
+        for cell in pending:
+            with locked(cell.folder) as own:
+                if own:
+                    cell.train(console)
+                    cell.attack(console)
+                else:
+                    elsewhere.append(cell)
+        if len(elsewhere) == len(pending):
+            time.sleep(POLL_S)
+        pending = elsewhere
