@@ -67,28 +67,23 @@ def training_facts(config: RunConfig) -> dict:
 
 
 class Cell:
-    """The student of `config`, or with `teacher` its teacher, which is attacked but not trained."""
+    """The student of `config`, or with `is_teacher` its teacher, which is attacked but not trained.
 
-    def __init__(self, config: RunConfig, folder: Path, *, teacher: bool = False) -> None:
-        if not teacher and not methods.get(config.method).needs_teacher:
+    `label` is what the method's column of the table says.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, *, label: str, is_teacher: bool = False) -> None:
+        if not is_teacher and not methods.get(config.method).needs_teacher:
             config = replace(config, teacher=None)  # another teacher would not make another student
-        self.config, self.is_teacher = config, teacher
-        if teacher:
+        self.config, self.label, self.is_teacher = config, label, is_teacher
+        if is_teacher:
             assert config.teacher is not None
-            self.name = "teacher"
+            self.network, self.name = config.teacher.name, "teacher"
             facts: object = [config.teacher.name, _sha256(config.teacher.checkpoint), config.data.name]
         else:
-            self.name = f"{config.student.name} {config.method} seed {config.seed}"
+            self.network, self.name = config.student.name, f"{config.student.name} {config.method} seed {config.seed}"
             facts = training_facts(config)
         self.folder = folder / f"{self.name.replace(' ', '_').replace('/', '-')}_{_digest(facts)}"
-
-    @property
-    def student_and_method(self) -> tuple[str, str]:
-        """The line of the table that the cell belongs to; the teacher has a line of its own."""
-        if self.is_teacher:
-            assert self.config.teacher is not None
-            return self.config.teacher.name, "teacher"
-        return self.config.student.name, self.config.method
 
     @property
     def training(self) -> Training | None:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-COMMANDS = ("train", "evaluate", "compare", "recipes", "doctor")
+COMMANDS = ("train", "evaluate", "compare", "sweep-epsilon", "recipes", "doctor")
 
 
 class _Parser(argparse.ArgumentParser):

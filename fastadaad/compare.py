@@ -1,6 +1,6 @@
 """A recipe's teacher and its students, one per architecture, method and seed: trained, attacked, in one table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,17 +42,24 @@ def student_configs(
     ]
 
 
-def comparison_cells(configs: Sequence[RunConfig], folder: Path, console: Console, from_scratch: bool) -> list[Cell]:
-    """The teacher's cell and one per configuration; all students have the first configuration's teacher.
+def comparison_cells(
+    configs: Sequence[RunConfig],
+    folder: Path,
+    console: Console,
+    *,
+    from_scratch: bool = False,
+    label: Callable[[RunConfig], str] = lambda config: config.method,
+) -> list[Cell]:
+    """The teacher's cell and one per configuration, in `folder`; all have the first configuration's teacher.
 
-    `from_scratch` trains that teacher first.
+    `from_scratch` trains that teacher first; `label` is what the method's column of the table says.
     """
     config = configs[0]
     assert config.teacher is not None
     teacher = train_teacher(config, folder, console) if from_scratch else config.teacher
     return [
-        Cell(replace(config, teacher=teacher), folder, teacher=True),
-        *(Cell(replace(config, teacher=teacher), folder) for config in configs),
+        Cell(replace(config, teacher=teacher), folder, label="teacher", is_teacher=True),
+        *(Cell(replace(config, teacher=teacher), folder, label=label(config)) for config in configs),
     ]
 
 
@@ -73,7 +80,7 @@ def compare(
     Returns the cells, the teacher's first.
     """
     configs = student_configs(recipe, overrides, names, students, seeds)
-    teacher, *rest = cells = comparison_cells(configs, folder / "cells", console, from_scratch)
+    teacher, *rest = cells = comparison_cells(configs, folder / "cells", console, from_scratch=from_scratch)
     teacher_model, teacher_data = teacher.load()  # before any training: are its weights there, and do they fit?
     finish(cells, console)
     summaries = summarize(cells)
@@ -101,7 +108,7 @@ def train_teacher(config: RunConfig, folder: Path, console: Console) -> ModelCon
     assert config.teacher is not None
     recipe = recipes.get(f"{config.recipe}-teacher")
     data = replace(recipe.data, root=config.data.root, download=config.data.download)
-    cell = Cell(replace(recipe, data=data, device=config.device), folder)
+    cell = Cell(replace(recipe, data=data, device=config.device), folder, label=recipe.recipe)
     with locked(cell.folder) as own:
         if not own:
             raise ValueError(f"{cell.folder} is being trained by another process: start again when it has ended")

@@ -22,9 +22,9 @@ class Summary:
     """One line of the table: a student and a method over its seeds, or the teacher."""
 
     student: str
-    """Name of the network; of the teacher's line, the teacher's."""
+    """Name of the network, also on the teacher's line."""
     method: str
-    """teacher on the teacher's line."""
+    """The label of the cells."""
     results: tuple[tuple[AttackResult, ...], ...]
     """For each attack the results of all seeds."""
     train_seconds: float | None
@@ -42,7 +42,7 @@ def summarize(cells: Iterable[Cell]) -> list[Summary]:
     """One summary per student and method, in the order of the cells."""
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(cell.student_and_method, []).append(cell)
+        groups.setdefault((cell.network, cell.label), []).append(cell)
     return [_summary(student, method, group) for (student, method), group in groups.items()]
 
 
@@ -139,12 +139,12 @@ def result_rows(cells: Iterable[Cell]) -> list[dict[str, object]]:
     """One row per cell and attack."""
     rows = []
     for cell in cells:
-        student, method = cell.student_and_method
         training = {} if cell.training is None else asdict(cell.training)
         facts = {
-            "student": student,
-            "method": method,
+            "student": cell.network,
+            "method": cell.label,
             "seed": cell.config.seed,
+            "train_epsilon": "" if cell.is_teacher else cell.config.inner.threat_model.epsilon,
             "best_epoch": training.get("best_epoch", ""),
             "train_images_per_s": training.get("images_per_s", ""),
             "train_seconds": training.get("seconds", ""),

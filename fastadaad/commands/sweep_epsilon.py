@@ -1,0 +1,41 @@
+"""Train AdaAD students at growing radii and measure all at the recipe's: the trade of accuracy for robustness."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from fastadaad.commands.arguments import add_overrides, add_recipe, commas, recipe_and_overrides, seeds
+
+EXAMPLE = "fastadaad sweep-epsilon fashion-mnist-small --epsilons 0.05,0.1,0.15"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser)
+    add_overrides(parser)
+    parser.add_argument("--epsilons", required=True, metavar="LIST", help="training radii: 4/255,8/255 or 0.05,0.1")
+    parser.add_argument("--method", default="adaad", help="default: %(default)s")
+    parser.add_argument("--seeds", type=seeds, default="0", metavar="LIST", help="default: %(default)s")
+    parser.add_argument("--attacks", default="", metavar="LIST", help="default: the recipe's")
+    parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: runs/sweep-epsilon-RECIPE")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    from fastadaad.sweep_epsilon import sweep_epsilon
+    from fastadaad.units import parse_pixels
+
+    recipe, overrides = recipe_and_overrides(arguments)
+    epsilons = sorted({parse_pixels(text) for text in commas(arguments.epsilons)})
+    if not epsilons:
+        raise ValueError("--epsilons is empty: give radii such as 4/255,8/255")
+    folder = Path(arguments.run_folder or f"runs/sweep-epsilon-{recipe}")
+    sweep_epsilon(
+        recipe,
+        overrides,
+        epsilons,
+        folder=folder,
+        method=arguments.method,
+        seeds=arguments.seeds,
+        console=console,
+    )
+    console.print(f"table: {folder / 'table.md'}\npicture: {folder / 'epsilon.png'}")
