@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments, with overrides anywhere on the line."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -49,7 +49,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
-    arguments = _parse(argv)
+    arguments = parse(argv)
     try:
         arguments.run(arguments, Console())
     except (ValueError, OSError) as error:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from tiny_runs import save_teacher, tiny_run
 
-from fastadaad import cli, recipes
+from fastadaad import cli, methods, recipes
 from fastadaad import compare as compare_module
 from fastadaad.config_io import read_config
 
-COMMANDS = ("train", "evaluate", "compare", "recipes", "doctor")
+COMMANDS = cli.COMMANDS
 
 
 @pytest.fixture(autouse=True)
@@ -92,27 +92,59 @@ def test_print_config_shows_the_settings_and_trains_nothing(run, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_compare_trains_each_method_and_seed_beside_the_teacher(run):
-    code, out, err = run("compare", "tiny", "--seeds", "0,1", "--run-folder", "all", "optim.epochs=1")
+def table_lines(path) -> list[tuple[str, ...]]:
+    with open(path, newline="") as file:
+        return [(row["student"], row["method"], row["seed"], row["attack"]) for row in csv.DictReader(file)]
+
+
+def test_compare_trains_each_student_method_and_seed_beside_the_teacher(run):
+    words = ("--students", "cnn-2-s1,cnn-4-s1", "--methods", "pgd-at,adaad", "--seeds", "0,1", "--run-folder", "all")
+    code, out, err = run("compare", "tiny", *words, "optim.epochs=1", "--attacks", "natural,fgsm")
     assert (code, err) == (0, "")
-    rows = accuracies("all/results.csv")
-    names = ["teacher", "pgd-at seed 0", "pgd-at seed 1", "adaad seed 0", "adaad seed 1"]
-    assert [row[:2] for row in rows] == [(name, attack) for name in names for attack in ("natural", "pgd2")]
-    assert all(name in out for name in names)
-    assert Path("all/curves.png").read_bytes().startswith(b"\x89PNG")
-    for name in names[1:]:
-        folder = name.replace(" seed ", "-seed")
-        config = read_config(Path("all", folder, "config.json"))
-        assert (f"{config.method} seed {config.seed}", config.optim.epochs) == (name, 1)
+    lines = [("cnn-6-s1", "teacher", "0")]
+    for student in ("cnn-2-s1", "cnn-4-s1"):
+        lines += [(student, method, seed) for method in ("pgd-at", "adaad") for seed in "01"]
+    assert table_lines("all/results.csv") == [(*line, attack) for line in lines for attack in ("natural", "fgsm")]
+    assert "over 2 seeds" in out
+    for picture in ("curves.png", "table.png"):
+        assert Path("all", picture).read_bytes().startswith(b"\x89PNG")
+    for path in Path("all/cells").glob("cnn-*/config.json"):
+        config = read_config(path)
+        assert path.parent.name.startswith(f"{config.student.name}_{config.method}_seed_{config.seed}_")
+        assert config.optim.epochs == 1
 
 
 def test_compare_from_scratch_trains_the_teacher_and_distils_from_it(run):
     options = ("--methods", "adaad", "--from-scratch", "--run-folder", "all")
     overrides = ("optim.epochs=1", "teacher.checkpoint=null")
     assert run("compare", "tiny", *options, *overrides)[0] == 0
-    assert read_config(Path("all/teacher/config.json")).recipe == "tiny-teacher"
-    student = read_config(Path("all/adaad-seed0/config.json"))
-    assert student.teacher.checkpoint == "all/teacher/best.safetensors"
+    (student,) = (read_config(path) for path in Path("all/cells").glob("*_adaad_*/config.json"))
+    teacher = Path(student.teacher.checkpoint)
+    assert teacher.name == "best.safetensors"
+    assert read_config(teacher.parent / "config.json").recipe == "tiny-teacher"
+
+
+def test_compare_takes_the_recipe_by_name_and_all_methods(run):
+    words = ("--recipe", "tiny", "--methods", "all", "--run-folder", "all", "optim.epochs=1", "--attacks", "natural")
+    assert run("compare", *words)[0] == 0
+    assert [line[1] for line in table_lines("all/results.csv")] == ["teacher", *methods.METHODS]
+
+
+def test_sweep_epsilon_trains_at_each_radius_and_measures_at_one(run):
+    words = ("--epsilons", "0.2,10/255", "--run-folder", "all", "optim.epochs=1", "--attacks", "natural,fgsm")
+    code, _, err = run("sweep-epsilon", "tiny", *words)
+    assert (code, err) == (0, "")
+    configs = [read_config(path) for path in Path("all/cells").glob("*/config.json")]
+    inner = sorted((config.inner.threat_model.epsilon, config.inner.step_size) for config in configs)
+    assert inner == [(10 / 255, pytest.approx(5 / 255)), (0.2, pytest.approx(0.1))]  # tiny: half the radius
+    with open("all/results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["epsilon"]) for row in rows if row["attack"] == "fgsm"] == [
+        ("teacher", "0.1"),
+        ("adaad at 0.0392157", "0.1"),
+        ("adaad at 0.2", "0.1"),
+    ]
+    assert Path("all/epsilon.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_recipes_lists_all(run):
@@ -162,6 +194,11 @@ MISTAKES = [
     (["evaluate", "teacher.safetensors", "--recipe", "tiny"], "does not fit SmallCNN"),
     (["compare", "demo-teacher"], "recipe demo-teacher has no teacher to compare with"),
     (["compare", "tiny", "--methods", "pgd-at,adad"], "unknown method 'adad'"),
+    (["compare"], "no recipe is named"),
+    (["compare", "tiny", "--students", "cnn-4-s1,resnet19"], "did you mean resnet18"),
+    (["sweep-epsilon", "tiny"], "required: --epsilons"),
+    (["sweep-epsilon", "tiny", "--epsilons", "8"], "8/255"),
+    (["sweep-epsilon", "tiny", "--epsilons", "0.1,x"], "'x' is not a radius in pixel units"),
     (["compare", "tiny", "--seeds", "a"], "'a' is not a list of seeds: write them as 0,1"),
     (["compare", "tiny", "teacher.checkpoint=null"], "teacher cnn-6-s1 has no weights"),
 ]
@@ -189,7 +226,7 @@ def test_an_interrupted_command_ends_with_exit_code_130(run, monkeypatch):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_module, "train_and_evaluate", interrupt)
+    monkeypatch.setattr(compare_module, "Trainer", interrupt)
     code, _, err = run("train", "tiny")
     assert code == 130
     assert err.count("\n") == 1
@@ -213,7 +250,7 @@ def test_the_examples_of_the_help_are_commands_that_parse(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     for name in COMMANDS:
         example = run(name, "--help")[1].split("example: fastadaad ")[1]
-        assert cli._parse(example.split()).command == name
+        assert cli.parse(example.split()).command == name
 
 
 def test_the_module_is_the_command():

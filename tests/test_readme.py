@@ -25,7 +25,7 @@ def test_python_example_runs(example, capsys):
 @pytest.mark.parametrize("line", re.findall(r"^    fastadaad (train|compare) (\S+)(.*)$", README, flags=re.MULTILINE))
 def test_command_line_example_parses(line):
     command, recipe, rest = line
-    arguments = cli._parse([command, recipe, *rest.split()])
+    arguments = cli.parse([command, recipe, *rest.split()])
     recipes.get(arguments.recipe)
 
 

@@ -18,8 +18,8 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """The recipe, as the first word or by its name; see recipe_and_overrides."""
-    parser.add_argument("first", nargs="?", metavar="RECIPE", help="see fastadaad recipes")
-    parser.add_argument("--recipe", metavar="RECIPE", help="the same by name")
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="see fastadaad recipes")
+    parser.add_argument("--recipe", dest="recipe_by_name", metavar="RECIPE", help="the same by name")
 
 
 def recipe_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]]:
@@ -30,12 +30,12 @@ def recipe_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]]
     overrides = list(arguments.overrides)
     if arguments.attacks:
         overrides.append(f"evaluation.attacks={json.dumps(commas(arguments.attacks))}")
-    if arguments.recipe is None and arguments.first is None:
-        raise ValueError("no recipe is named: see fastadaad recipes")
+    if arguments.recipe_by_name is not None:
+        # Then the first word, if there is one, is an override too.
+        return arguments.recipe_by_name, [*filter(None, [arguments.recipe]), *overrides]
     if arguments.recipe is None:
-        return arguments.first, overrides
-    # With --recipe the first word is an override too.
-    return arguments.recipe, [*([arguments.first] if arguments.first else []), *overrides]
+        raise ValueError("no recipe is named: see fastadaad recipes")
+    return arguments.recipe, overrides
 
 
 def add_run_folder(parser: argparse.ArgumentParser) -> None:

@@ -2,10 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from fastadaad.commands.arguments import add_overrides, add_recipe, commas, recipe_and_overrides, seeds
+
+if TYPE_CHECKING:
+    from fastadaad.cells import Cell
 
 EXAMPLE = "fastadaad compare fashion-mnist --methods all --seeds 0,1"
 
@@ -21,14 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: runs/compare-RECIPE")
 
 
-def run(arguments: argparse.Namespace, console: Console) -> None:
+def run(arguments: argparse.Namespace, console: Console) -> "list[Cell]":
+    """Returns the cells, the teacher's first."""
     from fastadaad.compare import compare
     from fastadaad.doctor import summarize_ops
 
     recipe, overrides = recipe_and_overrides(arguments)
     folder = Path(arguments.run_folder or f"runs/compare-{recipe}")
     console.print(summarize_ops())
-    compare(
+    cells = compare(
         recipe,
         overrides,
         folder=folder,
@@ -39,3 +44,4 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         console=console,
     )
     console.print(f"table: {folder / 'table.md'}\npictures: {folder / 'table.png'}, {folder / 'curves.png'}")
+    return cells

@@ -2,10 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from fastadaad.commands.arguments import add_overrides, add_recipe, commas, recipe_and_overrides, seeds
+
+if TYPE_CHECKING:
+    from fastadaad.cells import Cell
 
 EXAMPLE = "fastadaad sweep-epsilon fashion-mnist-small --epsilons 0.05,0.1,0.15"
 
@@ -20,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: runs/sweep-epsilon-RECIPE")
 
 
-def run(arguments: argparse.Namespace, console: Console) -> None:
+def run(arguments: argparse.Namespace, console: Console) -> "list[Cell]":
+    """Returns the cells, the teacher's first."""
     from fastadaad.sweep_epsilon import sweep_epsilon
     from fastadaad.units import parse_pixels
 
@@ -29,7 +34,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     if not epsilons:
         raise ValueError("--epsilons is empty: give radii such as 4/255,8/255")
     folder = Path(arguments.run_folder or f"runs/sweep-epsilon-{recipe}")
-    sweep_epsilon(
+    cells = sweep_epsilon(
         recipe,
         overrides,
         epsilons,
@@ -39,3 +44,4 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         console=console,
     )
     console.print(f"table: {folder / 'table.md'}\npicture: {folder / 'epsilon.png'}")
+    return cells
