@@ -5,7 +5,6 @@ import math
 import os
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastadaad.data.dataset import DataError, Dataset
 from fastadaad.data.splits import split_validation
+from fastadaad.data.tiny_imagenet import load_tiny_imagenet
 
 DIGITS_TEST_SIZE = 360  # about 20 % of the 1,797 scans
 DIGITS_SPLIT_SEED = 0
@@ -32,22 +33,6 @@ FASHION_MNIST_CLASSES = (
 )  # fmt: skip
 GZIP_MAGIC = b"\x1f\x8b"
 IDX_UINT8 = 0x0800  # an IDX magic number is this plus the number of dimensions
-
-
-class DataError(ValueError):
-    """A data set that cannot be read; the message is one line that names the file and what to do."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Dataset:
-    """Images uint8 [M, H, W, C] with labels int64 [M], 0 <= label < len(class_names), both on the CPU."""
-
-    name: str
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    class_names: tuple[str, ...]
 
 
 def load_dataset(name: str, root: str | os.PathLike | None = None, download: bool = False) -> Dataset:
@@ -221,4 +206,5 @@ DATASETS: dict[str, Callable[[Path, bool], Dataset]] = {
     "fashion-mnist": _load_fashion_mnist,
     "cifar10": partial(_load_cifar, "cifar10"),
     "cifar100": partial(_load_cifar, "cifar100"),
+    "tiny-imagenet": load_tiny_imagenet,
 }
