@@ -9,23 +9,31 @@ from functools import partial
 from torch import nn
 
 from fastadaad.models.checkpoint_reading import load_weights
+from fastadaad.models.mobilenet_v2 import MobileNetV2
 from fastadaad.models.normalize import ChannelValues
-from fastadaad.models.resnet import ResNet18
+from fastadaad.models.resnet import RESNET18, RESNET34, PreActResNet, ResNet
 from fastadaad.models.small_cnn import SmallCNN
+from fastadaad.models.small_resnet import SmallResNet
+from fastadaad.models.timm_model import TimmModel
 from fastadaad.models.wide_resnet import WideResNet
 
-# Pattern of a name -> constructor; the numbers in the name are its first arguments.
+# Pattern of a name -> constructor; what the groups of the pattern match are its first arguments.
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
     r"cnn-(\d+)": partial(SmallCNN, strides=(2, 2, 1)),
     r"cnn-(\d+)-s1": partial(SmallCNN, strides=(1, 2, 2)),
-    r"resnet18": ResNet18,
+    r"rescnn-(\d+)": SmallResNet,
+    r"resnet18": partial(ResNet, num_blocks=RESNET18),
+    r"resnet34": partial(ResNet, num_blocks=RESNET34),
+    r"preact-?resnet18": partial(PreActResNet, num_blocks=RESNET18),
+    r"mobilenet-v2": MobileNetV2,
     r"wrn-(\d+)-(\d+)": WideResNet,
+    r"timm/(.+)": TimmModel,
 }
 
 # One spelling of each family and the sizes in common use, for help texts and for suggestions after a typing error.
 MODEL_NAMES = (
-    "cnn-16", "cnn-48", "cnn-72", "cnn-16-s1", "cnn-72-s1", "resnet18",
-    "wrn-16-4", "wrn-28-10", "wrn-34-10", "wrn-34-20", "wrn-70-16",
+    "cnn-16", "cnn-48", "cnn-72", "cnn-16-s1", "cnn-72-s1", "rescnn-8", "resnet18", "resnet34", "preactresnet18",
+    "mobilenet-v2", "wrn-16-4", "wrn-28-10", "wrn-34-10", "wrn-34-20", "wrn-70-16",
 )  # fmt: skip
 
 
@@ -40,10 +48,11 @@ def load_model(
 ) -> nn.Module:
     """The model `name`, in train mode on the CPU, mapping pixels [B, in_channels, H, W] in [0, 1] to logits.
 
-    Names: cnn-<channels> for images of 16 pixels and more, cnn-<channels>-s1 for smaller ones, resnet18,
-    wrn-<depth>-<width>. Weights are read from `checkpoint`, or drawn with torch's global generator. `mean` and `std`
-    normalise the pixels inside the model; a checkpoint written by fastadaad brings its own. Raises ValueError for an
-    unknown name and WeightsError for a checkpoint that does not fit.
+    Names: cnn-<channels> for images of 16 pixels and more, cnn-<channels>-s1 for smaller ones, rescnn-<channels>,
+    resnet18, resnet34, preactresnet18, mobilenet-v2, wrn-<depth>-<width>, and timm/<name> for any network of timm.
+    Weights are read from `checkpoint`, or drawn with torch's global generator. `mean` and `std` normalise the pixels
+    inside the model; a checkpoint that has a normalisation brings its own. Raises ValueError for an unknown name and
+    WeightsError for a checkpoint that does not fit.
     """
     model = _construct(name, num_classes=num_classes, in_channels=in_channels, mean=mean, std=std)
     if checkpoint is not None:
@@ -55,6 +64,7 @@ def _construct(name: str, **common) -> nn.Module:
     for pattern, constructor in FAMILIES.items():
         match = re.fullmatch(pattern, name)
         if match:
-            return constructor(*map(int, match.groups()), **common)
+            arguments = [int(group) if group.isdigit() else group for group in match.groups()]
+            return constructor(*arguments, **common)
     close = difflib.get_close_matches(name, MODEL_NAMES) or MODEL_NAMES
     raise ValueError(f"model {name!r} is unknown: did you mean {' or '.join(close)}?")

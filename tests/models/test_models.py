@@ -1,10 +1,11 @@
 """Models against parameter counts derived on paper and forwards written out with torch's functions."""
 
 import pytest
+import timm
 import torch
 from torch.nn import functional as F
 
-from fastadaad.models import MODEL_NAMES, Normalize, ResNet18, SmallCNN, WideResNet, load_model
+from fastadaad.models import MODEL_NAMES, Normalize, SmallCNN, WideResNet, load_model
 
 
 def num_parameters(model: torch.nn.Module) -> int:
@@ -60,20 +61,91 @@ def images(channels: int, size: int) -> torch.Tensor:
     return torch.rand(2, channels, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def test_resnet18_logits():
-    model, x = with_random_state(ResNet18(num_classes=7)), images(3, 16)
+NUM_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "preactresnet18": (2, 2, 2, 2)}
+
+
+def basic_block(net: Layers, name: str, x, stride: int):
+    out = net.bn(f"{name}.bn1", net.conv(f"{name}.conv1", x, stride))
+    out = net.bn(f"{name}.bn2", net.conv(f"{name}.conv2", F.relu(out)))
+    if out.shape != x.shape:
+        x = net.bn(f"{name}.shortcut.1", net.conv(f"{name}.shortcut.0", x, stride, padding=0))
+    return F.relu(out + x)
+
+
+def stage_blocks(name: str):
+    """Prefix and stride of every block of a ResNet."""
+    for stage, num_blocks in enumerate(NUM_BLOCKS[name], start=1):
+        for block in range(num_blocks):
+            yield f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 16), ("resnet34", 16), ("resnet18", 64)])
+def test_resnet_logits(name, size):
+    model, x = with_random_state(load_model(name, num_classes=7)), images(3, size)
     net = Layers(model)
     out = F.relu(net.bn("bn1", net.conv("conv1", net.normalize(x))))
-    for stage in (1, 2, 3, 4):
-        for block in (0, 1):
-            name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
-            residual = net.bn(f"{name}.bn1", net.conv(f"{name}.conv1", out, stride))
-            residual = net.bn(f"{name}.bn2", net.conv(f"{name}.conv2", F.relu(residual)))
-            if stride == 2:
-                out = net.bn(f"{name}.shortcut.1", net.conv(f"{name}.shortcut.0", out, 2, padding=0))
-            out = F.relu(out + residual)
+    for prefix, stride in stage_blocks(name):
+        out = basic_block(net, prefix, out, stride)
     torch.testing.assert_close(model(x), net.classify("linear", out))
     net.assert_all_used()
+
+
+def test_preactresnet18_logits():
+    model, x = with_random_state(load_model("preactresnet18", num_classes=7, in_channels=2)), images(2, 16)
+    net = Layers(model)
+    out = net.conv("conv1", net.normalize(x))
+    for name, stride in stage_blocks("preactresnet18"):
+        activated = F.relu(net.bn(f"{name}.bn1", out))
+        residual = net.conv(f"{name}.conv1", activated, stride)
+        residual = net.conv(f"{name}.conv2", F.relu(net.bn(f"{name}.bn2", residual)))
+        if residual.shape != out.shape:
+            out = net.conv(f"{name}.shortcut.0", activated, stride, padding=0)
+        out = out + residual
+    torch.testing.assert_close(model(x), net.classify("linear", F.relu(net.bn("bn", out))))
+    net.assert_all_used()
+
+
+def test_rescnn_logits():
+    model, x = with_random_state(load_model("rescnn-3", num_classes=7, in_channels=1)), images(1, 28)
+    net = Layers(model)
+    out = F.relu(net.bn("bn1", net.conv("conv1", net.normalize(x), 2)))
+    out = basic_block(net, "block2", basic_block(net, "block1", out, 2), 1)
+    torch.testing.assert_close(model(x), net.classify("fc", out))
+    net.assert_all_used()
+
+
+def test_mobilenet_v2_logits():
+    """Expansion, channels, blocks and stride as in the table of the paper, but for the strides that CIFAR lowers."""
+    model, x = with_random_state(load_model("mobilenet-v2", num_classes=7)), images(3, 16)
+    net = Layers(model)
+    out, layer = F.relu(net.bn("bn1", net.conv("conv1", net.normalize(x)))), 0
+    for t, c, n, s in (
+        (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+    ):  # fmt: skip
+        for block in range(n):
+            name, stride = f"layers.{layer}", s if block == 0 else 1
+            wide = F.relu(net.bn(f"{name}.bn1", net.conv(f"{name}.conv1", out, padding=0)))
+            assert wide.shape[1] == t * out.shape[1]
+            # Depthwise: every channel by itself.
+            kernel = net.get(f"{name}.conv2.weight")
+            wide = F.conv2d(wide, kernel, stride=stride, padding=1, groups=wide.shape[1])
+            wide = F.relu(net.bn(f"{name}.bn2", wide))
+            narrow = net.bn(f"{name}.bn3", net.conv(f"{name}.conv3", wide, padding=0))
+            assert narrow.shape[1] == c
+            if stride == 1 and narrow.shape != out.shape:
+                out = net.bn(f"{name}.shortcut.1", net.conv(f"{name}.shortcut.0", out, padding=0))
+            out, layer = narrow + out if stride == 1 else narrow, layer + 1
+    out = F.relu(net.bn("bn2", net.conv("conv2", out, padding=0)))
+    torch.testing.assert_close(model(x), net.classify("linear", out))
+    net.assert_all_used()
+
+
+def test_a_timm_model_is_timms_own_behind_the_normalisation():
+    model = load_model("timm/resnet10t", num_classes=7, in_channels=2, mean=0.5, std=0.25).eval()
+    own = timm.create_model("resnet10t", num_classes=7, in_chans=2).eval()
+    own.load_state_dict(model.network.state_dict())
+    x = images(2, 64).float()
+    torch.testing.assert_close(model(x), own((x - 0.5) / 0.25))
 
 
 @pytest.mark.parametrize(("depth", "width"), [(16, 2), (10, 1)])
@@ -105,9 +177,27 @@ def test_small_cnn_logits(name, strides, size):
     net.assert_all_used()
 
 
-def test_resnet18_has_the_known_number_of_parameters():
-    assert num_parameters(load_model("resnet18")) == 11_173_962
-    assert num_parameters(load_model("resnet18", num_classes=100)) == 11_173_962 + 90 * 513
+@pytest.mark.parametrize(
+    ("name", "known", "last_width"),
+    [
+        ("resnet18", 11_173_962, 512),
+        ("resnet34", 21_282_122, 512),
+        ("preactresnet18", 11_172_170, 512),
+        ("mobilenet-v2", 2_296_922, 1280),
+    ],
+)
+def test_a_cifar_network_has_the_known_number_of_parameters(name, known, last_width):
+    with torch.device("meta"):
+        assert num_parameters(load_model(name)) == known
+        assert num_parameters(load_model(name, num_classes=100)) == known + 90 * (last_width + 1)
+
+
+def test_rescnn_has_the_derived_number_of_parameters():
+    c = 8
+    block1 = 9 * (2 * c * c + 4 * c * c) + 2 * c * c + 3 * 2 * 2 * c
+    block2 = 9 * (8 * c * c + 16 * c * c) + 8 * c * c + 3 * 2 * 4 * c
+    assert 9 * c + 2 * c + block1 + block2 + 10 * (4 * c + 1) == 18_626
+    assert num_parameters(load_model("rescnn-8", in_channels=1)) == 18_626
 
 
 @pytest.mark.parametrize(("depth", "width", "known"), [(16, 4, 2_748_890), (28, 10, 36_479_194), (34, 10, 46_160_474)])
@@ -178,7 +268,7 @@ def test_pixels_get_a_gradient():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: load_model("resnet-18"), "model 'resnet-18' is unknown: did you mean resnet18?"),
+        (lambda: load_model("resnet-18"), "model 'resnet-18' is unknown: did you mean resnet18 or"),
         (lambda: load_model("WRN-16-4"), "model 'WRN-16-4' is unknown: did you mean wrn-16-4"),
         (lambda: load_model("cnn16"), "model 'cnn16' is unknown: did you mean cnn-16 or"),
         (lambda: load_model("cnn-16-s1x"), "model 'cnn-16-s1x' is unknown: did you mean cnn-16-s1"),
@@ -186,6 +276,8 @@ def test_pixels_get_a_gradient():
         (lambda: load_model("wrn-17-4"), "depth 17 is not 6n + 4 with n >= 1: choose 10, 16, 22, 28, 34, ..."),
         (lambda: load_model("wrn-4-4"), "depth 4 is not 6n + 4"),
         (lambda: load_model("wrn-16-0"), "width 0 is not positive: give at least 1"),
+        (lambda: load_model("rescnn-0"), "channels 0 is not positive: give at least 1"),
+        (lambda: load_model("timm/resnet_10t"), "model 'resnet_10t' is unknown to timm: did you mean "),
         (lambda: load_model("cnn-0"), "channels 0 is not positive: give at least 1"),
         (lambda: SmallCNN(4, mean=(0.1, 0.2)), "mean has 2 values: give one number, or one per channel (3)"),
         (lambda: SmallCNN(4, std=(0.1, 0.2)), "std has 2 values: give one number, or one per channel (3)"),

@@ -1,0 +1,32 @@
+"""Any network of the timm library, behind our normalisation."""
+
+from torch import Tensor, nn
+
+from fastadaad.models.normalize import ChannelValues, Normalize
+
+
+class TimmModel(nn.Module):
+    """timm's network `name` with fresh weights, for images of any size it takes."""
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        *,
+        mean: ChannelValues = 0.0,
+        std: ChannelValues = 1.0,
+    ):
+        super().__init__()
+        try:
+            import timm
+        except ImportError as error:
+            raise ValueError(f"model timm/{name} needs timm: pip install 'fastadaad[timm]'") from error
+        if not timm.is_model(name):
+            close = timm.list_models(f"*{name}*")[:3] or timm.list_models()[:3]
+            raise ValueError(f"model {name!r} is unknown to timm: did you mean {' or '.join(close)}?")
+        self.normalize = Normalize(in_channels, mean, std)
+        self.network = timm.create_model(name, num_classes=num_classes, in_chans=in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(self.normalize(x))
