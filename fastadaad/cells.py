@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from torch import nn
 
@@ -113,6 +114,8 @@ class Cell:
             return
         shutil.rmtree(self.folder, ignore_errors=True)  # what a killed process left of it
         result = Trainer(self.config, self.folder, console).train()
+        # The graphs of one run are of no use to the next, and torch.compile keeps only a few of them per function.
+        torch.compiler.reset()
         training = Training(best_epoch=result.best_epoch, images_per_s=result.images_per_s, seconds=result.seconds)
         write_atomically(self.folder / "training.json", json.dumps(asdict(training)).encode())
 
