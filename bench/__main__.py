@@ -6,7 +6,7 @@ import sys
 BENCHMARKS = {
     "ops": "each operation: reference against the registered backend; --static: resources of the Triton kernels",
     "run": "a recipe's teacher and students: accuracies",
-    "step": "one training step: Distiller against the plain AdaAD loop",
+    "step": "one training step of each method: Distiller against a plain restatement of its authors' program",
 }
 
 

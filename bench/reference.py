@@ -1,65 +1,289 @@
-"""The training step as the authors' AdaAD program does it: the yardstick of `python -m bench step`.
+"""The training step of each method as its authors' program does it: the yardstick of `python -m bench step`.
 
-The same mathematics as `Distiller(method="adaad", kl_reduction="mean")`, in plain torch and in their order of passes,
-including those they waste: a teacher pass on the natural images that lambda = 1 multiplies by zero, the loss of the
-natural student pass likewise, and weight gradients that are prepared for in every inner step though nothing reads them.
+The mathematics of `Distiller`, in plain torch: the inner loop by autograd through torch's losses, no network frozen, so
+that each inner step keeps what weight gradients would need though nothing reads them; and the passes that the programs
+run in vain, which each function names. Three choices that the programs make differently are fastadaad's here, since
+they change the result: the student is in eval mode during the inner loop and sees x_natural before x_adv afterwards,
+and the uniform start is clipped.
+
+In the formulas S and T are the logits of student and teacher, y the labels, tau the temperature.
 """
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastadaad import InnerConfig
+
 GAUSSIAN_START_SCALE = 0.001
+ADAAD_WEIGHT = 1.0  # lambda
+RSLAD_WEIGHT = 5 / 6
+TEACHER_WEIGHT = 1.0  # a
+AKD_TEACHER_WEIGHT = 0.5
+TEMPERATURE = 30.0  # tau
+ROBUSTNESS_WEIGHT = 6.0  # beta of TRADES
+INTROSPECTION_POWER = 0.1  # b
 
 
-def reference_inner_loop(
-    student: nn.Module, teacher: nn.Module, x_natural: Tensor, step_size: float, num_steps: int, epsilon: float
-) -> Tensor:
-    """x_natural -> x_adv, fp32 [B, C, H, W]; leaves the student in train mode, as theirs does."""
-    student.eval()
-    teacher.eval()
-    x_adv = x_natural.detach() + GAUSSIAN_START_SCALE * torch.randn(x_natural.shape, device=x_natural.device)
-    for _ in range(num_steps):
-        x_adv.requires_grad_()
-        student_log_probs = F.log_softmax(student(x_adv), dim=1)
-        teacher_probs = F.softmax(teacher(x_adv), dim=1)
-        kl = F.kl_div(student_log_probs, teacher_probs, reduction="none").sum()
-        (grad_x,) = torch.autograd.grad(kl, [x_adv])
-        x_adv = x_adv.detach() + step_size * torch.sign(grad_x.detach())
-        x_adv = torch.min(torch.max(x_adv, x_natural - epsilon), x_natural + epsilon)
-        x_adv = torch.clamp(x_adv, 0.0, 1.0)
-    student.train()
-    return x_adv.detach()
+@dataclass(kw_only=True)
+class Batch:
+    """What one step works on: x_natural fp32 [B, C, H, W], labels [B]."""
+
+    student: nn.Module
+    teacher: nn.Module
+    x_natural: Tensor
+    labels: Tensor
+
+    @cached_property
+    def teacher_logits_natural(self) -> Tensor:
+        """T(x_natural) [B, N], without gradient, computed once in a step and only where it is asked for."""
+        return self.teacher_logits(self.x_natural)
+
+    def teacher_logits(self, x: Tensor) -> Tensor:
+        """T(x) [B, N], without gradient."""
+        with torch.no_grad():
+            return self.teacher(x)
 
 
-def kl_element_mean(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Mean over batch and classes, as their CIFAR-10 program reduces."""
-    student_log_probs, teacher_probs = F.log_softmax(student_logits, dim=1), F.softmax(teacher_logits, dim=1)
-    return F.kl_div(student_log_probs, teacher_probs, reduction="none").mean()
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """One method's program.
+
+    start(x_natural, epsilon): x_adv before the first step.
+    inner_value(batch, x_adv): what the inner loop maximises, a scalar.
+    outer_loss(batch, x_adv): what the student minimises, a scalar.
+    options: the options of fastadaad's row with which `Distiller` computes the same.
+    """
+
+    start: Callable[[Tensor, float], Tensor]
+    inner_value: Callable[[Batch, Tensor], Tensor]
+    outer_loss: Callable[[Batch, Tensor], Tensor]
+    options: Mapping[str, object] = field(default_factory=dict)
 
 
 def reference_step(
+    reference: Reference,
     student: nn.Module,
     teacher: nn.Module,
     optimizer: torch.optim.Optimizer,
     x_natural: Tensor,
+    labels: Tensor,
     *,
-    step_size: float,
-    num_steps: int,
-    epsilon: float,
-    adversarial_weight: float = 1.0,
+    inner: InnerConfig,
 ) -> Tensor:
-    """One optimisation step on x_natural [B, C, H, W]; updates the student and returns the loss, a scalar."""
-    x_adv = reference_inner_loop(student, teacher, x_natural, step_size, num_steps, epsilon)
+    """One optimisation step in the l_inf ball; updates the student and returns the loss, a scalar."""
+    batch = Batch(student=student, teacher=teacher, x_natural=x_natural, labels=labels)
+    x_adv = reference_inner_loop(reference, batch, inner)
     optimizer.zero_grad()
-    student_logits_natural = student(x_natural)
-    student_logits_adv = student(x_adv)
-    with torch.no_grad():
-        teacher_logits_natural = teacher(x_natural)
-        teacher_logits_adv = teacher(x_adv)
-    kl_adv = kl_element_mean(student_logits_adv, teacher_logits_adv)
-    kl_natural = kl_element_mean(student_logits_natural, teacher_logits_natural)
-    loss = adversarial_weight * kl_adv + (1 - adversarial_weight) * kl_natural
+    loss = reference.outer_loss(batch, x_adv)
     loss.backward()
     optimizer.step()
     return loss.detach()
+
+
+def reference_inner_loop(reference: Reference, batch: Batch, inner: InnerConfig) -> Tensor:
+    """x_adv, fp32 [B, C, H, W]; leaves the student in train mode, as the programs do."""
+    batch.student.eval()
+    batch.teacher.eval()
+    epsilon, x_natural = inner.threat_model.epsilon, batch.x_natural
+    x_adv = reference.start(x_natural, epsilon)
+    for _ in range(inner.num_steps):
+        x_adv.requires_grad_()
+        (grad_x,) = torch.autograd.grad(reference.inner_value(batch, x_adv), [x_adv])
+        x_adv = x_adv.detach() + inner.step_size * torch.sign(grad_x.detach())
+        x_adv = torch.min(torch.max(x_adv, x_natural - epsilon), x_natural + epsilon)
+        x_adv = torch.clamp(x_adv, 0.0, 1.0)
+    batch.student.train()
+    return x_adv.detach()
+
+
+def gaussian_start(x_natural: Tensor, epsilon: float) -> Tensor:
+    return x_natural.detach() + GAUSSIAN_START_SCALE * torch.randn(x_natural.shape, device=x_natural.device)
+
+
+def uniform_start(x_natural: Tensor, epsilon: float) -> Tensor:
+    noise = torch.empty_like(x_natural).uniform_(-1, 1)
+    return torch.clamp(x_natural.detach() + epsilon * noise, 0.0, 1.0)
+
+
+def kl_terms(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """q (log q - log p) for each image and class, [B, N]: p of the student, q of the teacher."""
+    return F.kl_div(F.log_softmax(student_logits, dim=1), F.softmax(teacher_logits, dim=1), reduction="none")
+
+
+def kl_mean(student_logits: Tensor, teacher_logits: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """Mean kl of the images, each weighted by `weight` [B]."""
+    return (weight * kl_terms(student_logits, teacher_logits).sum(dim=1)).mean()
+
+
+def softened_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """tau^2 kl_tau."""
+    return TEMPERATURE**2 * kl_mean(student_logits / TEMPERATURE, teacher_logits / TEMPERATURE)
+
+
+def kl_to_teacher(batch: Batch, x_adv: Tensor) -> Tensor:
+    """kl(S(x_adv), T(x_adv)), with gradient through both."""
+    return kl_terms(batch.student(x_adv), batch.teacher(x_adv)).sum()
+
+
+def kl_to_teacher_at_natural(batch: Batch, x_adv: Tensor) -> Tensor:
+    """kl(S(x_adv), T(x_natural))."""
+    return kl_terms(batch.student(x_adv), batch.teacher_logits_natural).sum()
+
+
+def kl_to_student_at_natural(batch: Batch, x_adv: Tensor) -> Tensor:
+    """kl(S(x_adv), S(x_natural)). In vain: the TRADES program computes the same S(x_natural) again in every step."""
+    return kl_terms(batch.student(x_adv), batch.student(batch.x_natural)).sum()
+
+
+def cross_entropy(batch: Batch, x_adv: Tensor) -> Tensor:
+    """CE(S(x_adv), y)."""
+    return F.cross_entropy(batch.student(x_adv), batch.labels, reduction="sum")
+
+
+def adaad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
+    """lambda kl(S(x_adv), T(x_adv)) + (1 - lambda) kl(S(x_natural), T(x_natural)), the mean over images and classes.
+
+    In vain: T(x_natural), and the loss and the backward pass of S(x_natural), all multiplied by 1 - lambda = 0.
+    """
+    student_logits_natural, student_logits_adv = batch.student(batch.x_natural), batch.student(x_adv)
+    kl_natural = kl_terms(student_logits_natural, batch.teacher_logits_natural).mean()
+    kl_adv = kl_terms(student_logits_adv, batch.teacher_logits(x_adv)).mean()
+    return ADAAD_WEIGHT * kl_adv + (1 - ADAAD_WEIGHT) * kl_natural
+
+
+def pgd_at_loss(batch: Batch, x_adv: Tensor) -> Tensor:
+    """CE(S(x_adv), y)."""
+    return F.cross_entropy(batch.student(x_adv), batch.labels)
+
+
+def trades_loss(batch: Batch, x_adv: Tensor) -> Tensor:
+    """CE(S(x_natural), y) + beta kl(S(x_adv), S(x_natural)). In vain: the second of two passes S(x_natural)."""
+    natural_term = F.cross_entropy(batch.student(batch.x_natural), batch.labels)
+    return natural_term + ROBUSTNESS_WEIGHT * kl_mean(batch.student(x_adv), batch.student(batch.x_natural))
+
+
+def ard_loss(batch: Batch, x_adv: Tensor) -> Tensor:
+    """a tau^2 kl_tau(S(x_adv), T(x_natural)) + (1 - a) CE(S(x_natural), y).
+
+    In vain: the loss and the backward pass of S(x_natural), multiplied by 1 - a = 0.
+    """
+    natural_term = F.cross_entropy(batch.student(batch.x_natural), batch.labels)
+    teacher_term = softened_kl(batch.student(x_adv), batch.teacher_logits_natural)
+    return TEACHER_WEIGHT * teacher_term + (1 - TEACHER_WEIGHT) * natural_term
+
+
+def rslad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
+    """5/6 kl(S(x_adv), T(x_natural)) + 1/6 kl(S(x_natural), T(x_natural))."""
+    kl_natural = kl_mean(batch.student(batch.x_natural), batch.teacher_logits_natural)
+    kl_adv = kl_mean(batch.student(x_adv), batch.teacher_logits_natural)
+    return RSLAD_WEIGHT * kl_adv + (1 - RSLAD_WEIGHT) * kl_natural
+
+
+def akd_loss(batch: Batch, x_adv: Tensor) -> Tensor:
+    """(1 - a) CE(S(x_adv), y) + a tau^2 kl_tau(S(x_adv), T(x_adv))."""
+    student_logits = batch.student(x_adv)
+    teacher_term = softened_kl(student_logits, batch.teacher_logits(x_adv))
+    label_term = F.cross_entropy(student_logits, batch.labels)
+    return AKD_TEACHER_WEIGHT * teacher_term + (1 - AKD_TEACHER_WEIGHT) * label_term
+
+
+def trust_one_by_one(teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    """w [B] = (probability that the teacher gives to y)^b.
+
+    In vain: for each image the softmax of the whole batch, and two values that the host waits for.
+    """
+    trust = torch.ones(len(labels), device=labels.device)
+    for i in range(len(labels)):
+        label_prob = F.softmax(teacher_logits, dim=1)[i][labels[i].item()]
+        trust[i] = label_prob.pow(INTROSPECTION_POWER).item()
+    return trust
+
+
+def trust_at_once(teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    """As trust_one_by_one, for the whole batch and without a wait."""
+    label_probs = F.softmax(teacher_logits.detach(), dim=1).gather(1, labels[:, None]).squeeze(1)
+    return label_probs**INTROSPECTION_POWER
+
+
+def introspective_sum(
+    student_logits_adv: Tensor,
+    student_logits_natural: Tensor,
+    teacher_logits: Tensor,
+    trust: Tensor,
+    label_term: Tensor,
+) -> Tensor:
+    """a tau^2 kl_tau(S(x_adv), T) + a (1 - w) kl(S(x_adv), S(x_natural)) + (1 - a) CE(S(x_natural), y)."""
+    teacher_term = softened_kl(student_logits_adv, teacher_logits)
+    self_term = kl_mean(student_logits_adv, student_logits_natural, weight=1 - trust)
+    return TEACHER_WEIGHT * (teacher_term + self_term) + (1 - TEACHER_WEIGHT) * label_term
+
+
+def iad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
+    """The introspective sum with T(x_natural).
+
+    In vain: trust_one_by_one, and the first of two passes S(x_natural), for the labels' term at weight 0.
+    """
+    natural_term = F.cross_entropy(batch.student(batch.x_natural), batch.labels)
+    student_logits_adv, student_logits_natural = batch.student(x_adv), batch.student(batch.x_natural)
+    trust = trust_one_by_one(batch.teacher_logits(x_adv), batch.labels)
+    return introspective_sum(
+        student_logits_adv, student_logits_natural, batch.teacher_logits_natural, trust, natural_term
+    )
+
+
+def adaiad_loss(batch: Batch, x_adv: Tensor, trust_of: Callable[[Tensor, Tensor], Tensor] = trust_one_by_one) -> Tensor:
+    """The introspective sum with T(x_adv).
+
+    In vain: trust_one_by_one; two passes T(x_adv) where one would do, both kept for a backward pass, which one of them
+    then gets, down to the gradients of the teacher's weights; and three passes S(x_natural), of which the first is for
+    the training accuracy and the last for the labels' term at weight 0.
+    """
+    batch.student(batch.x_natural)
+    student_logits_adv = batch.student(x_adv)
+    trust = trust_of(batch.teacher(x_adv), batch.labels)
+    teacher_logits = batch.teacher(x_adv)
+    student_logits_natural = batch.student(batch.x_natural)
+    natural_term = F.cross_entropy(batch.student(batch.x_natural), batch.labels)
+    return introspective_sum(student_logits_adv, student_logits_natural, teacher_logits, trust, natural_term)
+
+
+def lean_adaiad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
+    """adaiad_loss with nothing in vain but the labels' term at weight 0."""
+    student_logits_natural, student_logits_adv = batch.student(batch.x_natural), batch.student(x_adv)
+    teacher_logits = batch.teacher_logits(x_adv)
+    trust = trust_at_once(teacher_logits, batch.labels)
+    natural_term = F.cross_entropy(student_logits_natural, batch.labels)
+    return introspective_sum(student_logits_adv, student_logits_natural, teacher_logits, trust, natural_term)
+
+
+# AdaIAD and IAD as they are once the student listens to itself: with them the costs of a step are complete.
+_INTROSPECTIVE = {"introspection_begin": 0}
+_pgd = partial(Reference, start=uniform_start, inner_value=cross_entropy)
+
+REFERENCES = {
+    "adaad": Reference(
+        start=gaussian_start, inner_value=kl_to_teacher, outer_loss=adaad_loss, options={"kl_reduction": "mean"}
+    ),
+    "adaiad": Reference(
+        start=gaussian_start, inner_value=kl_to_teacher, outer_loss=adaiad_loss, options=_INTROSPECTIVE
+    ),
+    "pgd-at": _pgd(outer_loss=pgd_at_loss),
+    "trades": Reference(start=gaussian_start, inner_value=kl_to_student_at_natural, outer_loss=trades_loss),
+    "ard": _pgd(outer_loss=ard_loss),
+    "iad": _pgd(outer_loss=iad_loss, options=_INTROSPECTIVE),
+    "rslad": Reference(start=gaussian_start, inner_value=kl_to_teacher_at_natural, outer_loss=rslad_loss),
+    "akd": _pgd(outer_loss=akd_loss),
+}
+
+# The same steps with less in vain, by the name of the variant: what the waste of the program costs.
+LEANER = {
+    "adaiad": {
+        "reference-no-loop": replace(REFERENCES["adaiad"], outer_loss=partial(adaiad_loss, trust_of=trust_at_once)),
+        "reference-lean": replace(REFERENCES["adaiad"], outer_loss=lean_adaiad_loss),
+    }
+}
