@@ -50,8 +50,8 @@ def variants(
 
     def distiller_run(mode: str) -> Callable[[], object]:
         network, own_teacher, optimizer = own_networks()
-        row = methods.get(method, **REFERENCES[method].options)
-        distiller = Distiller(network, own_teacher, method=row, inner=inner, optimizer=optimizer, mode=mode)
+        same_method = methods.get(method, **REFERENCES[method].options)
+        distiller = Distiller(network, own_teacher, method=same_method, inner=inner, optimizer=optimizer, mode=mode)
         return partial(distiller.step, x_natural, labels)
 
     references = {REFERENCE: REFERENCES[method], **LEANER.get(method, {})}
@@ -98,6 +98,7 @@ def main(argv: list[str]) -> None:
     rows = []
     for pair, method in product(arguments.pair or ("small", "cifar"), REFERENCES if "all" in names else names):
         runs = variants(pair, method, arguments.modes.split(","), inner, device)
+        torch.compiler.reset()  # the graphs of the methods before: torch.compile keeps only a few per function
         timings = alternate(runs, device, rounds=arguments.rounds, warmup=1)
         measured = [row(pair, method, name, timing, timings[REFERENCE], inner) for name, timing in timings.items()]
         write_rows(arguments.output, measured, device)  # at once: a long measurement that stops keeps what it has

@@ -45,8 +45,10 @@ def stepper(method: str, name: str, student: nn.Module, teacher: nn.Module) -> C
     """A function that trains the student for one step and returns the loss."""
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
     if name == DISTILLER:
-        row = methods.get(method, **REFERENCES[method].options)
-        distiller = Distiller(student, teacher.eval(), method=row, inner=INNER, optimizer=optimizer, mode="eager")
+        same_method = methods.get(method, **REFERENCES[method].options)
+        distiller = Distiller(
+            student, teacher.eval(), method=same_method, inner=INNER, optimizer=optimizer, mode="eager"
+        )
         return lambda: distiller.step(X_NATURAL, LABELS).loss
     reference = VARIANTS[method, name]
     return lambda: reference_step(reference, student, teacher, optimizer, X_NATURAL, LABELS, inner=INNER)
