@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,9 +21,8 @@ from torch import nn
 from fastadaad import methods
 from fastadaad.checkpoint import write_atomically
 from fastadaad.config import EvaluationConfig, ModelConfig, RunConfig
-from fastadaad.evaluation import AttackResult, evaluate
-from fastadaad.progress import image_progress
-from fastadaad.trainer import Trainer, build_model, build_teacher, resolve_device
+from fastadaad.evaluation import AttackResult
+from fastadaad.trainer import Trainer, build_model, build_teacher, evaluate_on_test_set, resolve_device
 from fastadaad.training_data import TrainingData, training_data
 from fastadaad.weights import checkpoint_path
 
@@ -95,7 +93,7 @@ class Cell:
     def result(self, attack: str) -> AttackResult | None:
         """None where the attack has not run to the end."""
         path = self._result_path(attack)
-        return AttackResult(**json.loads(path.read_text())) if path.exists() else None
+        return AttackResult.from_json(json.loads(path.read_text())) if path.exists() else None
 
     @property
     def results(self) -> list[AttackResult]:
@@ -138,17 +136,9 @@ class Cell:
         return build_model(best, data, device), data
 
     def _attack(self, model: nn.Module, data: TrainingData, attack: str, console: Console) -> None:
-        evaluation, path = self.config.evaluation, self._result_path(attack)
-        with image_progress(console, f"{self.name} {attack}", len(data.test.labels)) as progress:
-            (result,) = evaluate(
-                model,
-                partial(data.test.epoch, 0),
-                (attack,),
-                threat_model=evaluation.threat_model,
-                restarts=evaluation.restarts,
-                seed=self.config.seed,
-                progress=lambda attack, num_images: progress.advance(num_images),
-            )
+        path = self._result_path(attack)
+        config = replace(self.config, evaluation=replace(self.config.evaluation, attacks=(attack,)))
+        (result,) = evaluate_on_test_set(model, config, data, console, self.name, state=path.parent / "state")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(asdict(result)).encode())
 

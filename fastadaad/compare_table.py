@@ -1,7 +1,5 @@
 """The table of a comparison: student x method against the attacks, mean and spread over the seeds."""
 
-import csv
-import io
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +12,7 @@ from fastadaad.cells import Cell
 from fastadaad.checkpoint import write_atomically
 from fastadaad.evaluation import AttackResult
 from fastadaad.evaluation.plots import Series, plot_methods
-from fastadaad.evaluation.report import attack_title, percent
+from fastadaad.evaluation.report import attack_title, csv_bytes, percent, table_title
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +54,10 @@ def _summary(student: str, method: str, cells: Sequence[Cell]) -> Summary:
     )
 
 
-def table_title(summaries: Sequence[Summary]) -> str:
+def comparison_title(summaries: Sequence[Summary]) -> str:
     """What was measured on how many images, and what the figures after ± are."""
-    line = summaries[-1].results
-    first, num_seeds = line[0][0], len(line[0])
-    title = f"Accuracy in % on {first.num_images:,} images, {first.norm} epsilon {first.epsilon:g}"
+    first, num_seeds = summaries[-1].results[0][0], len(summaries[-1].results[0])
+    title = f"{table_title(first)}; margin of the images alone: at most ± {100 * 0.98 / first.num_images**0.5:.1f}"
     if num_seeds > 1:
         title += f"; mean ± standard deviation over {num_seeds} seeds"
     return title
@@ -115,7 +112,7 @@ def plot_comparison(path: Path, summaries: Sequence[Summary], title: str) -> Non
 
 
 def print_table(console: Console, summaries: Sequence[Summary]) -> None:
-    table = Table(title=table_title(summaries))
+    table = Table(title=comparison_title(summaries))
     for column in table_columns(summaries):
         table.add_column(column, justify="left" if column in ("student", "method") else "right")
     previous = None
@@ -132,7 +129,7 @@ def write_markdown(path: Path, summaries: Sequence[Summary]) -> None:
     columns = table_columns(summaries)
     lines = [columns, ["---"] * len(columns), *table_rows(summaries, "**{}**")]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    write_atomically(path, f"{text}\n\n{table_title(summaries)}; best of each student in bold.\n".encode())
+    write_atomically(path, f"{text}\n\n{comparison_title(summaries)}; best of each student in bold.\n".encode())
 
 
 def result_rows(cells: Iterable[Cell]) -> list[dict[str, object]]:
@@ -154,9 +151,4 @@ def result_rows(cells: Iterable[Cell]) -> list[dict[str, object]]:
 
 
 def write_csv(path: Path, cells: Iterable[Cell]) -> None:
-    rows = result_rows(cells)
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, file.getvalue().encode())
+    write_atomically(path, csv_bytes(result_rows(cells)))

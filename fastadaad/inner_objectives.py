@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastadaad import ops
@@ -67,6 +68,24 @@ def _cross_entropy(logits: Logits, labels: Tensor) -> tuple[Tensor, Logits]:
     return loss, (grad_student_logits,)
 
 
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """max_{j != y} z_j - z_y [B] of logits [B, N]: positive where the image is misclassified.
+
+    The class y is masked by -inf and not by a factor of 0, so that adding a constant to all logits changes nothing.
+    """
+    is_label = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
+    others = logits.masked_fill(is_label, -torch.inf).amax(dim=1)
+    return others - logits.gather(1, labels[:, None]).squeeze(1)
+
+
+def _margin(logits: Logits, labels: Tensor) -> tuple[Tensor, Logits]:
+    (student_logits,) = logits
+    is_label = torch.zeros_like(student_logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
+    rival = student_logits.masked_fill(is_label, -torch.inf).argmax(dim=1, keepdim=True)
+    gradient = torch.zeros_like(student_logits).scatter_(1, rival, 1.0) - is_label.to(student_logits.dtype)
+    return margin(student_logits, labels), (gradient,)
+
+
 # kl(S(x_adv), T(x_adv)), differentiated through both: AdaAD (CVPR 2023).
 KL_TO_TEACHER = InnerObjective(through_teacher=True, fixed_target=_nothing, logit_gradients=kl_of_both)
 # kl(S(x_adv), T(x_natural)): RSLAD (Zi et al., 2021).
@@ -75,3 +94,5 @@ KL_TO_TEACHER_AT_NATURAL = InnerObjective(fixed_target=_teacher_at_natural, logi
 KL_TO_STUDENT_AT_NATURAL = InnerObjective(fixed_target=_student_at_natural, logit_gradients=_kl_to_target)
 # CE(S(x_adv), y): PGD-AT (Madry et al., 2018), and the methods that start from it.
 CROSS_ENTROPY = InnerObjective(fixed_target=_labels, logit_gradients=_cross_entropy)
+# max_{j != y} z_j - z_y: the objective of Carlini and Wagner (2017), for evaluation.
+MARGIN = InnerObjective(fixed_target=_labels, logit_gradients=_margin)

@@ -16,6 +16,8 @@ from fastadaad.evaluation.plots import plot_against_epsilon
 def at_epsilon(config: RunConfig, epsilon: float) -> RunConfig:
     """`config` trained at radius `epsilon`, with its step size in proportion; the evaluation stays as it is."""
     inner = config.inner
+    if epsilon == inner.threat_model.epsilon:
+        return config  # not even rounded: it is the cell that a comparison has
     share = inner.step_size / inner.threat_model.epsilon
     threat_model = replace(inner.threat_model, epsilon=epsilon)
     return replace(config, inner=replace(inner, threat_model=threat_model, step_size=share * epsilon))

@@ -13,7 +13,7 @@ from fastadaad import methods
 from fastadaad.checkpoint import save_weights
 from fastadaad.config import ModelConfig, RunConfig
 from fastadaad.distiller import Distiller
-from fastadaad.evaluation import AttackResult, evaluate
+from fastadaad.evaluation import AttackResult, check_attacks, evaluate, num_parts
 from fastadaad.models import load_model
 from fastadaad.progress import ImageProgress, image_progress
 from fastadaad.run_log import RunLog
@@ -92,6 +92,7 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, folder: Path, console: Console | None = None) -> None:
+        check_attacks(config.evaluation.attacks, config.evaluation.threat_model)
         self.config, self.folder = config, folder
         self.console = console or Console()
         self.device = resolve_device(config.device)
@@ -225,11 +226,17 @@ def evaluate_on_validation_split(model: nn.Module, config: RunConfig, data: Trai
 
 
 def evaluate_on_test_set(
-    model: nn.Module, config: RunConfig, data: TrainingData, console: Console, title: str
+    model: nn.Module,
+    config: RunConfig,
+    data: TrainingData,
+    console: Console,
+    title: str,
+    *,
+    state: Path | None = None,
 ) -> list[AttackResult]:
-    """The attacks of `config.evaluation` on the test images of `data`, with live progress."""
+    """The attacks of `config.evaluation` on the test images of `data`, with live progress; `state` as in evaluate."""
     evaluation = config.evaluation
-    with image_progress(console, title, len(evaluation.attacks) * len(data.test.labels)) as progress:
+    with image_progress(console, title, num_parts(evaluation.attacks) * len(data.test.labels)) as progress:
         return evaluate(
             model,
             partial(data.test.epoch, 0),
@@ -237,5 +244,6 @@ def evaluate_on_test_set(
             threat_model=evaluation.threat_model,
             restarts=evaluation.restarts,
             seed=config.seed,
-            progress=lambda attack, num_images: progress.advance(num_images, attack),
+            progress=lambda part, num_images: progress.advance(num_images, part),
+            state=state,
         )

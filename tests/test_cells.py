@@ -33,18 +33,18 @@ def cell(config: RunConfig, tmp_path: Path, **options) -> Cell:
 def work(monkeypatch) -> list[str]:
     """What is trained and attacked, as it happens."""
     done: list[str] = []
-    train, evaluate = cells_module.Trainer.train, cells_module.evaluate
+    train, evaluate = cells_module.Trainer.train, cells_module.evaluate_on_test_set
 
     def spy_on_train(self):
         done.append("train")
         return train(self)
 
-    def spy_on_evaluate(model, batches, attacks, **options):
-        done.extend(attacks)
-        return evaluate(model, batches, attacks, **options)
+    def spy_on_evaluate(model, config, *arguments, **options):
+        done.extend(config.evaluation.attacks)
+        return evaluate(model, config, *arguments, **options)
 
     monkeypatch.setattr(cells_module.Trainer, "train", spy_on_train)
-    monkeypatch.setattr(cells_module, "evaluate", spy_on_evaluate)
+    monkeypatch.setattr(cells_module, "evaluate_on_test_set", spy_on_evaluate)
     return done
 
 

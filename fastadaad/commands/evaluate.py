@@ -1,48 +1,94 @@
 """Evaluate a run folder, or a file of weights, on its test set."""
 
 import argparse
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from fastadaad.commands.arguments import add_overrides, commas
 
-EXAMPLE = "fastadaad evaluate runs/my-run --attacks natural,fgsm,pgd20"
+if TYPE_CHECKING:
+    from fastadaad.config import RunConfig
+
+EXAMPLE = "fastadaad evaluate runs/my-run --attacks natural,pgd20,autoattack -n 1000"
+# Options that are short for a setting.
+SETTINGS = {
+    "attacks": "evaluation.attacks",
+    "num_images": "evaluation.num_images",
+    "norm": "evaluation.threat_model.norm",
+    "epsilon": "evaluation.threat_model.epsilon",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_or_weights", metavar="RUN_OR_WEIGHTS", help="a run folder or a weights file")
     add_overrides(parser)
-    parser.add_argument("--attacks", metavar="LIST", help="natural, fgsm, pgdN, with commas; default: the recipe's")
+    parser.add_argument(
+        "--attacks", metavar="LIST", help="natural, fgsm, pgdN, cw-linf, cw, cw-l2, autoattack; default: the recipe's"
+    )
+    parser.add_argument("-n", "--num-images", metavar="N", help="of the test set, the first N; default: the recipe's")
+    parser.add_argument("--norm", help="linf or l2")
+    parser.add_argument("--epsilon", help="radius in pixel units, such as 8/255")
     parser.add_argument("--recipe", help="of a weights file: its data set and network")
     parser.add_argument("--csv", metavar="FILE", help="write the results there too")
+    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    parser.add_argument("--state", metavar="FOLDER", help="keep there what cw and autoattack have done, and go on")
+    parser.add_argument("--shard", type=_shard, metavar="I/N", help="every N-th image from I; all/N: all, one by one")
 
 
-def run(arguments: argparse.Namespace, console: Console) -> None:
+def _shard(text: str) -> tuple[list[int], int]:
+    """The numbers of the shards to evaluate, and of how many."""
+    match = re.fullmatch(r"(\d+|all)/([1-9]\d*)", text)
+    if match is None or (match[1] != "all" and int(match[1]) >= int(match[2])):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shard: write 0/2 and 1/2, or all/2")
+    count = int(match[2])
+    return (list(range(count)) if match[1] == "all" else [int(match[1])]), count
+
+
+def _config_and_weights(arguments: argparse.Namespace) -> "tuple[RunConfig, Path]":
     from fastadaad import recipes
-    from fastadaad.config import ModelConfig
     from fastadaad.config_io import override, read_config
-    from fastadaad.evaluation.report import print_accuracies, write_results
-    from fastadaad.trainer import build_model, evaluate_on_test_set, resolve_device
-    from fastadaad.training_data import training_data
 
     target = Path(arguments.run_or_weights)
     if target.is_dir():
         config, weights = read_config(target / "config.json"), target / "best.safetensors"
     elif arguments.recipe is not None:
-        config, weights = recipes.get(arguments.recipe), arguments.run_or_weights
+        config, weights = recipes.get(arguments.recipe), target
     else:
         if not target.exists():
             raise ValueError(f"{target} does not exist: give a run folder or a weights file")
         raise ValueError(f"{target} is not a run folder: for a weights file, --recipe tells its data set and network")
-    config = override(config, arguments.overrides)
-    attacks = tuple(commas(arguments.attacks)) if arguments.attacks else config.evaluation.attacks
-    config = replace(config, evaluation=replace(config.evaluation, attacks=attacks))
+    overrides = list(arguments.overrides)
+    for option, setting in SETTINGS.items():
+        value = getattr(arguments, option)
+        if value is not None:
+            overrides.append(f"{setting}={json.dumps(commas(value)) if option == 'attacks' else value}")
+    return override(config, overrides), weights
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    from fastadaad.config import ModelConfig
+    from fastadaad.evaluation import merge
+    from fastadaad.evaluation.report import print_attacks, write_json, write_results
+    from fastadaad.trainer import build_model, evaluate_on_test_set, resolve_device
+    from fastadaad.training_data import training_data
+
+    config, weights = _config_and_weights(arguments)
+    name = Path(arguments.run_or_weights).name
     device = resolve_device(config.device)
     data = training_data(config, device)
     model = build_model(ModelConfig(name=config.student.name, checkpoint=str(weights)), data, device)
-    rows = [(target.name, evaluate_on_test_set(model, config, data, console, target.name))]
-    print_accuracies(console, rows)
+    state = None if arguments.state is None else Path(arguments.state)
+    shards, count = arguments.shard or ([0], 1)
+    parts = [replace(data, test=data.test.shard(shard, count)) for shard in shards]
+    measured = [evaluate_on_test_set(model, config, part, console, name, state=state) for part in parts]
+    results = [merge(results) for results in zip(*measured, strict=True)]
+    print_attacks(console, results)
     if arguments.csv:
-        write_results(Path(arguments.csv), rows)
+        write_results(Path(arguments.csv), [(name, results)])
+    if arguments.json:
+        write_json(Path(arguments.json), name, results)

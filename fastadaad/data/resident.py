@@ -1,5 +1,6 @@
 """The resident pipeline: the whole data set lives on the device as uint8, and batches are cut from it there."""
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -43,6 +44,12 @@ class ResidentPipeline:
         """Batches per epoch."""
         whole, rest = divmod(len(self.images), self.batch_size)
         return whole if self.drop_last else whole + (rest > 0)
+
+    def shard(self, index: int, count: int) -> "ResidentPipeline":
+        """The same for every `count`-th image from the `index`-th on."""
+        part = copy.copy(self)
+        part.images, part.labels = self.images[index::count], self.labels[index::count]
+        return part
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """(x_natural fp32 [B, C, H, W] in [0, 1], labels int64 [B]) for the batches from `start_batch` on."""

@@ -1,13 +1,19 @@
-"""Results as people look at them: one table, one CSV, one picture."""
+"""Results as people look at them: a table, CSV, JSON."""
 
 import csv
+import io
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from fastadaad.evaluation.accuracy import AttackResult
+from fastadaad.checkpoint import write_atomically
+from fastadaad.evaluation.accuracy import AttackResult, masking_warning
+
+Models = Sequence[tuple[str, Sequence[AttackResult]]]
 
 
 def attack_title(result: AttackResult) -> str:
@@ -19,22 +25,62 @@ def percent(accuracy: float) -> str:
     return f"{100 * accuracy:.1f}"
 
 
-def print_accuracies(console: Console, models: Sequence[tuple[str, Sequence[AttackResult]]]) -> None:
-    """One row per (name, results), one column per attack; all models have the same attacks."""
-    first = models[0][1][0]
-    table = Table(title=f"Accuracy in % on {first.num_images:,} images, {first.norm} epsilon {first.epsilon:g}")
+def table_title(result: AttackResult) -> str:
+    """On what the accuracies of a table were measured, from one of its results."""
+    return f"Accuracy in % on {result.num_images:,} images, {result.norm} epsilon {result.epsilon:g}"
+
+
+def print_accuracies(console: Console, models: Models) -> None:
+    """One row per (name, results), one column per attack; all models have the same attacks. Then what to know."""
+    table = Table(title=table_title(models[0][1][0]))
     table.add_column("model")
     for result in models[0][1]:
         table.add_column(attack_title(result), justify="right")
     for name, results in models:
         table.add_row(name, *[f"{percent(result.accuracy)} ± {100 * result.margin:.1f}" for result in results])
     console.print(table)
+    for name, results in models:
+        for line in _remarks(results):
+            console.print(f"{name}: {line}")
 
 
-def write_results(path: Path, models: Sequence[tuple[str, Sequence[AttackResult]]]) -> None:
+def print_attacks(console: Console, results: Sequence[AttackResult]) -> None:
+    """One model: one row per attack and per part of it, with the time each took. Then what to know."""
+    table = Table(title=table_title(results[0]))
+    for column in ("attack", "accuracy", "seconds"):
+        table.add_column(column, justify="left" if column == "attack" else "right")
+    for result in results:
+        accuracy = f"{percent(result.accuracy)} ± {100 * result.margin:.1f}"
+        table.add_row(attack_title(result), accuracy, f"{result.seconds:,.1f}")
+        for part, part_accuracy, seconds in result.parts:
+            table.add_row(f"  after {part}", percent(part_accuracy), f"{seconds:,.1f}")
+    console.print(table)
+    for line in _remarks(results):
+        console.print(line)
+
+
+def _remarks(results: Sequence[AttackResult]) -> list[str]:
+    warning = masking_warning(results)
+    remarks = [f"{result.attack}: {note}" for result in results for note in result.notes]
+    return remarks if warning is None else [*remarks, f"warning: {warning}"]
+
+
+def csv_bytes(rows: Sequence[dict]) -> bytes:
+    """The rows as a CSV file; all have the same keys."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode()
+
+
+def write_results(path: Path, models: Models) -> None:
     """The same as CSV, one row per model and attack."""
     rows = [{"model": name} | result.row() for name, results in models for result in results]
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_atomically(path, csv_bytes(rows))
+
+
+def write_json(path: Path, name: str, results: Sequence[AttackResult]) -> None:
+    """The same as JSON: the model, the warning where there is one, and every field of every result."""
+    content = {"model": name, "warning": masking_warning(results), "attacks": [asdict(result) for result in results]}
+    write_atomically(path, json.dumps(content, indent=2).encode())
