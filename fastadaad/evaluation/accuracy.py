@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastadaad.config import ThreatModel
 from fastadaad.evaluation.attacks import AttackSpec, GradientAttack, check_attacks, correct, parse_attack
+from fastadaad.evaluation.autoattack import PartAttack
 from fastadaad.evaluation.folding import folded
 from fastadaad.evaluation.survival import Keeper, attack_survivors, fingerprint
 from fastadaad.inner_maximization import frozen
@@ -87,8 +88,8 @@ def evaluate(
             num_restarts = restarts if any(attack.is_random for _, attack in spec.parts) else 1
             # One per restart, so that more restarts only add to the starts of fewer.
             generators = [torch.Generator(device).manual_seed(seed + restart) for restart in range(num_restarts)]
-            ((_, attack), *_) = spec.parts
-            if isinstance(attack, GradientAttack):
+            attack = spec.parts[0][1]
+            if isinstance(attack, GradientAttack):  # then it is the only part
                 measured = _on_batches(model, attack, threat_model, batches(), generators, spec.name, progress)
             else:
                 measured = _on_survivors(model, spec, threat_model, batches(), generators, progress, state)
@@ -149,7 +150,8 @@ def _on_survivors(
         raise _no_images()
     batch_size = len(pairs[0][1])
     x_natural, labels = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
-    network, note = folded(model, pairs[0][0])
+    network, unfolded = folded(model, pairs[0][0])
+    left_out = [attack.note(network, x_natural) for _, attack in spec.parts if isinstance(attack, PartAttack)]
     facts = [
         spec.name, asdict(threat_model), batch_size, [generator.initial_seed() for generator in generators],
         fingerprint(*model.state_dict().values()), fingerprint(x_natural, labels),
@@ -171,7 +173,7 @@ def _on_survivors(
         "accuracy": survival.accuracies[-1],
         "seconds": sum(survival.seconds),
         "parts": tuple(zip(names, survival.accuracies, survival.seconds, strict=True)) if len(names) > 1 else (),
-        "notes": () if note is None else (note,),
+        "notes": tuple(note for note in (unfolded, *left_out) if note is not None),
     }
 
 

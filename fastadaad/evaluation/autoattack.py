@@ -28,6 +28,13 @@ class PartAttack:
     part: str
     is_random = False
 
+    def note(self, model: nn.Module, x_natural: Tensor) -> str | None:
+        """Why the part does nothing for this model, if so."""
+        num_classes = count_classes(model, x_natural)
+        if self.part != "apgd-t" or num_classes >= MIN_CLASSES_OF_DLR:
+            return None
+        return f"apgd-t is left out: its loss needs {MIN_CLASSES_OF_DLR} classes, and the model has {num_classes}"
+
     def survives(
         self,
         model: nn.Module,
@@ -38,11 +45,10 @@ class PartAttack:
     ) -> Tensor:
         """Which images [B] are classified as `labels` after the attack, a bool [B]; the seed is the first generator's.
 
-        apgd-t does nothing below 4 classes, where its loss is not defined. Raises ValueError without pyautoattack.
+        Raises ValueError without pyautoattack.
         """
-        with torch.no_grad():
-            num_classes = model(x_natural[:1]).shape[1]
-        if self.part == "apgd-t" and num_classes < MIN_CLASSES_OF_DLR:
+        num_classes = count_classes(model, x_natural)
+        if self.note(model, x_natural) is not None:
             return torch.ones_like(labels, dtype=torch.bool)
         devices = [x_natural.device] if x_natural.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
@@ -65,6 +71,11 @@ class PartAttack:
             "square": attacks.square,
         }
         return by_part[self.part]
+
+
+def count_classes(model: nn.Module, x: Tensor) -> int:
+    with torch.no_grad():
+        return model(x[:1]).shape[1]
 
 
 def import_pyautoattack() -> Any:

@@ -3,7 +3,9 @@
 import copy
 import csv
 import io
+import json
 import math
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -13,9 +15,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from fastadaad.config import ThreatModel
-from fastadaad.evaluation import AttackResult, AttackSpec, evaluate, parse_attack
+from fastadaad.evaluation import AttackResult, check_attacks, evaluate, masking_warning, merge, parse_attack
+from fastadaad.evaluation.attacks import GradientAttack
+from fastadaad.evaluation.carlini_wagner import CarliniWagner
 from fastadaad.evaluation.plots import plot_curves
-from fastadaad.evaluation.report import print_accuracies, write_results
+from fastadaad.evaluation.report import print_accuracies, print_attacks, write_json, write_results
+from fastadaad.inner_objectives import MARGIN
 from fastadaad.run_log import METRICS
 
 NUM_IMAGES, BATCH_SIZE = 46, 8  # the last batch is smaller
@@ -134,18 +139,75 @@ def test_the_model_comes_back_as_it_was():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["", "pgd", "pgd0", "pgd-3", "PGD20", "pgd20x", "autoattack"])
+@pytest.mark.parametrize("name", ["", "pgd", "pgd0", "pgd-3", "PGD20", "pgd20x", "cw-l20", "autoattack2"])
 def test_an_unknown_attack_is_refused_before_anything_runs(name):
     def never():
         raise AssertionError("the images were asked for")
 
-    with pytest.raises(ValueError, match="choose natural, fgsm or pgdN"):
+    with pytest.raises(ValueError, match="choose natural, fgsm, pgdN"):
         evaluate(MODEL, never, ["natural", name], threat_model=LINF)
 
 
 def test_attack_names():
-    assert parse_attack("fgsm") == AttackSpec(name="fgsm", num_steps=1, relative_step_size=1.0, start="natural")
-    assert parse_attack("pgd20") == AttackSpec(name="pgd20", num_steps=20, relative_step_size=0.25, start="uniform")
+    assert parse_attack("fgsm").parts == (("fgsm", GradientAttack(num_steps=1, relative_step_size=1.0)),)
+    pgd = GradientAttack(num_steps=20, relative_step_size=0.25, start="uniform")
+    assert parse_attack("pgd20").parts == (("pgd20", pgd),)
+    assert parse_attack("cw-linf").parts[0][1] == replace(pgd, objective=MARGIN)
+    assert parse_attack("cw-linf50").parts[0][1] == replace(pgd, objective=MARGIN, num_steps=50)
+    assert [part for part, _ in parse_attack("autoattack").parts] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert parse_attack("cw").parts[0][1] == CarliniWagner(num_steps=1000, constant=0.1, search_steps=1)
+    assert parse_attack("cw200").parts[0][1] == CarliniWagner(num_steps=200)
+
+
+def test_an_attack_that_does_not_fit_is_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="cw-l2 needs an l2 radius, and the threat model's norm is linf: use cw"):
+        measure("natural", "cw-l2")
+    check_attacks(["cw-l2"], L2)
+
+
+def test_cw_linf_is_the_plain_loop_on_the_margin():
+    value = copy.deepcopy(MODEL).eval()
+    generator = torch.Generator().manual_seed(3)
+    robust = correct(X_NATURAL)
+    x_adv = []
+    for x_natural, labels in batches():
+
+        def margin(x, labels=labels):
+            logits = value(x)
+            others = torch.stack(
+                [row[torch.arange(len(row)) != y].max() for row, y in zip(logits, labels, strict=True)]
+            )
+            return (others - logits[torch.arange(len(labels)), labels]).sum()
+
+        start = x_natural + torch.empty_like(x_natural).uniform_(-LINF.epsilon, LINF.epsilon, generator=generator)
+        settings = {"norm": "linf", "epsilon": LINF.epsilon, "step_size": LINF.epsilon / 4, "num_steps": 6}
+        x_adv.append(inner_loop(margin, x_natural, start.clamp(0, 1), **settings))
+    robust &= correct(torch.cat(x_adv))
+    assert measure("cw-linf6", seed=3)[0].accuracy == robust.double().mean().item()
+
+
+@pytest.mark.parametrize("attack", ["pgd5", "cw-linf5", "cw50", "apgd-ce"])
+def test_a_constant_added_to_all_logits_changes_nothing(attack):
+    shifted = nn.Sequential(copy.deepcopy(MODEL), Shift())
+    accuracies = [measure(attack, model=model)[0].accuracy for model in (MODEL, shifted)]
+    assert accuracies[0] == accuracies[1] < measure("natural")[0].accuracy
+
+
+class Shift(nn.Module):
+    """Logits 10 lower, all of them."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits - 10
+
+
+def test_robust_accuracy_falls_with_steps_restarts_and_radius():
+    for threat_model in (LINF, L2):
+        steps = [measure(f"pgd{n}", threat_model=threat_model)[0].accuracy for n in (1, 3, 10, 30)]
+        radii = [replace(threat_model, epsilon=share * threat_model.epsilon) for share in (0.25, 0.5, 1.0, 2.0)]
+        sizes = [measure("pgd10", threat_model=radius)[0].accuracy for radius in radii]
+        for accuracies in (steps, sizes):
+            assert accuracies == sorted(accuracies, reverse=True)
+            assert accuracies[0] > accuracies[-1]
 
 
 def test_no_images_are_refused():
@@ -176,6 +238,47 @@ def test_the_table_and_the_csv_say_the_same(tmp_path):
         ("student", "natural", 0.9),
         ("student", "pgd20", 0.5),
     ]
+
+
+def result(attack: str, accuracy: float, **fields) -> AttackResult:
+    fixed = {"restarts": 1, "norm": "linf", "epsilon": 0.1, "num_images": 100, "seconds": 1.0}
+    return AttackResult(attack=attack, accuracy=accuracy, **fixed | fields)
+
+
+PARTS = (("apgd-ce", 0.5, 1.5), ("square", 0.25, 2.5))
+
+
+def test_parts_and_notes_are_shown_and_survive_json(tmp_path):
+    attacked = result("autoattack", 0.25, parts=PARTS, notes=("something",))
+    console = Console(file=io.StringIO(), width=100)
+    print_attacks(console, [result("natural", 0.9), attacked])
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    assert any("after apgd-ce │ 50.0 │ 1.5" in line for line in lines)
+    assert "autoattack: something" in lines
+    write_json(tmp_path / "results.json", "student", [attacked])
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert (content["model"], content["warning"]) == ("student", None)
+    assert AttackResult.from_json(content["attacks"][0]) == attacked
+    assert asdict(attacked).keys() <= attacked.row().keys()
+    assert attacked.row()["parts"] == "apgd-ce 0.5000 in 1.5 s; square 0.2500 in 2.5 s"
+
+
+def test_shards_merge_to_the_result_on_all_images():
+    other = replace(result("autoattack", 1.0, num_images=300), parts=(("apgd-ce", 1.0, 3.0), ("square", 1.0, 4.0)))
+    merged = merge([result("autoattack", 0.25, parts=PARTS, notes=("a",)), other])
+    assert (merged.num_images, merged.accuracy, merged.seconds) == (400, 0.8125, 2.0)
+    assert merged.parts == (("apgd-ce", 0.875, 4.5), ("square", 0.8125, 6.5))
+    assert merged.notes == ("a",)
+
+
+def test_a_warning_names_masked_gradients_and_only_those():
+    assert masking_warning([result("pgd20", 0.60), result("autoattack", 0.51)]) is None
+    assert masking_warning([result("natural", 0.9), result("autoattack", 0.1)]) is None
+    masked = [result("pgd20", 0.70), result("fgsm", 0.65), result("autoattack", 0.50)]
+    assert "autoattack leaves 50.0 % where fgsm leaves 65.0 %" in masking_warning(masked)
+    console = Console(file=io.StringIO(), width=200)
+    print_accuracies(console, [("student", masked)])
+    assert "student: warning: autoattack leaves" in console.file.getvalue()
 
 
 def test_curves_are_drawn_from_epochs_that_were_measured(tmp_path):

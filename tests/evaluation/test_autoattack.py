@@ -1,0 +1,203 @@
+"""AutoAttack through the adapter against the library's own run, resumed, in shards, and on few classes."""
+
+import json
+import logging
+
+import foolbox
+import pyautoattack
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastadaad.config import ThreatModel
+from fastadaad.data import load_dataset
+from fastadaad.evaluation import evaluate, masking_warning, survival
+from fastadaad.evaluation.autoattack import PARTS
+from fastadaad.evaluation.folding import folded
+from fastadaad.models import load_model
+from fastadaad.weights import checkpoint_path
+
+LINF, L2 = ThreatModel(epsilon=0.15), ThreatModel(norm="l2", epsilon=0.7)
+BATCH_SIZE = 100
+
+
+@pytest.fixture(scope="module")
+def teacher() -> nn.Module:
+    """The shipped teacher of the digits, its test images and labels."""
+    checkpoint = checkpoint_path("shipped:demo-teacher")
+    return load_model("cnn-72-s1", in_channels=1, checkpoint=checkpoint).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    dataset = load_dataset("digits")
+    return dataset.test_images.permute(0, 3, 1, 2).float() / 255, dataset.test_labels
+
+
+def batches(x: Tensor, labels: Tensor):
+    return lambda: zip(x.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)
+
+
+def the_librarys_own(model: nn.Module, x: Tensor, labels: Tensor, threat_model: ThreatModel, parts) -> float:
+    norm = {"linf": "Linf", "l2": "L2"}[threat_model.norm]
+    attack = pyautoattack.AutoAttack(
+        model, norm=norm, eps=threat_model.epsilon, seed=0, version="custom", attacks=list(parts)
+    )
+    attack.apgd.n_restarts = 1  # as in the standard version, which takes no list of attacks
+    logging.getLogger("auto-attack").setLevel(logging.ERROR)
+    _, predicted = attack.run_standard_evaluation(x, labels, batch_size=BATCH_SIZE)
+    return (predicted == labels).double().mean().item()
+
+
+@pytest.mark.parametrize("threat_model", [LINF, L2], ids=["linf", "l2"])
+def test_pgd_is_as_strong_as_another_librarys(teacher, digits, threat_model):
+    x, labels = digits
+    (ours,) = evaluate(teacher, batches(x, labels), ["pgd20"], threat_model=threat_model)
+    attack = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[threat_model.norm]
+    step = threat_model.epsilon / 4
+    theirs = attack(abs_stepsize=step, steps=20, random_start=True)
+    torch.manual_seed(0)
+    model = foolbox.PyTorchModel(teacher, bounds=(0, 1), device="cpu")
+    _, _, broken = theirs(model, x, labels, epsilons=threat_model.epsilon)
+    assert ours.accuracy == pytest.approx(1 - broken.double().mean().item(), abs=0.003)
+    assert ours.accuracy < 0.8
+
+
+@pytest.mark.parametrize("threat_model", [LINF, L2], ids=["linf", "l2"])
+def test_apgd_leaves_what_the_librarys_own_run_leaves(teacher, digits, threat_model):
+    x, labels = digits[0][:120], digits[1][:120]
+    (ours,) = evaluate(teacher, batches(x, labels), ["apgd-ce"], threat_model=threat_model)
+    theirs = the_librarys_own(teacher, x, labels, threat_model, ["apgd-ce"])
+    assert ours.accuracy == pytest.approx(theirs, abs=0.003)
+    assert ours.accuracy < evaluate(teacher, batches(x, labels), ["natural"], threat_model=threat_model)[0].accuracy
+
+
+@pytest.mark.slow
+def test_autoattack_leaves_what_the_librarys_own_run_leaves(teacher, digits):
+    x, labels = digits[0][:20], digits[1][:20]
+    (ours,) = evaluate(teacher, batches(x, labels), ["autoattack"], threat_model=LINF)
+    assert ours.accuracy == pytest.approx(the_librarys_own(teacher, x, labels, LINF, PARTS), abs=0.003)
+    assert [part for part, _, _ in ours.parts] == list(PARTS)
+    accuracies = [accuracy for _, accuracy, _ in ours.parts]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert ours.accuracy == accuracies[-1]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_an_interrupted_attack_goes_on_where_it_stopped(teacher, digits, tmp_path, monkeypatch):
+    """Three batches; the process dies in the second. The next call attacks the second and third, a third call none."""
+    x, labels = digits[0][:250], digits[1][:250]
+    images = batches(x, labels)
+    (whole,) = evaluate(teacher, images, ["cw20"], threat_model=LINF)
+    attacked = []
+    perturb = survival.Survival.advance
+
+    def advance(self, indices, survives, seconds):
+        if len(attacked) == 1:
+            attacked.append(None)
+            raise Killed
+        attacked.append(len(indices))
+        perturb(self, indices, survives, seconds)
+
+    monkeypatch.setattr(survival.Survival, "advance", advance)
+    with pytest.raises(Killed):
+        evaluate(teacher, images, ["cw20"], threat_model=LINF, state=tmp_path)
+    (resumed,) = evaluate(teacher, images, ["cw20"], threat_model=LINF, state=tmp_path)
+    assert resumed.accuracy == whole.accuracy
+    correct = (teacher(x).argmax(1) == labels).sum().item()
+    assert attacked == [100, None, 100, correct - 200]
+    evaluate(teacher, images, ["cw20"], threat_model=LINF, state=tmp_path)
+    assert len(attacked) == 4
+
+
+def test_state_of_other_weights_images_or_settings_is_not_used(teacher, digits, tmp_path):
+    x, labels = digits[0][:50], digits[1][:50]
+    other = load_model("cnn-72-s1", in_channels=1)
+    evaluate(teacher, batches(x, labels), ["cw5"], threat_model=LINF, state=tmp_path)
+    evaluate(other, batches(x, labels), ["cw5"], threat_model=LINF, state=tmp_path)
+    evaluate(teacher, batches(x[:40], labels[:40]), ["cw5"], threat_model=LINF, state=tmp_path)
+    evaluate(teacher, batches(x, labels), ["cw5"], threat_model=LINF, seed=1, state=tmp_path)
+    evaluate(teacher, batches(x, labels), ["cw5"], threat_model=L2, state=tmp_path)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 5
+    assert all(json.loads(path.read_text())["accuracies"] for path in files)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_few_classes_are_attacked_without_the_part_that_needs_four(num_classes):
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(64, num_classes)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(num_classes, 64, generator=generator))
+    model = nn.Sequential(nn.Flatten(), linear)
+    x = torch.rand(20, 1, 8, 8, generator=generator)
+    labels = model(x).argmax(1)
+    (result,) = evaluate(model, lambda: [(x, labels)], ["apgd-t"], threat_model=ThreatModel(epsilon=0.02))
+    assert result.accuracy == 1.0
+    assert result.notes == (f"apgd-t is left out: its loss needs 4 classes, and the model has {num_classes}",)
+    (result,) = evaluate(model, lambda: [(x, labels)], ["fab-t"], threat_model=ThreatModel(epsilon=0.02))
+    assert result.accuracy < 1.0
+
+
+class Saturated(nn.Module):
+    """The logits so large that the cross-entropy of a right answer is exactly 0 in fp32, and its gradient too."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e4 * self.model(x)
+
+
+def test_masked_gradients_are_reported(teacher, digits):
+    x, labels = digits[0][:30], digits[1][:30]
+    masked = Saturated(teacher)
+    results = evaluate(masked, batches(x, labels), ["pgd20", "square"], threat_model=LINF)
+    assert results[0].accuracy > 0.9  # it looks robust
+    assert "the gradients of this model are masked" in masking_warning(results)
+    honest = evaluate(teacher, batches(x, labels), ["pgd20", "square"], threat_model=LINF)
+    assert masking_warning(honest) is None
+    assert honest[1].accuracy == pytest.approx(results[1].accuracy, abs=0.07)  # two images
+
+
+def test_folding_is_exact_to_rounding_and_is_not_used_where_it_is_not(teacher, digits):
+    x = digits[0][:20]
+    network, note = folded(teacher, x)
+    assert note is None
+    assert not [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    torch.testing.assert_close(network(x), teacher(x), rtol=1e-4, atol=1e-4)
+
+    class Branches(nn.Module):
+        def forward(self, x):
+            return teacher(x) if x.sum() > 0 else teacher(-x)
+
+    untraceable = Branches()
+    network, note = folded(untraceable, x)
+    assert network is untraceable
+    assert note.startswith("batch-norm was not folded: ")
+
+    class Twice(nn.Module):
+        """One convolution before two batch-norms: folding by layer would be wrong."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+            self.norms = nn.ModuleList(nn.BatchNorm2d(2) for _ in range(2))
+            self.norms[1].running_mean.fill_(3.0)
+
+        def forward(self, x):
+            return (self.norms[0](self.conv(x)) + self.norms[1](self.conv(x))).mean((2, 3))
+
+    twice = Twice().eval()
+    network, note = folded(twice, x)
+    torch.testing.assert_close(network(x), twice(x), rtol=1e-4, atol=1e-4)
+
+
+def test_without_the_library_one_line_names_the_remedy(teacher, digits, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyautoattack", None)
+    with pytest.raises(ValueError, match=r"AutoAttack needs pyautoattack: pip install 'fastadaad\[aa\]'"):
+        evaluate(teacher, batches(*digits), ["natural", "autoattack"], threat_model=LINF)
