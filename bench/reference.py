@@ -27,6 +27,7 @@ AKD_TEACHER_WEIGHT = 0.5
 TEMPERATURE = 30.0  # tau
 ROBUSTNESS_WEIGHT = 6.0  # beta of TRADES
 INTROSPECTION_POWER = 0.1  # b
+ENTROPY_SCALE = 5.0  # of SAAD's weights
 
 
 @dataclass(kw_only=True)
@@ -42,6 +43,14 @@ class Batch:
     def teacher_logits_natural(self) -> Tensor:
         """T(x_natural) [B, N], without gradient, computed once in a step and only where it is asked for."""
         return self.teacher_logits(self.x_natural)
+
+    @cached_property
+    def linear_teacher(self) -> tuple[Tensor, Tensor]:
+        """T(x_natural) [B, N] and the gradient of its label's logit to the pixels, computed once in a step."""
+        x = self.x_natural.clone().requires_grad_()
+        logits = self.teacher(x)
+        label_logits = logits[torch.arange(len(logits)), self.labels]
+        return logits.detach(), torch.autograd.grad(label_logits.sum(), x)[0]
 
     def teacher_logits(self, x: Tensor) -> Tensor:
         """T(x) [B, N], without gradient."""
@@ -143,6 +152,14 @@ def kl_to_student_at_natural(batch: Batch, x_adv: Tensor) -> Tensor:
 def cross_entropy(batch: Batch, x_adv: Tensor) -> Tensor:
     """CE(S(x_adv), y)."""
     return F.cross_entropy(batch.student(x_adv), batch.labels, reduction="sum")
+
+
+def kl_to_linear_teacher(batch: Batch, x_adv: Tensor) -> Tensor:
+    """kl(S(x_adv), T(x_natural) with the logit of y moved along its gradient): SAAD's."""
+    teacher_logits, gradient = batch.linear_teacher
+    moved = teacher_logits.clone()
+    moved[torch.arange(len(moved)), batch.labels] += torch.einsum("bchw,bchw->b", gradient, x_adv - batch.x_natural)
+    return kl_terms(batch.student(x_adv), moved).sum()
 
 
 def adaad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
@@ -261,6 +278,24 @@ def lean_adaiad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     return introspective_sum(student_logits_adv, student_logits_natural, teacher_logits, trust, natural_term)
 
 
+def saad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
+    """mean_i w_i (kl(S(x_adv), T(x_adv)) + kl(S(x_adv) - S(x_opposite), T(x_adv) - T(x_opposite))), w from entropies.
+
+    In vain: T(x_natural), which the search has computed, and the loss and the backward pass of S(x_natural), both for
+    a term at weight 0.
+    """
+    x_opposite = 2 * batch.x_natural - x_adv
+    student_logits_natural, student_logits_adv = batch.student(batch.x_natural), batch.student(x_adv)
+    student_difference = student_logits_adv - batch.student(x_opposite)
+    teacher_logits_adv = batch.teacher_logits(x_adv)
+    teacher_difference = teacher_logits_adv - batch.teacher_logits(x_opposite)
+    entropy = torch.special.entr(F.softmax(teacher_logits_adv, dim=1)).sum(dim=1)
+    w = ENTROPY_SCALE * (entropy - entropy.min())
+    natural_term = kl_mean(student_logits_natural, batch.teacher_logits_natural, weight=1 - w / w.max())
+    kl_adv = kl_mean(student_logits_adv, teacher_logits_adv, weight=w)
+    return kl_adv + kl_mean(student_difference, teacher_difference, weight=w) + 0.0 * natural_term
+
+
 # AdaIAD and IAD as they are once the student listens to itself: with them the costs of a step are complete.
 _INTROSPECTIVE = {"introspection_begin": 0}
 _pgd = partial(Reference, start=uniform_start, inner_value=cross_entropy)
@@ -278,6 +313,12 @@ REFERENCES = {
     "iad": _pgd(outer_loss=iad_loss, options=_INTROSPECTIVE),
     "rslad": Reference(start=gaussian_start, inner_value=kl_to_teacher_at_natural, outer_loss=rslad_loss),
     "akd": _pgd(outer_loss=akd_loss),
+    "saad": Reference(
+        start=gaussian_start,
+        inner_value=kl_to_linear_teacher,
+        outer_loss=saad_loss,
+        options={"igdm_ramp_epochs": 0},
+    ),
 }
 
 # The same steps with less in vain, by the name of the variant: what the waste of the program costs.

@@ -18,8 +18,8 @@ from fastadaad.trainer import Trainer, build_model, evaluate_on_test_set, evalua
 
 
 def method_names(names: Sequence[str]) -> list[str]:
-    """`names`, or all methods of the table for `all`."""
-    return list(methods.METHODS) if list(names) == ["all"] else list(names)
+    """`names`, with all methods of the table in the place of `all`."""
+    return [method for name in names for method in (methods.METHODS if name == "all" else [name])]
 
 
 def student_configs(

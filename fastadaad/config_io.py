@@ -55,6 +55,8 @@ def _split(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"{text!r} is not an override: write section.field=value, such as optim.epochs=3")
+    if name == "method":
+        raise ValueError(f"a recipe's settings depend on its method: write --method {value} instead of {text}")
     if name.rpartition(".")[2] in PIXEL_FIELDS:
         value = repr(parse_pixels(value))
     return name, value

@@ -65,11 +65,19 @@ class Distiller:
         the method needs labels and gets None.
         """
         with frozen(*[self.teacher] if self.teacher is not None else []):
-            x_adv = self.maximizer(x_natural, labels, generator=generator)
+            inner = self.maximizer.search(x_natural, labels, generator=generator)
             if not self.student.training:
                 self.student.train()
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self._outer_loss(self.student, self.teacher, x_natural, x_adv, labels, epoch)
+            loss = self._outer_loss(
+                self.student,
+                self.teacher,
+                x_natural,
+                inner.x_adv,
+                labels,
+                epoch,
+                teacher_logits_natural=inner.teacher_logits_natural,
+            )
             loss.backward()
         self.optimizer.step()
-        return StepResult(loss=loss.detach(), x_adv=x_adv)
+        return StepResult(loss=loss.detach(), x_adv=inner.x_adv)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -100,6 +101,16 @@ def resolve_mode(mode: Mode, device_type: str) -> Mode:
     return mode if mode != "auto" else ("compiled" if device_type == "cuda" else "eager")
 
 
+@dataclass(frozen=True, kw_only=True)
+class InnerResult:
+    """What a search leaves behind."""
+
+    x_adv: Tensor
+    """[B, C, H, W], without gradient."""
+    teacher_logits_natural: Tensor | None
+    """T(x_natural) [B, N] where the objective needed it, for the outer loss to reuse."""
+
+
 class InnerMaximizer:
     """x_natural [B, C, H, W] fp32 in [0, 1] -> x_adv, for any networks that return logits [B, N].
 
@@ -141,6 +152,12 @@ class InnerMaximizer:
 
         Raises ValueError where the method needs labels [B] and gets None.
         """
+        return self.search(x_natural, labels, generator=generator).x_adv
+
+    def search(
+        self, x_natural: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> InnerResult:
+        """As the call itself, with what the search knows beside x_adv."""
         self.method.require_labels(labels)
         networks = [network for network in (self.student, self.teacher) if network is not None]
         # Whatever grad mode the caller is in, the loop needs its own.
@@ -152,7 +169,7 @@ class InnerMaximizer:
         ):
             return self._maximize(x_natural.detach(), labels, generator)
 
-    def _maximize(self, x_natural: Tensor, labels: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    def _maximize(self, x_natural: Tensor, labels: Tensor | None, generator: torch.Generator | None) -> InnerResult:
         inner, objective = self.inner, self.method.objective
         with torch.no_grad():
             target = objective.fixed_target(self.student, self.teacher, x_natural, labels)
@@ -161,7 +178,8 @@ class InnerMaximizer:
         for _ in range(inner.num_steps):
             grad_x = self._gradient(self._networks, objective, x_adv, target)
             step_(x_adv, x_natural, grad_x, inner.step_size, inner.threat_model.epsilon, inner.lower, inner.upper)
-        return x_adv
+        known = objective.teacher_logits_natural
+        return InnerResult(x_adv=x_adv, teacher_logits_natural=None if known is None else known(target))
 
 
 def adaad_inner_loss(

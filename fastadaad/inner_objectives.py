@@ -25,12 +25,15 @@ class InnerObjective:
     fixed_target(student, teacher, x_natural, labels): what stays the same in all steps, or None.
     logit_gradients(logits, target): the value [B] and its gradient with respect to each of the logits.
     surrogate(x_adv, target): further logits [B, N] at x_adv, differentiable, in the teacher's place; None: no such.
+    teacher_logits_natural(target): T(x_natural) [B, N] where the target has it, so that the outer loss need not ask
+    the teacher again; None: it has not.
     """
 
     through_teacher: bool = False
     fixed_target: Callable[[nn.Module, nn.Module | None, Tensor, Tensor | None], Any]
     logit_gradients: Callable[[Logits, Any], tuple[Tensor, Logits]]
     surrogate: Callable[[Tensor, Any], Tensor] | None = None
+    teacher_logits_natural: Callable[[Any], Tensor] | None = None
 
 
 def _nothing(student, teacher, x_natural, labels):
@@ -47,6 +50,10 @@ def _student_at_natural(student, teacher, x_natural, labels):
 
 def _teacher_at_natural(student, teacher, x_natural, labels):
     return teacher(x_natural)
+
+
+def _itself(target):
+    return target
 
 
 def kl_of_both(logits: Logits, target: Any) -> tuple[Tensor, Logits]:
@@ -89,7 +96,9 @@ def _margin(logits: Logits, labels: Tensor) -> tuple[Tensor, Logits]:
 # kl(S(x_adv), T(x_adv)), differentiated through both: AdaAD (CVPR 2023).
 KL_TO_TEACHER = InnerObjective(through_teacher=True, fixed_target=_nothing, logit_gradients=kl_of_both)
 # kl(S(x_adv), T(x_natural)): RSLAD (Zi et al., 2021).
-KL_TO_TEACHER_AT_NATURAL = InnerObjective(fixed_target=_teacher_at_natural, logit_gradients=_kl_to_target)
+KL_TO_TEACHER_AT_NATURAL = InnerObjective(
+    fixed_target=_teacher_at_natural, logit_gradients=_kl_to_target, teacher_logits_natural=_itself
+)
 # kl(S(x_adv), S(x_natural)): TRADES (Zhang et al., 2019).
 KL_TO_STUDENT_AT_NATURAL = InnerObjective(fixed_target=_student_at_natural, logit_gradients=_kl_to_target)
 # CE(S(x_adv), y): PGD-AT (Madry et al., 2018), and the methods that start from it.

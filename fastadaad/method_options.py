@@ -5,6 +5,16 @@ from typing import Literal
 
 KLReduction = Literal["batchmean", "mean"]
 
+_NOT_NEGATIVE = (
+    "robustness_weight",
+    "introspection_begin",
+    "introspection_power",
+    "igdm_weight",
+    "igdm_ramp_epochs",
+    "entropy_scale",
+    "natural_weight",
+)
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -33,15 +43,27 @@ class MethodOptions:
     """b: the teacher is trusted with w = (its probability of the label at x_adv)^b."""
     introspective_teacher_term: bool = False
     """Weight the teacher's term by w, as the papers say and their programs do not."""
+    igdm_weight: float = 1.0
+    """a of IGDM: 1 on CIFAR-10, 10 on CIFAR-100 and Tiny-ImageNet."""
+    igdm_ramp_epochs: int = 200
+    """Epochs over which that weight rises from 0: as many as the run has; 0: it is there from the start."""
+    entropy_scale: float = 5.0
+    """Of SAAD: what the teacher's entropy above the batch's least is multiplied by to weight an image."""
+    renyi_order: float = 1.0
+    """gamma: order of that entropy; 1 is Shannon's."""
+    natural_weight: float = 0.0
+    """beta of SAAD: weight of the kl at x_natural, most where the teacher is certain at x_adv."""
 
     def __post_init__(self) -> None:
         for name in ("adversarial_weight", "teacher_weight"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"{name} is {value}: it must lie in [0, 1]")
-        for name in ("robustness_weight", "introspection_begin", "introspection_power"):
+        for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             _require(value >= 0, f"{name} is {value}: it must be 0 or more")
-        _require(self.temperature > 0, f"temperature is {self.temperature}: it must be positive")
+        for name in ("temperature", "renyi_order"):
+            value = getattr(self, name)
+            _require(value > 0, f"{name} is {value}: it must be positive")
         _require(
             self.kl_reduction in ("batchmean", "mean"),
             f"kl_reduction is {self.kl_reduction!r}: choose batchmean or mean",

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastadaad.config import Start
+from fastadaad.igdm import add_igdm
 from fastadaad.inner_objectives import (
     CROSS_ENTROPY,
     KL_TO_STUDENT_AT_NATURAL,
@@ -19,8 +20,8 @@ from fastadaad.inner_objectives import (
     InnerObjective,
 )
 from fastadaad.method_options import MethodOptions
+from fastadaad.outer_batch import OuterBatch
 from fastadaad.outer_minimization import (
-    OuterBatch,
     adaad_loss,
     adaiad_loss,
     akd_loss,
@@ -30,6 +31,7 @@ from fastadaad.outer_minimization import (
     rslad_loss,
     trades_loss,
 )
+from fastadaad.saad import KL_TO_LINEAR_TEACHER, saad_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,21 +74,32 @@ class Method:
         x_adv: Tensor,
         labels: Tensor | None = None,
         epoch: int = 0,
+        *,
+        teacher_logits_natural: Tensor | None = None,
     ) -> Tensor:
         """The loss of `student` at x_adv [B, C, H, W], a scalar with gradient.
 
+        teacher_logits_natural [B, N]: T(x_natural), where the caller has it already and need not pay for it again.
         Raises ValueError where the method needs a teacher or labels [B] and gets None.
         """
         self.require_teacher(teacher)
         self.require_labels(labels)
+        known = {} if teacher_logits_natural is None else {"teacher_logits_natural": teacher_logits_natural}
         batch = OuterBatch(
-            student=student, teacher=teacher, x_natural=x_natural, x_adv=x_adv, labels=labels, epoch=epoch
+            student=student,
+            teacher=teacher,
+            x_natural=x_natural,
+            x_adv=x_adv,
+            labels=labels,
+            epoch=epoch,
+            logits=known,
         )
         return self.loss(batch, self.options)
 
 
 _DISTILLATION = ("teacher_weight", "temperature", "kl_reduction", "clean_statistics")
 _INTROSPECTION = (*_DISTILLATION, "introspection_begin", "introspection_power", "introspective_teacher_term")
+_IGDM = ("igdm_weight", "igdm_ramp_epochs")
 _WEIGHTED_KL = ("adversarial_weight", "kl_reduction", "clean_statistics")
 
 METHODS = {
@@ -129,15 +142,42 @@ METHODS = {
             reads=("teacher_weight", "temperature", "kl_reduction"),
             options=MethodOptions(teacher_weight=0.5),
         ),
+        Method(
+            name="saad",
+            objective=KL_TO_LINEAR_TEACHER,
+            start="gaussian",
+            loss=saad_loss,
+            reads=("entropy_scale", "renyi_order", "natural_weight", "clean_statistics", *_IGDM),
+        ),
     )
 }
 
 
 def get(name: str, **options: Any) -> Method:
-    """The method called `name`, with its options changed where given.
+    """The method called `name`, or `name+igdm` for it and IGDM's term, with its options changed where given.
 
     Raises ValueError for an unknown method or option.
     """
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
-    return METHODS[name].with_options(**options)
+    base, plus, addition = name.partition("+")
+    if base not in METHODS or (plus and addition not in ADDITIONS):
+        known = ", ".join(METHODS)
+        raise ValueError(f"unknown method {name!r}: choose one of {known}, or add to one, as in adaad+igdm")
+    method = METHODS[base]
+    return (ADDITIONS[addition](method) if plus else method).with_options(**options)
+
+
+def with_igdm(method: Method) -> Method:
+    """The row with IGDM's term on top; it needs a teacher. Raises ValueError where the row has the term already."""
+    if "igdm_weight" in method.reads:
+        raise ValueError(f"method {method.name} has IGDM's term already: leave out +igdm")
+    return replace(
+        method,
+        name=f"{method.name}+igdm",
+        loss=add_igdm(method.loss),
+        reads=tuple(dict.fromkeys((*method.reads, "kl_reduction", *_IGDM))),
+        needs_teacher=True,
+    )
+
+
+# What combines with any row by `+`; averaged and perturbed weights do too, and are the optimiser's (see OptimConfig).
+ADDITIONS = {"igdm": with_igdm}

@@ -1,28 +1,14 @@
 """What the student is trained to minimise at x_adv: one function per loss.
 
-KL(S, T) = sum_j q_j (log q_j - log p_j) per image, p of the student and q of the teacher. A loss runs the student on
-x_natural before x_adv, as the authors' programs do: the order decides the running statistics of batch-norm.
+KL(S, T) = sum_j q_j (log q_j - log p_j) per image, p of the student and q of the teacher.
 """
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastadaad.method_options import KLReduction, MethodOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class OuterBatch:
-    """One batch on its way through the outer minimisation."""
-
-    student: nn.Module
-    teacher: nn.Module | None
-    x_natural: Tensor
-    x_adv: Tensor
-    labels: Tensor | None
-    epoch: int
+from fastadaad.outer_batch import OuterBatch
 
 
 def kl_per_image(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -36,6 +22,11 @@ def kl_per_image(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
     return (teacher_log_probs.exp() * log_ratio).sum(dim=1)
 
 
+def mean_over_images(values: Tensor, num_classes: int, reduction: KLReduction) -> Tensor:
+    """Mean of one value per image [B]; reduction `mean` divides by the number of classes as well."""
+    return values.mean() if reduction == "batchmean" else values.mean() / num_classes
+
+
 def kl_mean(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -45,21 +36,8 @@ def kl_mean(
     weight: Tensor | float = 1.0,
 ) -> Tensor:
     """kl_per_image, weighted per image by `weight` [B] and averaged as `reduction` says."""
-    mean = (weight * kl_per_image(student_logits, teacher_logits, temperature)).mean()
-    return mean if reduction == "batchmean" else mean / student_logits.shape[1]
-
-
-def teacher_logits_of(batch: OuterBatch, x: Tensor) -> Tensor:
-    """Teacher logits at `x` [B, C, H, W], without gradient; for methods that need a teacher (Method checks it)."""
-    assert batch.teacher is not None
-    with torch.no_grad():
-        return batch.teacher(x)
-
-
-def labels_of(batch: OuterBatch) -> Tensor:
-    """Labels [B], for methods that need them (Method checks it)."""
-    assert batch.labels is not None
-    return batch.labels
+    kl = weight * kl_per_image(student_logits, teacher_logits, temperature)
+    return mean_over_images(kl, student_logits.shape[1], reduction)
 
 
 def update_clean_statistics(batch: OuterBatch, options: MethodOptions) -> None:
@@ -73,45 +51,39 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels)
 
 
-def weighted_kl_loss(batch: OuterBatch, options: MethodOptions, natural_target: Tensor | None) -> Tensor:
-    """lambda kl(S(x_adv), target) + (1 - lambda) kl(S(x_natural), T(x_natural)).
-
-    The target at x_adv is `natural_target`, the teacher's logits at x_natural, or where that is None, at x_adv.
-    """
-    weight, reduction = options.adversarial_weight, options.kl_reduction
-    loss = torch.zeros((), device=batch.x_adv.device)
-    if weight < 1:
-        student_logits = batch.student(batch.x_natural)
-        target = teacher_logits_of(batch, batch.x_natural) if natural_target is None else natural_target
-        loss = (1 - weight) * kl_mean(student_logits, target, reduction)
-    else:
+def natural_kl_loss(batch: OuterBatch, options: MethodOptions) -> Tensor | float:
+    """(1 - lambda) kl(S(x_natural), T(x_natural)); without a pass of either network for it where lambda is 1."""
+    if options.adversarial_weight == 1:
         update_clean_statistics(batch, options)
-    student_logits = batch.student(batch.x_adv)
-    target = teacher_logits_of(batch, batch.x_adv) if natural_target is None else natural_target
-    return loss + weight * kl_mean(student_logits, target, reduction)
+        return 0.0
+    kl = kl_mean(batch.student_logits_natural, batch.teacher_logits_natural, options.kl_reduction)
+    return (1 - options.adversarial_weight) * kl
 
 
 def adaad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """lambda kl(S(x_adv), T(x_adv)) + (1 - lambda) kl(S(x_natural), T(x_natural)): AdaAD (CVPR 2023)."""
-    return weighted_kl_loss(batch, options, natural_target=None)
+    natural = natural_kl_loss(batch, options)
+    adversarial = kl_mean(batch.student_logits_adv, batch.teacher_logits_adv, options.kl_reduction)
+    return natural + options.adversarial_weight * adversarial
 
 
 def rslad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """lambda kl(S(x_adv), T(x_natural)) + (1 - lambda) kl(S(x_natural), T(x_natural)): RSLAD (Zi et al., 2021)."""
-    return weighted_kl_loss(batch, options, natural_target=teacher_logits_of(batch, batch.x_natural))
+    natural = natural_kl_loss(batch, options)
+    adversarial = kl_mean(batch.student_logits_adv, batch.teacher_logits_natural, options.kl_reduction)
+    return natural + options.adversarial_weight * adversarial
 
 
 def pgd_at_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """CE(S(x_adv), y): PGD-AT (Madry et al., 2018)."""
-    return cross_entropy(batch.student(batch.x_adv), labels_of(batch))
+    return cross_entropy(batch.student_logits_adv, batch.required_labels)
 
 
 def trades_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """CE(S(x_natural), y) + beta kl(S(x_adv), S(x_natural)), gradient through both: TRADES (Zhang et al., 2019)."""
-    natural_logits = batch.student(batch.x_natural)
-    adversarial_logits = batch.student(batch.x_adv)
-    kl = kl_mean(adversarial_logits, natural_logits, options.kl_reduction)
-    return cross_entropy(natural_logits, labels_of(batch)) + options.robustness_weight * kl
+    natural = cross_entropy(batch.student_logits_natural, batch.required_labels)
+    kl = kl_mean(batch.student_logits_adv, batch.student_logits_natural, options.kl_reduction)
+    return natural + options.robustness_weight * kl
 
 
 def distillation_term(
@@ -124,14 +96,14 @@ def distillation_term(
 
 def akd_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """a tau^2 kl_tau(S(x_adv), T(x_adv)) + (1 - a) CE(S(x_adv), y): AKD (Maroto et al., 2022)."""
-    a, student_logits = options.teacher_weight, batch.student(batch.x_adv)
-    distillation = distillation_term(student_logits, teacher_logits_of(batch, batch.x_adv), options)
-    return a * distillation + (1 - a) * cross_entropy(student_logits, labels_of(batch))
+    a = options.teacher_weight
+    distillation = distillation_term(batch.student_logits_adv, batch.teacher_logits_adv, options)
+    return a * distillation + (1 - a) * cross_entropy(batch.student_logits_adv, batch.required_labels)
 
 
 def ard_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """a tau^2 kl_tau(S(x_adv), T(x_natural)) + (1 - a) CE(S(x_natural), y): ARD (Goldblum et al., 2020)."""
-    return _teacher_and_label_loss(batch, options, teacher_logits_of(batch, batch.x_natural))
+    return _teacher_and_label_loss(batch, options, batch.teacher_logits_natural)
 
 
 def _teacher_and_label_loss(batch: OuterBatch, options: MethodOptions, teacher_logits: Tensor) -> Tensor:
@@ -139,35 +111,33 @@ def _teacher_and_label_loss(batch: OuterBatch, options: MethodOptions, teacher_l
     a = options.teacher_weight
     label_term: Tensor | float = 0.0
     if a < 1:
-        label_term = (1 - a) * cross_entropy(batch.student(batch.x_natural), labels_of(batch))
+        label_term = (1 - a) * cross_entropy(batch.student_logits_natural, batch.required_labels)
     else:
         update_clean_statistics(batch, options)
-    return a * distillation_term(batch.student(batch.x_adv), teacher_logits, options) + label_term
+    return a * distillation_term(batch.student_logits_adv, teacher_logits, options) + label_term
 
 
 def iad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """The introspective loss with the teacher at x_natural: IAD (Zhu et al., 2022)."""
-    return _introspective_loss(batch, options, batch.x_natural)
+    return _introspective_loss(batch, options, batch.teacher_logits_natural)
 
 
 def adaiad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """The introspective loss with the teacher at x_adv: AdaIAD (CVPR 2023)."""
-    return _introspective_loss(batch, options, batch.x_adv)
+    return _introspective_loss(batch, options, batch.teacher_logits_adv)
 
 
-def _introspective_loss(batch: OuterBatch, options: MethodOptions, x_teacher: Tensor) -> Tensor:
-    """a tau^2 kl_tau(S(x_adv), T(x_teacher)) [w] + a (1 - w) kl(S(x_adv), S(x_natural)) + (1 - a) CE(S(x_natural), y).
+def _introspective_loss(batch: OuterBatch, options: MethodOptions, teacher_logits: Tensor) -> Tensor:
+    """a tau^2 kl_tau(S(x_adv), T) [w] + a (1 - w) kl(S(x_adv), S(x_natural)) + (1 - a) CE(S(x_natural), y).
 
     w [B] = (probability that the teacher gives to y at x_adv)^b; before epoch introspection_begin it is 1.
     """
-    teacher_logits = teacher_logits_of(batch, x_teacher)
     if batch.epoch < options.introspection_begin:
         return _teacher_and_label_loss(batch, options, teacher_logits)
-    teacher_logits_adv = teacher_logits if x_teacher is batch.x_adv else teacher_logits_of(batch, batch.x_adv)
-    a, labels = options.teacher_weight, labels_of(batch)
-    label_probs = F.softmax(teacher_logits_adv.float(), dim=1).gather(1, labels[:, None]).squeeze(1)
+    a, labels = options.teacher_weight, batch.required_labels
+    label_probs = F.softmax(batch.teacher_logits_adv.float(), dim=1).gather(1, labels[:, None]).squeeze(1)
     w = label_probs**options.introspection_power
-    natural_logits, adversarial_logits = batch.student(batch.x_natural), batch.student(batch.x_adv)
+    natural_logits, adversarial_logits = batch.student_logits_natural, batch.student_logits_adv
     teacher_term = distillation_term(
         adversarial_logits, teacher_logits, options, weight=w if options.introspective_teacher_term else 1.0
     )

@@ -7,6 +7,7 @@ overrides (`fastadaad train RECIPE section.field=value`).
 from collections.abc import Callable
 from dataclasses import replace
 
+from fastadaad import methods
 from fastadaad.config import (
     DataConfig,
     EvaluationConfig,
@@ -28,20 +29,35 @@ ADAAD_OPTIONS = {"clean_statistics": False}
 TABLE_ATTACKS = ("natural", "fgsm", "pgd20", "cw", "autoattack")  # autoattack needs the extra `aa`
 
 
+def _base(method: str) -> str:
+    """The row of the table that `method` builds on: adaad of adaad+igdm."""
+    return method.partition("+")[0]
+
+
+def _epoch_options(method: str, epochs: int) -> dict[str, int]:
+    """The options that count epochs, for a run of so many where the papers' have 200."""
+    options = {"introspection_begin": epochs * 60 // 200, "igdm_ramp_epochs": epochs}
+    return {name: value for name, value in options.items() if name in methods.get(method).reads}
+
+
+def _adaad_options(method: str) -> dict[str, bool]:
+    return ADAAD_OPTIONS if _base(method) == "adaad" else {}
+
+
 def demo(method: str = "adaad") -> RunConfig:
     """500 digits of 8x8 pixels, a student of 24 k parameters, epsilon 0.15: minutes on a laptop."""
-    threat_model = ThreatModel(epsilon=0.15)
-    training = ADAAD_RADIUS * threat_model.epsilon if method == "adaad" else threat_model.epsilon
+    threat_model, epochs = ThreatModel(epsilon=0.15), 60
+    training = ADAAD_RADIUS * threat_model.epsilon if _base(method) == "adaad" else threat_model.epsilon
     return RunConfig(
         recipe="demo",
         method=method,
-        method_options=ADAAD_OPTIONS if method == "adaad" else {},
+        method_options=_epoch_options(method, epochs) | _adaad_options(method),
         data=DataConfig(name="digits", num_samples=500, validation_size=200, batch_size=64, padding=1),
         student=ModelConfig(name="cnn-16-s1", normalize=True),
         teacher=ModelConfig(name="cnn-72-s1", checkpoint="shipped:demo-teacher"),
         inner=InnerConfig(threat_model=ThreatModel(epsilon=training), step_size=training / 4, num_steps=10),
         optim=OptimConfig(
-            epochs=60, learning_rate=0.1, nesterov=True, schedule="one-cycle", warmup=0.2, ema_decay=0.98
+            epochs=epochs, learning_rate=0.1, nesterov=True, schedule="one-cycle", warmup=0.2, ema_decay=0.98
         ),
         evaluation=EvaluationConfig(threat_model=threat_model, every_epochs=2),
     )
@@ -63,18 +79,18 @@ def demo_teacher(method: str = "pgd-at") -> RunConfig:
 
 def fashion_mnist(method: str = "adaad") -> RunConfig:
     """5,000 Fashion-MNIST images, a student of 94 k parameters, epsilon 0.1."""
-    threat_model = ThreatModel(epsilon=0.1)
-    training = ADAAD_RADIUS * threat_model.epsilon if method == "adaad" else threat_model.epsilon
+    threat_model, epochs = ThreatModel(epsilon=0.1), 26
+    training = ADAAD_RADIUS * threat_model.epsilon if _base(method) == "adaad" else threat_model.epsilon
     return RunConfig(
         recipe="fashion-mnist",
         method=method,
-        method_options=ADAAD_OPTIONS if method == "adaad" else {},
+        method_options=_epoch_options(method, epochs) | _adaad_options(method),
         data=DataConfig(name="fashion-mnist", num_samples=5000, batch_size=128, flip=True),
         student=ModelConfig(name="cnn-32", normalize=True),
         teacher=ModelConfig(name="cnn-48", checkpoint="shipped:fashion-mnist-teacher"),
         inner=InnerConfig(threat_model=ThreatModel(epsilon=training), step_size=training / 5, num_steps=10),
         optim=OptimConfig(
-            epochs=26, learning_rate=0.2, nesterov=True, schedule="one-cycle", warmup=0.25, ema_decay=0.99
+            epochs=epochs, learning_rate=0.2, nesterov=True, schedule="one-cycle", warmup=0.25, ema_decay=0.99
         ),
         evaluation=EvaluationConfig(threat_model=threat_model, every_epochs=3, restarts=2),
     )
@@ -83,13 +99,11 @@ def fashion_mnist(method: str = "adaad") -> RunConfig:
 def fashion_mnist_small(method: str = "adaad") -> RunConfig:
     """Every method alike on 5,000 Fashion-MNIST images: students of about 20 k parameters, 10 epochs, epsilon 0.1."""
     full, epochs = fashion_mnist("pgd-at"), 10
-    # The papers start introspection at 60 of 200 epochs.
-    begin = {"introspection_begin": epochs * 60 // 200} if method in ("iad", "adaiad") else {}
     return replace(
         full,
         recipe="fashion-mnist-small",
         method=method,
-        method_options=begin,
+        method_options=_epoch_options(method, epochs),
         student=ModelConfig(name="cnn-16", normalize=True),
         data=replace(full.data, validation_size=500),
         optim=replace(full.optim, epochs=epochs, ema_decay=0.98),
@@ -120,7 +134,7 @@ def _paper(recipe: str, method: str, *, data: str, student: str, teacher: str, k
     return RunConfig(
         recipe=recipe,
         method=method,
-        method_options={"kl_reduction": kl_reduction} if method in ("adaad", "adaiad") else {},
+        method_options={"kl_reduction": kl_reduction} if _base(method) in ("adaad", "adaiad") else {},
         data=DataConfig(name=data, batch_size=128, padding=4, flip=True),
         student=ModelConfig(name=student),
         teacher=ModelConfig(name=teacher, checkpoint=None),

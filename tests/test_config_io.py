@@ -62,8 +62,9 @@ def test_overrides_change_what_they_name_and_nothing_else():
 
 
 def test_null_takes_a_setting_away_and_the_last_override_of_a_setting_counts():
-    changed = override(DEMO, ["teacher=null", "method=pgd-at", "optim.ema_decay=0", "seed=1", "seed=2"])
-    assert changed == replace(DEMO, teacher=None, method="pgd-at", optim=replace(DEMO.optim, ema_decay=0.0), seed=2)
+    demo = recipes.get("demo", method="pgd-at")
+    changed = override(demo, ["teacher=null", "optim.ema_decay=0", "seed=1", "seed=2"])
+    assert changed == replace(demo, teacher=None, optim=replace(demo.optim, ema_decay=0.0), seed=2)
     assert override(DEMO, []) == DEMO
 
 
@@ -85,7 +86,8 @@ def test_null_takes_a_setting_away_and_the_last_override_of_a_setting_counts():
         ("inner.step_size=fast", "'fast'.*8/255"),
         ("inner.step_size=0.9", "more than twice epsilon"),
         ("teacher=null", "adaad needs a teacher"),
-        ("evaluation.attacks=[natural,square]", "attack 'square'"),
+        ("method=pgd-at", "write --method pgd-at instead"),
+        ("evaluation.attacks=[natural,rays]", "attack 'rays'"),
         ("method_options.beta=6", "option 'beta'"),
     ],
 )

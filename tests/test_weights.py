@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
@@ -48,10 +47,10 @@ def test_demo_teacher_is_as_accurate_as_its_page_says():
 
 
 def test_recipes_find_their_shipped_teachers():
-    shipped = [config.teacher.checkpoint for config in map(recipes.get, recipes.RECIPES) if config.teacher]
-    found = [checkpoint_path(checkpoint) for checkpoint in shipped if checkpoint]
-    assert len(found) == 2
-    assert all(map(Path.is_file, found))
+    configs = {name: recipes.get(name) for name in recipes.RECIPES}
+    shipped = {name: c.teacher.checkpoint for name, c in configs.items() if c.teacher and c.teacher.checkpoint}
+    assert shipped.keys() == {"demo", "fashion-mnist", "fashion-mnist-small"}
+    assert all(checkpoint_path(checkpoint).is_file() for checkpoint in shipped.values())
 
 
 def test_unknown_shipped_name_lists_the_known_ones():

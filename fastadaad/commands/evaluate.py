@@ -14,7 +14,7 @@ from fastadaad.commands.arguments import add_overrides, commas
 if TYPE_CHECKING:
     from fastadaad.config import RunConfig
 
-EXAMPLE = "fastadaad evaluate runs/my-run --attacks natural,pgd20,autoattack -n 1000"
+EXAMPLE = "fastadaad evaluate runs/my-run --attacks pgd20,autoattack -n 1000"
 # Options that are short for a setting.
 SETTINGS = {
     "attacks": "evaluation.attacks",
@@ -27,10 +27,8 @@ SETTINGS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_or_weights", metavar="RUN_OR_WEIGHTS", help="a run folder or a weights file")
     add_overrides(parser)
-    parser.add_argument(
-        "--attacks", metavar="LIST", help="natural, fgsm, pgdN, cw-linf, cw, cw-l2, autoattack; default: the recipe's"
-    )
-    parser.add_argument("-n", "--num-images", metavar="N", help="of the test set, the first N; default: the recipe's")
+    parser.add_argument("--attacks", metavar="LIST", help="natural, fgsm, pgdN, cw, cw-l2, cw-linf, autoattack")
+    parser.add_argument("-n", "--num-images", metavar="N", help="the first N of the test set")
     parser.add_argument("--norm", help="linf or l2")
     parser.add_argument("--epsilon", help="radius in pixel units, such as 8/255")
     parser.add_argument("--recipe", help="of a weights file: its data set and network")

@@ -269,5 +269,5 @@ def test_failed_cifar_download_is_named(tmp_path, monkeypatch):
 
 def test_unknown_name_lists_the_known(tmp_path):
     assert error_of("mnist", tmp_path) == (
-        "data set 'mnist' is unknown: use one of digits, fashion-mnist, cifar10, cifar100"
+        "data set 'mnist' is unknown: use one of digits, fashion-mnist, cifar10, cifar100, tiny-imagenet"
     )

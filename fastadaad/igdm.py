@@ -1,0 +1,35 @@
+"""IGDM (Lee et al., arXiv 2312.03286): a term that adds to the loss of any method, in fastadaad `<method>+igdm`.
+
+With delta = x_adv - x_natural, the student's logits are to change along delta as the teacher's do: what matching the
+two networks' gradients would ask for, without second derivatives.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from fastadaad.method_options import MethodOptions
+from fastadaad.outer_batch import OuterBatch
+from fastadaad.outer_minimization import kl_per_image, mean_over_images
+
+Loss = Callable[[OuterBatch, MethodOptions], Tensor]
+
+
+def igdm_per_image(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """a r kl(S(x + delta) - S(x - delta), T(x + delta) - T(x - delta)) [B], r rising to 1 over igdm_ramp_epochs."""
+    x_opposite = 2 * batch.x_natural - batch.x_adv
+    student_difference = batch.student_logits_adv - batch.student(x_opposite)
+    teacher_difference = batch.teacher_logits_adv - batch.teacher_logits(x_opposite)
+    ramp = min((batch.epoch + 1) / options.igdm_ramp_epochs, 1.0) if options.igdm_ramp_epochs else 1.0
+    return options.igdm_weight * ramp * kl_per_image(student_difference, teacher_difference)
+
+
+def add_igdm(loss: Loss) -> Loss:
+    """`loss` with the mean of igdm_per_image on top."""
+
+    def loss_with_igdm(batch: OuterBatch, options: MethodOptions) -> Tensor:
+        base = loss(batch, options)
+        igdm = igdm_per_image(batch, options)
+        return base + mean_over_images(igdm, batch.student_logits_adv.shape[1], options.kl_reduction)
+
+    return loss_with_igdm
