@@ -109,7 +109,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """SGD, its learning-rate schedule, and weight averaging."""
+    """SGD, its learning-rate schedule, and averaged or perturbed weights, which combine with any method."""
 
     epochs: int
     learning_rate: float = 0.1
@@ -122,13 +122,32 @@ class OptimConfig:
     warmup: float = 0.0
     """Share of the run in which the learning rate rises linearly from 0; for one-cycle the rising part of the cycle."""
     ema_decay: float = 0.0
-    """Decay per step of the averaged student that is evaluated and saved; 0: no averaging."""
+    """EMA: decay per step of the averaged student that is evaluated and saved; 0: no such averaging."""
+    swa_begin: float | None = None
+    """SWA: share of the run from which on the students at the end of each epoch are averaged; None: no such averaging.
+
+    The averaged student is evaluated and saved as soon as there is one.
+    """
+    awp_gamma: float = 0.0
+    """AWP: length of the perturbation of each weight, relative to the weight's; 0: none. 0.005 in its paper."""
+    awp_begin: int = 0
+    """First epoch with AWP."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"epochs is {self.epochs}: it must be 1 or more")
         _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}: it must be positive")
         _require(0 <= self.warmup < 1, f"warmup is {self.warmup}: it is a share of the run, in [0, 1)")
         _require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: it must lie in [0, 1)")
+        _require(
+            self.swa_begin is None or 0 <= self.swa_begin < 1,
+            f"swa_begin is {self.swa_begin}: it is a share of the run, in [0, 1)",
+        )
+        _require(
+            self.swa_begin is None or not self.ema_decay,
+            "ema_decay and swa_begin are two ways to average: set optim.ema_decay=0, or optim.swa_begin=null",
+        )
+        _require(self.awp_gamma >= 0, f"awp_gamma is {self.awp_gamma}: it must be 0 or more")
+        _require(self.awp_begin >= 0, f"awp_begin is {self.awp_begin}: it must be 0 or more")
         _require(
             self.schedule in ("constant", "piecewise", "cosine", "one-cycle"),
             f"schedule is {self.schedule!r}: choose constant, piecewise, cosine or one-cycle",

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
 
 from fastadaad import methods
 from fastadaad.checkpoint import save_weights
@@ -39,8 +39,10 @@ class TrainingState:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is measured and saved: the averaged student where there is one."""
-        return self.student if self.averaged is None else self.averaged.module
+        """The network that is measured and saved: the averaged student as soon as there is one."""
+        if self.averaged is None or self.averaged.n_averaged == 0:
+            return self.student
+        return self.averaged.module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,8 @@ class Trainer:
             inner=config.inner,
             optimizer=self.state.optimizer,
             mode=config.mode,
+            awp_gamma=config.optim.awp_gamma,
+            awp_begin=config.optim.awp_begin,
         )
 
     def _initial_state(self) -> TrainingState:
@@ -118,8 +122,14 @@ class Trainer:
             torch.manual_seed(self.config.seed)
             student = build_model(self.config.student, self.data, self.device)
         averaged = None
-        if optim.ema_decay:
-            averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay), use_buffers=True)
+        if optim.ema_decay or optim.swa_begin is not None:
+            averaged = AveragedModel(
+                student,
+                multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay) if optim.ema_decay else None,
+                # torch's multi-tensor form of it fails at batch-norm's integer counters.
+                avg_fn=None if optim.ema_decay else get_swa_avg_fn(),
+                use_buffers=True,
+            )
         optimizer = torch.optim.SGD(
             student.parameters(),
             lr=optim.learning_rate,
@@ -143,6 +153,7 @@ class Trainer:
             while state.epoch < config.optim.epochs and not self._should_stop():
                 train_loss = self._train_epoch(progress)
                 state.epoch += 1
+                self._average_epoch()
                 with progress.clock_stopped():
                     validation = {}
                     if self._is_evaluation_epoch():
@@ -167,7 +178,7 @@ class Trainer:
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(state.step / (config.optim.epochs * steps_per_epoch), config.optim)
             result = self.distiller.step(x_natural, labels, epoch=state.epoch, generator=state.generator)
-            if state.averaged is not None:
+            if state.averaged is not None and config.optim.ema_decay:
                 state.averaged.update_parameters(state.student)
             state.step += 1
             num_steps += 1
@@ -177,6 +188,13 @@ class Trainer:
                 note = f"epoch {state.epoch + 1}/{config.optim.epochs}  loss {loss_sum.item() / num_steps:.4f}"
             progress.advance(len(labels), note)
         return loss_sum.item() / num_steps
+
+    def _average_epoch(self) -> None:
+        """SWA's part at the end of an epoch."""
+        optim, state = self.config.optim, self.state
+        if optim.swa_begin is not None and state.epoch > optim.swa_begin * optim.epochs:
+            assert state.averaged is not None
+            state.averaged.update_parameters(state.student)
 
     def _is_evaluation_epoch(self) -> bool:
         every = self.config.evaluation.every_epochs

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from tiny_runs import THREAT_MODEL, save_teacher, tiny_run
 from torch import Tensor, nn
 
+from fastadaad import distiller as distiller_module
 from fastadaad import methods, recipes
 from fastadaad import trainer as trainer_module
 from fastadaad import training_data as training_data_module
@@ -213,6 +214,42 @@ def test_the_averaged_student_is_measured_and_saved(tmp_path, monkeypatch):
         if saved[name].is_floating_point():  # not the counters of batch-norm
             torch.testing.assert_close(saved[name], tensor, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(saved["fc.weight"], students[-1]["fc.weight"], atol=1e-3)
+
+
+def test_swa_averages_the_students_of_the_last_epochs_equally(tmp_path, monkeypatch):
+    run = trainer(tiny_run(optim=OptimConfig(epochs=4, learning_rate=0.2, swa_begin=0.5)), tmp_path)
+    _, students = record_steps(run, monkeypatch)
+    measured = []
+    measure = trainer_module.evaluate_on_validation_split
+
+    def note_and_measure(model, config, data):
+        measured.append(weights(model))
+        return measure(model, config, data)
+
+    monkeypatch.setattr(trainer_module, "evaluate_on_validation_split", note_and_measure)
+    run.train()
+    ends = students[3::4]  # four steps an epoch
+    for epoch, expected in enumerate([ends[0], ends[1], ends[2]]):
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in measured[epoch].items()), epoch
+    saved = read_state_dict(tmp_path / "last.safetensors")
+    for name, tensor in saved.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, (ends[2][name] + ends[3][name]) / 2, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(saved["fc.weight"], ends[3]["fc.weight"], atol=1e-3)
+
+
+def test_awp_begins_with_its_epoch(tmp_path, monkeypatch):
+    gammas = []
+    original = distiller_module.perturbed_weights
+
+    def note(network, gamma):
+        gammas.append(gamma)
+        return original(network, gamma)
+
+    monkeypatch.setattr(distiller_module, "perturbed_weights", note)
+    optim = OptimConfig(epochs=3, learning_rate=0.2, awp_gamma=0.005, awp_begin=2)
+    trainer(tiny_run(optim=optim), tmp_path).train()
+    assert gammas == [0.005] * 4
 
 
 def test_an_epoch_waits_for_the_device_only_where_it_logs(tmp_path, monkeypatch):
