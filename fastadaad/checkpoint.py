@@ -2,10 +2,11 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save as serialize
-from torch import nn
+from torch import Tensor, nn
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -23,7 +24,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def save_weights(path: Path, model: nn.Module, **facts: object) -> None:
     """Write the state dict of `model` to `path`; `facts` go into the file's header as JSON."""
+    save_tensors(path, model.state_dict(), **facts)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], **facts: object) -> None:
+    """Write `tensors` to `path`; `facts` go into the file's header as JSON."""
     # safetensors refuses channels-last tensors; contiguous() copies only those.
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # One entry: safetensors writes several in a random order, and the same run must give the same bytes.
     write_atomically(path, serialize(state, metadata={"fastadaad": json.dumps(facts)}))

@@ -8,7 +8,9 @@ from typing import NoReturn
 
 from rich.console import Console
 
-COMMANDS = ("train", "evaluate", "compare", "sweep-epsilon", "recipes", "doctor")
+COMMANDS = (
+    "train", "evaluate", "compare", "sweep-epsilon", "recipes", "methods", "teachers", "inspect", "export", "doctor",
+)  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,7 +31,8 @@ def _parser() -> argparse.ArgumentParser:
         module = importlib.import_module(f"fastadaad.commands.{name.replace('-', '_')}")
         description = (module.__doc__ or "").strip()
         epilog = f"example: {module.EXAMPLE}"
-        command = subparsers.add_parser(name, help=description, description=description, epilog=epilog)
+        summary = description.partition("\n")[0]
+        command = subparsers.add_parser(name, help=summary, description=description, epilog=epilog)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser

@@ -47,6 +47,7 @@ class Method:
     options: MethodOptions = field(default_factory=MethodOptions)
     needs_teacher: bool = True
     needs_labels: bool = True
+    paper: str = ""
 
     def require_teacher(self, teacher: nn.Module | None) -> None:
         """Raises ValueError where the method needs a teacher and gets None."""
@@ -107,26 +108,57 @@ METHODS = {
     for method in (
         Method(
             name="adaad",
+            paper="Huang et al., CVPR 2023",
             objective=KL_TO_TEACHER,
             start="gaussian",
             loss=adaad_loss,
             reads=_WEIGHTED_KL,
             needs_labels=False,
         ),
-        Method(name="adaiad", objective=KL_TO_TEACHER, start="gaussian", loss=adaiad_loss, reads=_INTROSPECTION),
-        Method(name="pgd-at", objective=CROSS_ENTROPY, start="uniform", loss=pgd_at_loss, needs_teacher=False),
+        Method(
+            name="adaiad",
+            paper="Huang et al., CVPR 2023",
+            objective=KL_TO_TEACHER,
+            start="gaussian",
+            loss=adaiad_loss,
+            reads=_INTROSPECTION,
+        ),
+        Method(
+            name="pgd-at",
+            paper="Madry et al., 2018",
+            objective=CROSS_ENTROPY,
+            start="uniform",
+            loss=pgd_at_loss,
+            needs_teacher=False,
+        ),
         Method(
             name="trades",
+            paper="Zhang et al., 2019",
             objective=KL_TO_STUDENT_AT_NATURAL,
             start="gaussian",
             loss=trades_loss,
             reads=("robustness_weight", "kl_reduction"),
             needs_teacher=False,
         ),
-        Method(name="ard", objective=CROSS_ENTROPY, start="uniform", loss=ard_loss, reads=_DISTILLATION),
-        Method(name="iad", objective=CROSS_ENTROPY, start="uniform", loss=iad_loss, reads=_INTROSPECTION),
+        Method(
+            name="ard",
+            paper="Goldblum et al., 2020",
+            objective=CROSS_ENTROPY,
+            start="uniform",
+            loss=ard_loss,
+            reads=_DISTILLATION,
+        ),
+        Method(
+            name="iad",
+            paper="Zhu et al., 2022",
+            objective=CROSS_ENTROPY,
+            start="uniform",
+            loss=iad_loss,
+            reads=_INTROSPECTION,
+        ),
         Method(
             name="rslad",
+            paper="Zi et al., 2021",
             objective=KL_TO_TEACHER_AT_NATURAL,
             start="gaussian",
             loss=rslad_loss,
@@ -136,6 +168,7 @@ METHODS = {
         ),
         Method(
             name="akd",
+            paper="Maroto et al., 2022",
             objective=CROSS_ENTROPY,
             start="uniform",
             loss=akd_loss,
@@ -144,6 +177,7 @@ METHODS = {
         ),
         Method(
             name="saad",
+            paper="Lee and Chung, 2025",
             objective=KL_TO_LINEAR_TEACHER,
             start="gaussian",
             loss=saad_loss,

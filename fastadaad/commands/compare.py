@@ -1,4 +1,7 @@
-"""Train and evaluate students by several methods beside the recipe's teacher; finished parts are kept and reused."""
+"""Compare methods: train, evaluate, tables, figures.
+
+Finished parts are kept and reused.
+"""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Show versions, devices, the backend of each operation, and what is missing."""
+"""Show what is installed, in use and missing."""
 
 import argparse
 

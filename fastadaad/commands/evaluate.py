@@ -1,4 +1,4 @@
-"""Evaluate a run folder, or a file of weights, on its test set."""
+"""Evaluate a run folder, or a file of weights."""
 
 import argparse
 import json

@@ -1,4 +1,7 @@
-"""Train AdaAD students at growing radii and measure all at the recipe's: the trade of accuracy for robustness."""
+"""Train AdaAD students at growing radii, measure at one.
+
+It shows the trade of accuracy for robustness; the radius of the evaluation is the recipe's.
+"""
 
 import argparse
 from pathlib import Path

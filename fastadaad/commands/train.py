@@ -1,4 +1,7 @@
-"""Train one student and evaluate its best epoch on the test set."""
+"""Train one student and evaluate its best epoch.
+
+The test set is used once, at the end.
+"""
 
 import argparse
 import json

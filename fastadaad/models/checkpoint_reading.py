@@ -1,21 +1,33 @@
 """Weights files, one's own and other people's, read without running any code that they may carry."""
 
+import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-WRAPPERS = ("state_dict", "model", "net")
-PREFIXES = re.compile(r"^(module\.|model\.|_orig_mod\.)+")
+from fastadaad.models.checkpoint_names import WRAPPERS, Checkpoint, by_our_names, canonical, unwrap
+
 # What a file may lack: the counters are unused with a fixed momentum, and only fastadaad's models carry a Normalize.
 OPTIONAL = re.compile(r"(.*\.)?num_batches_tracked|normalize\.(mean|std)")
 MAX_LISTED = 3
+
+# Plain values that training programs save beside the weights: their command line, and accuracies as numpy numbers.
+_SCALAR = np.float64(0).__reduce__()[0]
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)),
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # before numpy 2
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+]
 
 
 class WeightsError(ValueError):
@@ -27,41 +39,53 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
 
     Strict, except that a file without batch-norm counters or normalisation leaves those of `model` as they are.
     """
-    expected, found = model.state_dict(), read_state_dict(path)
+    names = {canonical(name): name for name in model.state_dict()}
+    expected = {name: model.state_dict()[own] for name, own in names.items()}
+    found = read_state_dict(path)
+    problems = misfits(found, expected)
+    if problems:
+        raise WeightsError(
+            f"{path} does not fit {type(model).__name__}: {problems}: check the model's name, num_classes, in_channels"
+        )
+    model.load_state_dict({names[name]: tensor for name, tensor in (expected | found).items()})
+
+
+def misfits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """What of `found` does not fit `expected`: missing, unexpected, of wrong shape; empty where everything does."""
     problems = {
-        "missing": [key for key in expected if key not in found and not OPTIONAL.fullmatch(key)],
-        "unexpected": [key for key in found if key not in expected],
+        "missing": [name for name in expected if name not in found and not OPTIONAL.fullmatch(name)],
+        "unexpected": [name for name in found if name not in expected],
         "of wrong shape": [
-            f"{key} {list(found[key].shape)} instead of {list(expected[key].shape)}"
-            for key in expected
-            if key in found and found[key].shape != expected[key].shape
+            f"{name} {list(found[name].shape)} instead of {list(expected[name].shape)}"
+            for name in expected
+            if name in found and found[name].shape != expected[name].shape
         ],
     }
-    if any(problems.values()):
-        details = "; ".join(f"{len(items)} {kind} ({_first(items)})" for kind, items in problems.items() if items)
-        raise WeightsError(
-            f"{path} does not fit {type(model).__name__}: {details}: check the model's name, num_classes, in_channels"
-        )
-    model.load_state_dict(expected | found)
+    return "; ".join(f"{len(items)} {kind} ({_first(items)})" for kind, items in problems.items() if items)
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The state dict in a .safetensors or torch.save file, on the CPU, wherever it is nested. Raises WeightsError.
+    """The weights in a .safetensors or torch.save file by our names, on the CPU. Raises WeightsError."""
+    return read_checkpoint(path).weights
 
-    Leading module., model. and _orig_mod. are stripped from the names.
-    """
+
+def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """As read_state_dict, with what is known about where they were. See checkpoint_names.py for what it understands."""
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path} does not exist: give a .safetensors, .pt or .pth file")
-    content = _unwrap(_read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_save(path))
+    with open(path, "rb") as file:
+        if file.read(64).lstrip().startswith(b"<"):
+            raise WeightsError(f"{path} is a web page and no weights: fetch the file itself, not the page about it")
+    content, entry = unwrap(_read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_save(path))
     if not _is_state_dict(content):
         raise WeightsError(
             f"{path} holds no state dict, neither directly nor under {', '.join(WRAPPERS)}: save model.state_dict()"
         )
-    weights = {PREFIXES.sub("", key): value for key, value in content.items()}
-    if len(weights) < len(content):
-        raise WeightsError(f"{path} holds names that differ only in a prefix such as module.: save one network alone")
-    return weights
+    try:
+        return by_our_names(content, entry)
+    except ValueError as error:
+        raise WeightsError(f"{path} holds more than one network ({error}): save one alone") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -72,9 +96,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch_save(path: Path) -> Any:
-    """What torch.save wrote, restricted to tensors and plain containers."""
+    """What torch.save wrote, restricted to tensors, plain containers and HARMLESS values."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the bytes of a corrupt pickle can lead to any exception
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code:
@@ -85,19 +110,9 @@ def _read_torch_save(path: Path) -> Any:
         raise WeightsError(f"{path} is no torch.save file or is corrupt: fetch it again") from error
 
 
-def _unwrap(content: Any) -> Any:
-    """The innermost mapping under any nesting of WRAPPERS."""
-    while isinstance(content, Mapping):
-        inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
-    return content
-
-
 def _is_state_dict(content: Any) -> bool:
     return isinstance(content, Mapping) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     )
 
 

@@ -141,7 +141,7 @@ def test_truncated_file_is_told(weights, tmp_path, kept, suffix):
 def test_web_page_is_told(tmp_path, suffix):
     path = tmp_path / f"w.{suffix}"
     path.write_text("<!DOCTYPE html><html></html>")
-    assert "or is corrupt" in error_of(path)
+    assert "is a web page and no weights" in error_of(path)
 
 
 def test_absent_file_and_folder_are_told(tmp_path):
@@ -152,9 +152,11 @@ def test_absent_file_and_folder_are_told(tmp_path):
 @pytest.mark.parametrize("content", [{"epoch": 3}, [torch.zeros(1)], {"model": {"a": 1}}, {0: torch.zeros(1)}])
 def test_file_without_state_dict_is_told(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
-    assert "holds no state dict, neither directly nor under state_dict, model, net: save" in error_of(tmp_path / "w.pt")
+    assert "holds no state dict, neither directly nor under state_dict, model_state_dict, model, " in error_of(
+        tmp_path / "w.pt"
+    )
 
 
 def test_two_networks_in_one_file_are_told(weights, tmp_path):
     torch.save(weights | {f"module.{key}": value for key, value in weights.items()}, tmp_path / "w.pt")
-    assert "holds names that differ only in a prefix such as module." in error_of(tmp_path / "w.pt")
+    assert "holds more than one network" in error_of(tmp_path / "w.pt")

@@ -1,0 +1,59 @@
+"""Which of our networks a state dict belongs to, by its names and shapes alone."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastadaad.models.checkpoint_names import canonical
+from fastadaad.models.checkpoint_reading import misfits
+from fastadaad.models.names import load_model
+
+# Families without a size in their names.
+FIXED = ("resnet18", "resnet34", "preactresnet18", "mobilenet-v2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognized:
+    """A network that a state dict fits, as load_model's arguments."""
+
+    name: str
+    num_classes: int
+    in_channels: int
+
+
+def recognize(weights: Mapping[str, Tensor]) -> list[Recognized]:
+    """Every network that `weights`, by our names, fits without a rest; empty where there is none.
+
+    The strides of cnn-C and cnn-C-s1 leave no trace in weights, so these come together.
+    """
+    classifier = next((weights[name] for name in ("fc.weight", "linear.weight") if name in weights), None)
+    stem = next((weights[name] for name in ("conv1.weight", "features.0.0.weight") if name in weights), None)
+    if classifier is None or stem is None or classifier.dim() != 2 or stem.dim() != 4:
+        return []
+    num_classes, in_channels = len(classifier), stem.shape[1]
+    return [
+        Recognized(name=name, num_classes=num_classes, in_channels=in_channels)
+        for name in _candidates(weights, len(stem))
+        if _fits(weights, name, num_classes, in_channels)
+    ]
+
+
+def _candidates(weights: Mapping[str, Tensor], stem_channels: int) -> Iterator[str]:
+    """Names to try, with the sizes that a network of each family would have."""
+    if "features.0.0.weight" in weights:
+        yield from (f"cnn-{stem_channels}", f"cnn-{stem_channels}-s1")
+    first_of_stage = weights.get("block1.layer.0.conv1.weight")
+    if first_of_stage is not None:
+        num_blocks = sum(name.startswith("block1.layer.") and name.endswith(".conv1.weight") for name in weights)
+        yield f"wrn-{6 * num_blocks + 4}-{max(len(first_of_stage) // 16, 1)}"
+    if "block1.conv1.weight" in weights:
+        yield f"rescnn-{stem_channels}"
+    yield from FIXED
+
+
+def _fits(weights: Mapping[str, Tensor], name: str, num_classes: int, in_channels: int) -> bool:
+    with torch.device("meta"):  # shapes alone: nothing is allocated
+        network = load_model(name, num_classes=num_classes, in_channels=in_channels)
+    return not misfits(weights, {canonical(key): tensor for key, tensor in network.state_dict().items()})
