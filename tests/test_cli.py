@@ -76,6 +76,30 @@ def test_a_run_is_trained_and_evaluated_and_evaluates_the_same_again(run, tmp_pa
     assert "best.safetensors" in out
 
 
+def test_an_evaluation_in_shards_with_state_and_json_is_that_of_the_whole(run, tmp_path):
+    assert run("train", "tiny", "--run-folder", "my-run", "optim.epochs=1")[0] == 0
+    given = ["evaluate", "my-run", "--attacks", "natural,pgd2,cw5", "-n", "101", "--epsilon", "16/255"]
+    assert run(*given, "--json", "whole.json")[0] == 0
+    assert run(*given, "--json", "shards.json", "--shard", "all/3", "--state", "kept")[0] == 0
+    whole, shards = (json.loads((tmp_path / name).read_text())["attacks"] for name in ("whole.json", "shards.json"))
+    assert [row["attack"] for row in whole] == ["natural", "pgd2", "cw5"]
+    assert {(row["num_images"], row["epsilon"], row["norm"]) for row in [*whole, *shards]} == {(101, 16 / 255, "linf")}
+    for name in (0, 2):  # without random starts, which are drawn for each batch
+        assert shards[name]["accuracy"] == pytest.approx(whole[name]["accuracy"])
+    assert list((tmp_path / "kept").iterdir())
+
+    num_images = 0
+    for shard in range(3):
+        assert run(*given, "--json", "one.json", "--shard", f"{shard}/3", "--state", "kept")[0] == 0
+        num_images += json.loads((tmp_path / "one.json").read_text())["attacks"][0]["num_images"]
+    assert num_images == 101
+
+    assert run(*given, "--norm", "l2", "--json", "l2.json")[0] == 0
+    assert json.loads((tmp_path / "l2.json").read_text())["attacks"][0]["norm"] == "l2"
+    code, _, err = run("evaluate", "my-run", "--shard", "3/3")
+    assert (code, "'3/3' is not a shard: write 0/2 and 1/2, or all/2" in err) == (2, True)
+
+
 def test_a_run_without_a_folder_of_its_own_gets_one_below_runs(run, tmp_path):
     assert run("train", "tiny", "--method", "pgd-at", "optim.epochs=1", "seed=3")[0] == 0
     (folder,) = (tmp_path / "runs").iterdir()
