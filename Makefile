@@ -38,10 +38,11 @@ lint: setup
 bench: setup
 	$(BIN)/python -m bench ops
 	$(BIN)/python -m bench step
+	$(BIN)/python -m bench step --pair small --method all
 
 bench-gpu: setup
 	$(BIN)/python -m bench ops --device cuda
-	$(BIN)/python -m bench step --device cuda
+	$(BIN)/python -m bench step --method all --device cuda
 
 clean:
 	rm -rf $(VENV) build *.egg-info kernels/*.so

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from fastadaad import cli, recipes
+from fastadaad.compare import method_names
+from fastadaad.config_io import override
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -22,11 +24,14 @@ def test_python_example_runs(example, capsys):
     assert float(re.search(r"[0-9.]+", capsys.readouterr().out)[0]) > 0
 
 
-@pytest.mark.parametrize("line", re.findall(r"^    fastadaad (train|compare) (\S+)(.*)$", README, flags=re.MULTILINE))
+@pytest.mark.parametrize("line", re.findall(r"^    fastadaad (.+)$", README, flags=re.MULTILINE))
 def test_command_line_example_parses(line):
-    command, recipe, rest = line
-    arguments = cli.parse([command, recipe, *rest.split()])
-    recipes.get(arguments.recipe)
+    arguments = cli.parse(line.split())
+    recipe = getattr(arguments, "recipe", None)
+    if recipe is not None:
+        methods = getattr(arguments, "methods", "") or getattr(arguments, "method", None) or "adaad"
+        for method in method_names(methods.split(",")):
+            override(recipes.get(recipe, method=method), getattr(arguments, "overrides", ()))
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", README))
