@@ -17,7 +17,7 @@ class StepResult:
     """What a step leaves on the device; reading a value of it is a host synchronisation, so do it seldom."""
 
     loss: Tensor
-    """Outer loss before the update, a scalar."""
+    """Outer loss before the update, a scalar; with AWP, at the perturbed weights."""
     x_adv: Tensor
     """[B, C, H, W]"""
 
