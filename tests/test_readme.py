@@ -1,6 +1,8 @@
 """What the README promises: its examples run, and its figures are rows of bench/results."""
 
+import csv
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,41 @@ def test_command_line_example_parses(line):
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", README))
 def test_links_lead_somewhere(link):
     assert (ROOT / link).exists()
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with open(ROOT / "bench" / "results" / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table_under(header: str) -> list[list[str]]:
+    """The cells of the README's table with this first line, without bold."""
+    lines = README[README.index(header) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_table_of_systems_is_that_of_its_rows():
+    measured: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows_of("fashion-mnist-small.csv"):
+        measured.setdefault((row["student"], row["method"], row["attack"]), []).append(100 * float(row["accuracy"]))
+    header = "| student | method | natural | fgsm | pgd20 | cw | autoattack | training |"
+    table = table_under(header)
+    attacks = [cell.strip() for cell in header.strip("|").split("|")][2:7]
+    assert {(student, method) for student, method, *_ in table} == {key[:2] for key in measured}
+    for student, method, *cells in table:
+        for attack, cell in zip(attacks, cells, strict=False):
+            accuracies = measured[student, method, attack]
+            spread = f" ± {statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
+            assert cell == f"{statistics.fmean(accuracies):.1f}{spread}", (student, method, attack)
+
+
+def test_the_table_of_speed_is_that_of_its_rows():
+    rows = rows_of("step.csv")
+    for method, rate, milliseconds, *speedups in table_under("| method | reference, images/s |"):
+        pair, name = "cifar" if method.endswith("larger") else "small", method.split(",")[0].strip("`")
+        latest = {row["variant"]: row for row in rows if (row["pair"], row["method"]) == (pair, name)}
+        reference = latest["reference"]
+        assert rate == f"{float(reference['images_per_s']):.1f}"
+        median, p20, p80 = (round(float(reference[key])) for key in ("median_ms", "p20_ms", "p80_ms"))
+        assert milliseconds == f"{median} ({p20} to {p80})"
+        assert speedups == [f"{float(latest[f'distiller-{mode}']['speedup']):.2f}" for mode in ("eager", "compiled")]
