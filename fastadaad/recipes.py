@@ -150,7 +150,7 @@ def cifar10_rn18(method: str = "adaad") -> RunConfig:
 
 
 def cifar10_mnv2(method: str = "adaad") -> RunConfig:
-    """The same with MobileNet-V2."""
+    """As cifar10-rn18, with MobileNet-V2."""
     return replace(cifar10_rn18(method), recipe="cifar10-mnv2", student=ModelConfig(name="mobilenet-v2"))
 
 
@@ -162,7 +162,7 @@ def cifar100_rn18(method: str = "adaad") -> RunConfig:
 
 
 def cifar100_mnv2(method: str = "adaad") -> RunConfig:
-    """The same with MobileNet-V2."""
+    """As cifar100-rn18, with MobileNet-V2."""
     return replace(cifar100_rn18(method), recipe="cifar100-mnv2", student=ModelConfig(name="mobilenet-v2"))
 
 
