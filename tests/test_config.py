@@ -139,3 +139,22 @@ def test_cifar10_rn18_is_the_papers_set_up():
         assert threat_model == ThreatModel(norm="linf", epsilon=8 / 255)
     assert not config.student.normalize
     assert not config.teacher.normalize
+
+
+@pytest.mark.parametrize(
+    ("recipe", "method", "options"),
+    [
+        ("fashion-mnist-small", "iad", {"introspection_begin": 3}),
+        ("fashion-mnist-small", "saad", {"igdm_ramp_epochs": 10}),
+        ("demo", "adaad+igdm", {"igdm_ramp_epochs": 60, "kl_reduction": "batchmean", "clean_statistics": False}),
+        ("cifar10-rn18", "adaiad", {"kl_reduction": "mean", "introspection_begin": 60}),
+        ("cifar10-rn18", "adaad+igdm", {"kl_reduction": "mean", "igdm_weight": 1.0, "igdm_ramp_epochs": 200}),
+        ("cifar10-rn18", "rslad", {"kl_reduction": "batchmean"}),
+        ("cifar100-mnv2", "saad", {"igdm_weight": 10.0, "igdm_ramp_epochs": 200}),
+        ("tiny-imagenet-rn18", "adaad+igdm", {"igdm_weight": 10.0, "kl_reduction": "batchmean"}),
+    ],
+)
+def test_a_recipe_gives_a_method_the_options_of_its_authors(recipe, method, options):
+    config = recipes.get(recipe, method=method)
+    effective = methods.get(method, **config.method_options).options
+    assert {name: getattr(effective, name) for name in options} == options
