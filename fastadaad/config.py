@@ -4,6 +4,7 @@ Radii and step sizes are in pixel units: pixels lie in [0, 1], so the usual CIFA
 """
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ Norm = Literal["linf", "l2"]
 Start = Literal["gaussian", "uniform", "natural"]
 Mode = Literal["eager", "compiled", "auto"]
 ScheduleName = Literal["constant", "piecewise", "cosine", "one-cycle"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+PolicyKind = Literal["exact", "refreshed", "linearized", "projected"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -68,6 +71,59 @@ class InnerConfig:
             f"start is {self.start!r}: choose gaussian, uniform or natural",
         )
         _require(self.lower < self.upper, f"lower {self.lower} is not below upper {self.upper}: swap them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionConfig:
+    """The arithmetic of each network; pixels, first convolutions, losses and steps are fp32 whatever it says."""
+
+    student: Precision = "fp32"
+    teacher: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        for name, precision in (("student", self.student), ("teacher", self.teacher)):
+            _require(
+                precision in ("fp32", "tf32", "bf16", "fp16"),
+                f"precision.{name} is {precision!r}: choose fp32, tf32, bf16 or fp16",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherPolicy:
+    """How often the inner loop asks the teacher, and what stands in for it between (see teacher_policies.py).
+
+    As text: exact, refreshed, refreshed(every=5), linearized(top=3,every=10), projected(every=5).
+    """
+
+    kind: PolicyKind = "exact"
+    every: int | None = None
+    """Inner steps from one answer of the teacher to the next; None: as many as its measured error allows."""
+    top: int = 3
+    """Of `linearized`: so many of the teacher's most likely classes are expanded."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.kind in ("exact", "refreshed", "linearized", "projected"),
+            f"teacher policy {self.kind!r} is unknown: choose exact, refreshed, linearized or projected",
+        )
+        _require(self.every is None or self.every >= 1, f"every is {self.every}: it must be 1 or more, or left out")
+        _require(self.top >= 1, f"top is {self.top}: it must be 1 or more")
+
+    @classmethod
+    def parse(cls, text: str) -> "TeacherPolicy":
+        """The policy that `text` writes as KIND or KIND(every=INT,top=INT). Raises ValueError for any other text."""
+        match = re.fullmatch(r"\s*([\w-]+)\s*(?:\(([^()]*)\))?\s*", text)
+        pairs = [part.split("=") for part in (match[2] or "").split(",") if part.strip()] if match else []
+        numbers = {pair[0].strip(): pair[-1].strip() for pair in pairs}
+        fits = match is not None and all(name in ("every", "top") and n.isdigit() for name, n in numbers.items())
+        _require(fits, f"teacher policy {text!r} cannot be read: write refreshed(every=5) or linearized(top=3,every=10)")
+        assert match is not None
+        return cls(kind=match[1], **{name: int(number) for name, number in numbers.items()})  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        settings = [f"top={self.top}"] if self.kind == "linearized" else []
+        settings += [f"every={self.every}"] if self.every is not None else []
+        return f"{self.kind}({','.join(settings)})" if settings else self.kind
 
 
 @dataclass(frozen=True, kw_only=True)
