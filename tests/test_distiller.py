@@ -6,11 +6,11 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from host_sync import HostSyncWatch
 from networks import images_and_labels, student_and_teacher
 from plain import cross_entropy, inner_loop, kl_to_teacher, share_equal
 from torch import Tensor, nn
 
+from bench.host_sync import HostSyncWatch
 from fastadaad import Distiller, InnerConfig, ThreatModel, methods
 
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=8 / 255), step_size=2 / 255, num_steps=4, start="natural")

@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from host_sync import HostSyncWatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import NUM_CLASSES, images_and_labels, student_and_teacher
@@ -14,6 +13,7 @@ from plain import cross_entropy, inner_loop, kl_to_teacher, lengths, mean_kl, sh
 from torch import Tensor, nn
 
 import fastadaad
+from bench.host_sync import HostSyncWatch
 from fastadaad import InnerConfig, InnerMaximizer, ThreatModel
 from fastadaad.inner_maximization import uniform_noise
 

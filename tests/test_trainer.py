@@ -10,12 +10,12 @@ from functools import partial
 
 import pytest
 import torch
-from host_sync import HostSyncWatch
 from rich.console import Console
 from safetensors import safe_open
 from tiny_runs import THREAT_MODEL, save_teacher, tiny_run
 from torch import Tensor, nn
 
+from bench.host_sync import HostSyncWatch
 from fastadaad import distiller as distiller_module
 from fastadaad import methods, recipes
 from fastadaad import trainer as trainer_module
