@@ -10,6 +10,7 @@ from implementations import CPP
 from pixels import draw
 
 from fastadaad import ops
+from fastadaad.ops import registration
 
 STEMS = {"crop_flip", "cross_entropy_grad", "kl_grad", "l2_step", "linf_step", "random_start"}
 
@@ -48,6 +49,28 @@ def test_unknown_choice_is_refused():
     result = report_with("fast")
     assert result.returncode != 0
     assert result.stderr.splitlines()[-1] == "ValueError: FASTADAAD_KERNELS is 'fast': set it to auto or reference"
+
+
+def test_an_operation_that_is_switched_off_is_served_by_its_reference(monkeypatch):
+    arguments = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    name, reference = registration._references["kl_grad"]
+    calls = []
+    counted = lambda *arguments: calls.append(arguments) or reference(*arguments)  # noqa: E731
+    monkeypatch.setitem(registration._references, "kl_grad", (name, counted))
+    compiled = torch.compile(lambda x, y: ops.kl_grad(x, y), fullgraph=True, backend="aot_eager")
+    expected, before = compiled(*arguments), ops.report()
+    registration.switch_off("kl_grad", "cpu", "it failed")
+    try:
+        torch.testing.assert_close(compiled(*arguments), expected)  # compiled before it was switched off
+        ops.kl_grad(*arguments)
+        assert len(calls) == 2
+        changed = [row for row in ops.report() if row not in before]
+        assert changed == [ops.OpBackend("kl_grad", "cpu", "reference", "it failed")]
+    finally:
+        registration.switch_on("cpu")
+    ops.kl_grad(*arguments)
+    assert len(calls) == 2
+    assert ops.report() == before
 
 
 def all_operations(student_logits, teacher_logits, labels, images, indices, corners, flip):

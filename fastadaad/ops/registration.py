@@ -21,7 +21,9 @@ Device = Literal["cpu", "cuda"]
 Backend = Literal["c++", "triton", "reference"]
 
 _library = torch.library.Library("fastadaad", "DEF")
-_stems: list[str] = []
+_references: dict[str, tuple[str, Callable]] = {}  # stem -> name in the schema, reference
+# What switch_off() replaced: the registration that does it, which ends when it is destroyed, and why.
+_switched_off: dict[tuple[str, Device], tuple[torch.library.Library, str]] = {}
 
 
 class OpBackend(NamedTuple):
@@ -88,7 +90,7 @@ def register(schema: str, reference: Callable, fake: Callable) -> Callable:
     torch.library.register_fake(f"fastadaad::{name}", fake, lib=_library)
     if _triton[0]:
         _library.impl(name, _triton_launcher(stem), "CUDA")
-    _stems.append(stem)
+    _references[stem] = name, reference
     return getattr(torch.ops.fastadaad, name).default
 
 
@@ -96,12 +98,30 @@ def fake_in_place(*arguments) -> None:
     """The fake of an operation that writes to its first argument and returns nothing."""
 
 
+def switch_off(stem: str, device: Device, reason: str) -> None:
+    """From now on the reference serves the operation on this kind of device; compiled graphs see it as well."""
+    name, reference = _references[stem]
+    library = torch.library.Library("fastadaad", "IMPL", device.upper())
+    library.impl(name, reference, allow_override=True)
+    _switched_off[stem, device] = library, reason
+
+
+def switch_on(device: Device) -> None:
+    """Undo every switch_off() on this kind of device."""
+    for stem in _references:
+        library, _ = _switched_off.pop((stem, device), (None, ""))
+        if library is not None:
+            library._destroy()
+
+
 def report() -> list[OpBackend]:
     """Which backend each operation uses on each kind of device, and why; other devices use the reference."""
     kernels: tuple[tuple[Device, Backend, tuple[bool, str]], ...]
     kernels = (("cpu", "c++", _cpp), ("cuda", "triton", _triton))
-    return [
-        OpBackend(stem, device, backend if used else "reference", reason)
-        for stem in _stems
-        for device, backend, (used, reason) in kernels
-    ]
+    rows = []
+    for stem in _references:
+        for device, backend, (used, reason) in kernels:
+            if (stem, device) in _switched_off:
+                used, reason = False, _switched_off[stem, device][1]
+            rows.append(OpBackend(stem, device, backend if used else "reference", reason))
+    return rows
