@@ -10,10 +10,13 @@ from typing import Any, Literal
 
 Norm = Literal["linf", "l2"]
 Start = Literal["gaussian", "uniform", "natural"]
-Mode = Literal["eager", "compiled", "auto"]
+Mode = Literal["eager", "compiled", "graph", "auto"]
+Layout = Literal["auto", "contiguous", "channels_last"]
 ScheduleName = Literal["constant", "piecewise", "cosine", "one-cycle"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-PolicyKind = Literal["exact", "refreshed", "linearized", "projected"]
+PolicyKind = Literal["exact", "refreshed", "linearized"]
+OptimizerName = Literal["sgd", "lars", "lamb"]
+OptimizerBackend = Literal["auto", "foreach", "apex"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -92,7 +95,7 @@ class PrecisionConfig:
 class TeacherPolicy:
     """How often the inner loop asks the teacher, and what stands in for it between (see teacher_policies.py).
 
-    As text: exact, refreshed, refreshed(every=5), linearized(top=3,every=10), projected(every=5).
+    As text: exact, refreshed, refreshed(every=5), linearized(top=3,every=10).
     """
 
     kind: PolicyKind = "exact"
@@ -103,8 +106,8 @@ class TeacherPolicy:
 
     def __post_init__(self) -> None:
         _require(
-            self.kind in ("exact", "refreshed", "linearized", "projected"),
-            f"teacher policy {self.kind!r} is unknown: choose exact, refreshed, linearized or projected",
+            self.kind in ("exact", "refreshed", "linearized"),
+            f"teacher policy {self.kind!r} is unknown: choose exact, refreshed or linearized",
         )
         _require(self.every is None or self.every >= 1, f"every is {self.every}: it must be 1 or more, or left out")
         _require(self.top >= 1, f"top is {self.top}: it must be 1 or more")
@@ -165,11 +168,23 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """SGD, its learning-rate schedule, and averaged or perturbed weights, which combine with any method."""
+    """The optimiser, its learning-rate schedule, and averaged or perturbed weights, which combine with any method."""
 
     epochs: int
+    optimizer: OptimizerName = "sgd"
+    """lars and lamb are for batches of thousands; lamb takes rates a hundred times smaller (0.01)."""
+    optimizer_backend: OptimizerBackend = "auto"
+    """Of sgd and lamb; auto: torch's fused SGD. foreach: torch's other one. apex: those of NVIDIA's apex."""
     learning_rate: float = 0.1
+    base_batch_size: int | None = None
+    """Batch size that learning_rate is meant for; it is multiplied by data.batch_size / base_batch_size. None: by 1."""
+    micro_batch: int | None = None
+    """Images that go through the networks at a time; their gradients are summed before the update. None: the batch.
+
+    Batch-norm in train mode then takes its statistics from so many images.
+    """
     momentum: float = 0.9
+    """Of lamb: its beta_1."""
     weight_decay: float = 5e-4
     nesterov: bool = False
     schedule: ScheduleName = "piecewise"
@@ -191,7 +206,20 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"epochs is {self.epochs}: it must be 1 or more")
+        _require(
+            self.optimizer in ("sgd", "lars", "lamb"), f"optimizer is {self.optimizer!r}: choose sgd, lars or lamb"
+        )
+        _require(
+            self.optimizer_backend in ("auto", "foreach", "apex"),
+            f"optimizer_backend is {self.optimizer_backend!r}: choose auto, foreach or apex",
+        )
+        _require(
+            self.optimizer != "lars" or self.optimizer_backend != "apex",
+            "NVIDIA's apex has no LARS of this kind: set optim.optimizer_backend=auto",
+        )
         _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}: it must be positive")
+        for name, size in (("base_batch_size", self.base_batch_size), ("micro_batch", self.micro_batch)):
+            _require(size is None or size >= 1, f"{name} is {size}: it must be 1 or more, or left out")
         _require(0 <= self.warmup < 1, f"warmup is {self.warmup}: it is a share of the run, in [0, 1)")
         _require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: it must lie in [0, 1)")
         _require(
@@ -217,6 +245,10 @@ class OptimConfig:
         _require(
             self.momentum > 0 or not self.nesterov,
             "nesterov needs momentum: set optim.momentum, or optim.nesterov=false",
+        )
+        _require(
+            self.optimizer == "sgd" or not self.nesterov,
+            f"nesterov belongs to sgd, not to {self.optimizer}: set optim.nesterov=false",
         )
 
 

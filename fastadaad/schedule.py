@@ -29,8 +29,14 @@ def _after_warmup(progress: float, optim: OptimConfig) -> float:
 SCHEDULES = {"constant": _constant, "piecewise": _piecewise, "cosine": _cosine, "one-cycle": _one_cycle}
 
 
-def learning_rate(progress: float, optim: OptimConfig) -> float:
+def peak_learning_rate(optim: OptimConfig, batch_size: int) -> float:
+    """The rate after the warm-up: optim's own, times batch_size / base_batch_size where set (Goyal et al., 2017)."""
+    return optim.learning_rate * (batch_size / optim.base_batch_size if optim.base_batch_size else 1)
+
+
+def learning_rate(progress: float, optim: OptimConfig, batch_size: int) -> float:
     """Learning rate at `progress`, the share of the run that is done, in [0, 1]; it rises from 0 during the warm-up."""
+    peak = peak_learning_rate(optim, batch_size)
     if progress < optim.warmup:
-        return optim.learning_rate * progress / optim.warmup
-    return optim.learning_rate * SCHEDULES[optim.schedule](progress, optim)
+        return peak * progress / optim.warmup
+    return peak * SCHEDULES[optim.schedule](progress, optim)

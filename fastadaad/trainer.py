@@ -15,6 +15,7 @@ from fastadaad.config import ModelConfig, RunConfig
 from fastadaad.distiller import Distiller
 from fastadaad.evaluation import AttackResult, check_attacks, evaluate, num_parts
 from fastadaad.models import load_model
+from fastadaad.optimizers import make_optimizer
 from fastadaad.progress import ImageProgress, image_progress
 from fastadaad.run_log import RunLog
 from fastadaad.schedule import learning_rate
@@ -28,7 +29,7 @@ class TrainingState:
 
     student: nn.Module
     averaged: AveragedModel | None
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     generator: torch.Generator
     """Draws the starts of the inner loop."""
     epoch: int = 0
@@ -130,13 +131,7 @@ class Trainer:
                 avg_fn=None if optim.ema_decay else get_swa_avg_fn(),
                 use_buffers=True,
             )
-        optimizer = torch.optim.SGD(
-            student.parameters(),
-            lr=optim.learning_rate,
-            momentum=optim.momentum,
-            weight_decay=optim.weight_decay,
-            nesterov=optim.nesterov,
-        )
+        optimizer = make_optimizer(student, optim)
         generator = torch.Generator(self.device).manual_seed(self.config.seed)
         return TrainingState(student=student, averaged=averaged, optimizer=optimizer, generator=generator)
 
@@ -175,8 +170,9 @@ class Trainer:
         loss_sum, num_steps = torch.zeros((), device=self.device), 0
         start_batch = state.step - state.epoch * steps_per_epoch
         for x_natural, labels in self.data.train.epoch(state.epoch, start_batch=start_batch):
+            share_done = state.step / (config.optim.epochs * steps_per_epoch)
             for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate(state.step / (config.optim.epochs * steps_per_epoch), config.optim)
+                group["lr"] = learning_rate(share_done, config.optim, config.data.batch_size)
             result = self.distiller.step(x_natural, labels, epoch=state.epoch, generator=state.generator)
             if state.averaged is not None and config.optim.ema_decay:
                 state.averaged.update_parameters(state.student)
