@@ -1,0 +1,193 @@
+"""Captured on a CUDA device: replays equal eager calls, wait for nothing, and two streams compute what one does."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import torch
+from networks import images_and_labels, student_and_teacher
+from plain import kl_to_teacher, share_equal
+from torch import Tensor, nn
+
+from fastadaad import Distiller, InnerConfig, ThreatModel, methods, ops
+from fastadaad.capturable_optimizer import CapturableOptimizer
+from fastadaad.graph_capture import CapturedCall, run_on_two_streams
+
+NUM_STEPS = 20
+INNER = InnerConfig(threat_model=ThreatModel(epsilon=8 / 255), step_size=2 / 255, num_steps=3)
+DEVICE = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def reproducible(monkeypatch):
+    """fp32 convolutions by the same algorithm in every run."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+
+
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def networks_on_gpu() -> tuple[nn.Module, nn.Module]:
+    student, teacher = student_and_teacher()
+    return student.to(DEVICE), teacher.to(DEVICE)
+
+
+def batch_on_gpu(batch_size: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
+    x_natural, labels = images_and_labels(batch_size, seed)
+    return x_natural.to(DEVICE), labels.to(DEVICE)
+
+
+def schedule(step: int) -> float:
+    return (32 - step) / 1024  # exact in fp32
+
+
+class Training:
+    """20 steps with a learning rate that changes at each, of one mode."""
+
+    def __init__(self, mode: str, method: str) -> None:
+        self.student, teacher = networks_on_gpu()
+        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=1.0, momentum=0.9, fused=True)
+        self.generator = torch.Generator(DEVICE).manual_seed(0)
+        self.distiller = Distiller(
+            self.student, teacher, method=method, inner=INNER, optimizer=self.optimizer, mode=mode
+        )
+
+    def step(self, step: int, batch_size: int = 16, guard: Callable = waiting_is_an_error) -> tuple[Tensor, Tensor]:
+        self.optimizer.param_groups[0]["lr"] = schedule(step)
+        batch = batch_on_gpu(batch_size, seed=step)
+        with guard():
+            result = self.distiller.step(*batch, generator=self.generator)
+        return result.loss.clone(), result.x_adv.clone()
+
+
+@contextmanager
+def unguarded() -> Iterator[None]:
+    yield
+
+
+def assert_same_training(method: str, last_batch_size: int = 16) -> None:
+    """Not bitwise: some of torch's kernels add in any order, and a sign turns where a gradient is near 0."""
+    graph, eager = (Training(mode, method) for mode in ("graph", "eager"))
+    assert graph.distiller.mode == "graph"
+    before = copy.deepcopy(eager.student)
+    for step in range(NUM_STEPS):
+        # The first step captures, which waits.
+        guard = waiting_is_an_error if step else unguarded
+        batch_size = last_batch_size if step % 5 == 4 else 16
+        (loss, x_adv), (expected_loss, expected_x_adv) = (
+            training.step(step, batch_size, guard) for training in (graph, eager)
+        )
+        assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-3, abs=1e-4), f"step {step}"
+        assert share_equal(x_adv, expected_x_adv) >= 0.99, f"step {step}"
+    for (name, tensor), wanted, first in zip(
+        graph.student.state_dict().items(),
+        eager.student.state_dict().values(),
+        before.state_dict().values(),
+        strict=True,
+    ):
+        torch.testing.assert_close(tensor, wanted, rtol=1e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+        assert not torch.equal(wanted, first), name
+
+
+@pytest.mark.parametrize("method", list(methods.METHODS))
+def test_graph_mode_trains_as_eager_mode_and_waits_for_nothing(method):
+    assert_same_training(method)
+
+
+def test_a_smaller_batch_runs_uncaptured_and_is_said_once():
+    with pytest.warns(UserWarning, match="drop the last") as warned:
+        assert_same_training("adaad", last_batch_size=5)
+    assert sum("drop the last" in str(warning.message) for warning in warned) == 1
+
+
+def test_a_replay_draws_what_an_eager_call_draws():
+    draws, generator = [], torch.Generator(DEVICE).manual_seed(7)
+
+    def draw(x: Tensor) -> Tensor:
+        return x + torch.empty_like(x).normal_(generator=generator) + torch.empty_like(x).uniform_(generator=generator)
+
+    captured, x = CapturedCall(draw, generators=[generator]), torch.zeros(1000, device=DEVICE)
+    for function in (captured, draw):
+        generator.manual_seed(7)
+        draws.append([function(x).clone() for _ in range(3)])
+    assert all(map(torch.equal, *draws))
+    assert not torch.equal(draws[0][0], draws[0][1])
+
+
+def test_a_captured_optimizer_step_is_bitwise_the_eager_one():
+    weights = []
+    for captured in (True, False):
+        weight = nn.Parameter(torch.linspace(-1, 1, 1000, device=DEVICE))
+        optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True)
+        capturable = CapturableOptimizer(optimizer) if captured else None
+
+        def train(x: Tensor, weight=weight, optimizer=capturable or optimizer) -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            loss = (weight.sin() * x).square().sum()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        step = CapturedCall(train, state=capturable.state) if capturable else train
+        for number in range(NUM_STEPS):
+            optimizer.param_groups[0]["lr"] = schedule(number)
+            if capturable:
+                capturable.refresh()
+            step(torch.full((1000,), number / NUM_STEPS, device=DEVICE))
+        weights.append(weight.detach())
+    assert torch.equal(*weights)
+
+
+def frozen_networks() -> tuple[nn.Module, nn.Module]:
+    student, teacher = networks_on_gpu()
+    return student.eval().requires_grad_(False), teacher.eval().requires_grad_(False)
+
+
+def plain_gradient(student: nn.Module, teacher: nn.Module, x_adv: Tensor) -> Tensor:
+    x_adv = x_adv.detach().requires_grad_()
+    return torch.autograd.grad(kl_to_teacher(student, teacher)(x_adv), x_adv)[0]
+
+
+def gradient_on_two_streams(student: nn.Module, teacher: nn.Module, x_adv: Tensor) -> Tensor:
+    x_adv = x_adv.detach().requires_grad_()
+    logits = run_on_two_streams(x_adv.device, lambda: student(x_adv), lambda: teacher(x_adv))
+    _, *gradients = ops.kl_grad(*(logit.detach() for logit in logits))
+    return torch.autograd.grad(logits, x_adv, gradients)[0]
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_two_streams_compute_what_one_does(captured):
+    networks = frozen_networks()
+    function = partial(gradient_on_two_streams, *networks)
+    if captured:
+        function = CapturedCall(function)
+    for seed in range(NUM_STEPS):
+        x_adv, _ = batch_on_gpu(64, seed)
+        torch.testing.assert_close(function(x_adv), plain_gradient(*networks, x_adv), rtol=1e-4, atol=1e-6)
+
+
+def gradient_by_vjp(student: nn.Module, teacher: nn.Module, x_adv: Tensor) -> Tensor:
+    logits, pull_back = torch.func.vjp(lambda x: (student(x), teacher(x)), x_adv)
+    _, *gradients = ops.kl_grad(*logits)
+    return pull_back(tuple(gradients))[0]
+
+
+def test_a_compiled_function_can_be_captured():
+    networks = frozen_networks()
+    compiled = torch.compile(gradient_by_vjp, fullgraph=True)
+    captured = CapturedCall(partial(compiled, *networks))
+    for seed in range(3):
+        x_adv, _ = batch_on_gpu(seed=seed)
+        networks[0][0].weight.mul_(0.9)
+        torch.testing.assert_close(captured(x_adv), plain_gradient(*networks, x_adv), rtol=1e-3, atol=1e-5)
