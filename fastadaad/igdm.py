@@ -17,17 +17,20 @@ Loss = Callable[[OuterBatch, MethodOptions], Tensor]
 
 def igdm_per_image(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """a r kl(S(x + delta) - S(x - delta), T(x + delta) - T(x - delta)) [B], r rising to 1 over igdm_ramp_epochs."""
-    x_opposite = 2 * batch.x_natural - batch.x_adv
-    student_difference = batch.student_logits_adv - batch.student(x_opposite)
-    teacher_difference = batch.teacher_logits_adv - batch.teacher_logits(x_opposite)
+    student_adv, student_opposite = batch.student_logits("adv", "opposite")
+    teacher_adv, teacher_opposite = batch.teacher_logits("adv", "opposite")
+    kl = kl_per_image(student_adv - student_opposite, teacher_adv - teacher_opposite)
     ramp = min((batch.epoch + 1) / options.igdm_ramp_epochs, 1.0) if options.igdm_ramp_epochs else 1.0
-    return options.igdm_weight * ramp * kl_per_image(student_difference, teacher_difference)
+    return options.igdm_weight * ramp * kl
 
 
 def add_igdm(loss: Loss) -> Loss:
     """`loss` with the mean of igdm_per_image on top."""
 
     def loss_with_igdm(batch: OuterBatch, options: MethodOptions) -> Tensor:
+        if options.igdm_weight == 0:
+            return loss(batch, options)
+        batch.expect("adv", "opposite")
         base = loss(batch, options)
         igdm = igdm_per_image(batch, options)
         return base + mean_over_images(igdm, batch.student_logits_adv.shape[1], options.kl_reduction)

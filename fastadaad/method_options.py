@@ -11,7 +11,6 @@ _NOT_NEGATIVE = (
     "introspection_power",
     "igdm_weight",
     "igdm_ramp_epochs",
-    "entropy_scale",
     "natural_weight",
 )
 
@@ -61,7 +60,7 @@ class MethodOptions:
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             _require(value >= 0, f"{name} is {value}: it must be 0 or more")
-        for name in ("temperature", "renyi_order"):
+        for name in ("temperature", "renyi_order", "entropy_scale"):
             value = getattr(self, name)
             _require(value > 0, f"{name} is {value}: it must be positive")
         _require(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastadaad.method_options import KLReduction, MethodOptions
-from fastadaad.outer_batch import OuterBatch
+from fastadaad.outer_batch import OuterBatch, Point, sees_the_batch
 
 
 def kl_per_image(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -42,7 +42,7 @@ def kl_mean(
 
 def update_clean_statistics(batch: OuterBatch, options: MethodOptions) -> None:
     """Where the loss has no use for S(x_natural), show x_natural to the student's batch-norm all the same."""
-    if options.clean_statistics:
+    if options.clean_statistics and sees_the_batch(batch.student):
         with torch.no_grad():
             batch.student(batch.x_natural)
 
@@ -51,27 +51,29 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels)
 
 
-def natural_kl_loss(batch: OuterBatch, options: MethodOptions) -> Tensor | float:
-    """(1 - lambda) kl(S(x_natural), T(x_natural)); without a pass of either network for it where lambda is 1."""
-    if options.adversarial_weight == 1:
-        update_clean_statistics(batch, options)
-        return 0.0
-    kl = kl_mean(batch.student_logits_natural, batch.teacher_logits_natural, options.kl_reduction)
-    return (1 - options.adversarial_weight) * kl
-
-
 def adaad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """lambda kl(S(x_adv), T(x_adv)) + (1 - lambda) kl(S(x_natural), T(x_natural)): AdaAD (CVPR 2023)."""
-    natural = natural_kl_loss(batch, options)
-    adversarial = kl_mean(batch.student_logits_adv, batch.teacher_logits_adv, options.kl_reduction)
-    return natural + options.adversarial_weight * adversarial
+    return _weighted_kl_loss(batch, options, "adv")
 
 
 def rslad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """lambda kl(S(x_adv), T(x_natural)) + (1 - lambda) kl(S(x_natural), T(x_natural)): RSLAD (Zi et al., 2021)."""
-    natural = natural_kl_loss(batch, options)
-    adversarial = kl_mean(batch.student_logits_adv, batch.teacher_logits_natural, options.kl_reduction)
-    return natural + options.adversarial_weight * adversarial
+    return _weighted_kl_loss(batch, options, "natural")
+
+
+def _weighted_kl_loss(batch: OuterBatch, options: MethodOptions, teacher_point: Point) -> Tensor:
+    """lambda kl(S(x_adv), T(x at teacher_point)) + (1 - lambda) kl(S(x_natural), T(x_natural))."""
+    adversarial_weight = options.adversarial_weight
+    if adversarial_weight == 1:
+        update_clean_statistics(batch, options)
+    terms: list[tuple[float, Point, Point]] = [
+        (1 - adversarial_weight, "natural", "natural"),
+        (adversarial_weight, "adv", teacher_point),
+    ]
+    weights, student_points, teacher_points = zip(*[term for term in terms if term[0]], strict=True)
+    student_logits, teacher_logits = batch.student_logits(*student_points), batch.teacher_logits(*teacher_points)
+    kls = [kl_mean(s, t, options.kl_reduction) for s, t in zip(student_logits, teacher_logits, strict=True)]
+    return torch.stack([weight * kl for weight, kl in zip(weights, kls, strict=True)]).sum()
 
 
 def pgd_at_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
@@ -81,9 +83,11 @@ def pgd_at_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
 
 def trades_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """CE(S(x_natural), y) + beta kl(S(x_adv), S(x_natural)), gradient through both: TRADES (Zhang et al., 2019)."""
-    natural = cross_entropy(batch.student_logits_natural, batch.required_labels)
-    kl = kl_mean(batch.student_logits_adv, batch.student_logits_natural, options.kl_reduction)
-    return natural + options.robustness_weight * kl
+    if options.robustness_weight == 0:
+        return cross_entropy(batch.student_logits_natural, batch.required_labels)
+    natural_logits, adversarial_logits = batch.student_logits("natural", "adv")
+    kl = kl_mean(adversarial_logits, natural_logits, options.kl_reduction)
+    return cross_entropy(natural_logits, batch.required_labels) + options.robustness_weight * kl
 
 
 def distillation_term(
@@ -97,47 +101,53 @@ def distillation_term(
 def akd_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """a tau^2 kl_tau(S(x_adv), T(x_adv)) + (1 - a) CE(S(x_adv), y): AKD (Maroto et al., 2022)."""
     a = options.teacher_weight
-    distillation = distillation_term(batch.student_logits_adv, batch.teacher_logits_adv, options)
-    return a * distillation + (1 - a) * cross_entropy(batch.student_logits_adv, batch.required_labels)
+    label_term = (1 - a) * cross_entropy(batch.student_logits_adv, batch.required_labels)
+    if a == 0:
+        return label_term
+    return a * distillation_term(batch.student_logits_adv, batch.teacher_logits_adv, options) + label_term
 
 
 def ard_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """a tau^2 kl_tau(S(x_adv), T(x_natural)) + (1 - a) CE(S(x_natural), y): ARD (Goldblum et al., 2020)."""
-    return _teacher_and_label_loss(batch, options, batch.teacher_logits_natural)
+    return _teacher_and_label_loss(batch, options, "natural")
 
 
-def _teacher_and_label_loss(batch: OuterBatch, options: MethodOptions, teacher_logits: Tensor) -> Tensor:
-    """a tau^2 kl_tau(S(x_adv), T) + (1 - a) CE(S(x_natural), y), with T given as logits [B, N]."""
+def _teacher_and_label_loss(batch: OuterBatch, options: MethodOptions, teacher_point: Point) -> Tensor:
+    """a tau^2 kl_tau(S(x_adv), T(x at teacher_point)) + (1 - a) CE(S(x_natural), y)."""
     a = options.teacher_weight
-    label_term: Tensor | float = 0.0
-    if a < 1:
-        label_term = (1 - a) * cross_entropy(batch.student_logits_natural, batch.required_labels)
-    else:
+    if a == 0:
+        return cross_entropy(batch.student_logits_natural, batch.required_labels)
+    (teacher_logits,) = batch.teacher_logits(teacher_point)
+    if a == 1:
         update_clean_statistics(batch, options)
-    return a * distillation_term(batch.student_logits_adv, teacher_logits, options) + label_term
+        return distillation_term(batch.student_logits_adv, teacher_logits, options)
+    natural_logits, adversarial_logits = batch.student_logits("natural", "adv")
+    distillation = distillation_term(adversarial_logits, teacher_logits, options)
+    return a * distillation + (1 - a) * cross_entropy(natural_logits, batch.required_labels)
 
 
 def iad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """The introspective loss with the teacher at x_natural: IAD (Zhu et al., 2022)."""
-    return _introspective_loss(batch, options, batch.teacher_logits_natural)
+    return _introspective_loss(batch, options, "natural")
 
 
 def adaiad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """The introspective loss with the teacher at x_adv: AdaIAD (CVPR 2023)."""
-    return _introspective_loss(batch, options, batch.teacher_logits_adv)
+    return _introspective_loss(batch, options, "adv")
 
 
-def _introspective_loss(batch: OuterBatch, options: MethodOptions, teacher_logits: Tensor) -> Tensor:
+def _introspective_loss(batch: OuterBatch, options: MethodOptions, teacher_point: Point) -> Tensor:
     """a tau^2 kl_tau(S(x_adv), T) [w] + a (1 - w) kl(S(x_adv), S(x_natural)) + (1 - a) CE(S(x_natural), y).
 
     w [B] = (probability that the teacher gives to y at x_adv)^b; before epoch introspection_begin it is 1.
     """
-    if batch.epoch < options.introspection_begin:
-        return _teacher_and_label_loss(batch, options, teacher_logits)
-    a, labels = options.teacher_weight, batch.required_labels
-    label_probs = F.softmax(batch.teacher_logits_adv.float(), dim=1).gather(1, labels[:, None]).squeeze(1)
-    w = label_probs**options.introspection_power
-    natural_logits, adversarial_logits = batch.student_logits_natural, batch.student_logits_adv
+    a, b = options.teacher_weight, options.introspection_power
+    if batch.epoch < options.introspection_begin or a == 0 or b == 0:
+        return _teacher_and_label_loss(batch, options, teacher_point)
+    labels = batch.required_labels
+    teacher_logits, teacher_logits_adv = batch.teacher_logits(teacher_point, "adv")
+    w = F.softmax(teacher_logits_adv, dim=1).gather(1, labels[:, None]).squeeze(1) ** b
+    natural_logits, adversarial_logits = batch.student_logits("natural", "adv")
     teacher_term = distillation_term(
         adversarial_logits, teacher_logits, options, weight=w if options.introspective_teacher_term else 1.0
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastadaad.igdm import igdm_per_image
 from fastadaad.inner_objectives import InnerObjective, kl_of_both
 from fastadaad.method_options import MethodOptions
-from fastadaad.outer_batch import OuterBatch
+from fastadaad.outer_batch import OuterBatch, Point
 from fastadaad.outer_minimization import kl_per_image, update_clean_statistics
 
 # Keeps the scaled weights finite where all images of a batch have the same entropy: the authors' program.
@@ -67,13 +67,21 @@ def saad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
 
     w_i = 5 (h_i - min_j h_j), h_i the entropy of T(x_adv); v = w scaled to [0, 1] over the batch; beta natural_weight.
     """
-    natural_kl: Tensor | float = 0.0
+    points: list[Point] = ["adv", "opposite"] if options.igdm_weight else ["adv"]
     if options.natural_weight:
-        natural_kl = kl_per_image(batch.student_logits_natural, batch.teacher_logits_natural)
+        points = ["natural", *points]
     else:
         update_clean_statistics(batch, options)
+    batch.student_logits(*points)
+    batch.teacher_logits(*points)
     entropy = renyi_entropy(batch.teacher_logits_adv, options.renyi_order)
     w = options.entropy_scale * (entropy - entropy.amin())
-    scaled = w / (w.amax() + _TINY)
-    adversarial_kl = kl_per_image(batch.student_logits_adv, batch.teacher_logits_adv) + igdm_per_image(batch, options)
-    return (w * adversarial_kl + options.natural_weight * (1 - scaled) * natural_kl).mean()
+    kl = kl_per_image(batch.student_logits_adv, batch.teacher_logits_adv)
+    if options.igdm_weight:
+        kl = kl + igdm_per_image(batch, options)
+    loss = w * kl
+    if options.natural_weight:
+        certainty = 1 - w / (w.amax() + _TINY)
+        natural_kl = kl_per_image(batch.student_logits_natural, batch.teacher_logits_natural)
+        loss = loss + options.natural_weight * certainty * natural_kl
+    return loss.mean()

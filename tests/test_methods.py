@@ -294,6 +294,7 @@ def test_get_changes_options_of_the_copy_and_refuses_what_it_does_not_know():
         ("igdm_ramp_epochs", -1, "must be 0 or more"),
         ("temperature", 0.0, "must be positive"),
         ("renyi_order", 0.0, "must be positive"),
+        ("entropy_scale", 0.0, "must be positive"),
         ("kl_reduction", "sum", "choose batchmean or mean"),
     ],
 )
