@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fastadaad.config import ThreatModel
 from fastadaad.evaluation.attacks import AttackSpec, GradientAttack, check_attacks, correct, parse_attack
 from fastadaad.evaluation.autoattack import PartAttack
-from fastadaad.evaluation.folding import folded
 from fastadaad.evaluation.survival import Keeper, attack_survivors, fingerprint
+from fastadaad.folding import fold
 from fastadaad.inner_maximization import frozen
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -150,7 +150,7 @@ def _on_survivors(
         raise _no_images()
     batch_size = len(pairs[0][1])
     x_natural, labels = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
-    network, unfolded = folded(model, pairs[0][0])
+    network, unfolded = fold(model, pairs[0][0], dtype=x_natural.dtype)
     left_out = [attack.note(network, x_natural) for _, attack in spec.parts if isinstance(attack, PartAttack)]
     facts = [
         spec.name, asdict(threat_model), batch_size, [generator.initial_seed() for generator in generators],

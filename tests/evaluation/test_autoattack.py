@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fastadaad.config import ThreatModel
 from fastadaad.data import load_dataset
-from fastadaad.evaluation import evaluate, masking_warning, survival
+from fastadaad.evaluation import accuracy, evaluate, masking_warning, survival
 from fastadaad.evaluation.autoattack import PARTS
-from fastadaad.evaluation.folding import folded
+from fastadaad.folding import FoldedNetwork
 from fastadaad.models import load_model
 from fastadaad.weights import checkpoint_path
 
@@ -164,37 +164,30 @@ def test_masked_gradients_are_reported(teacher, digits):
     assert honest[1].accuracy == pytest.approx(results[1].accuracy, abs=0.07)  # two images
 
 
-def test_folding_is_exact_to_rounding_and_is_not_used_where_it_is_not(teacher, digits):
-    x = digits[0][:20]
-    network, note = folded(teacher, x)
-    assert note is None
-    assert not [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    torch.testing.assert_close(network(x), teacher(x), rtol=1e-4, atol=1e-4)
-
+def test_attacks_in_parts_get_a_folded_network_or_a_note_says_why_not(teacher, digits, monkeypatch):
     class Branches(nn.Module):
-        def forward(self, x):
-            return teacher(x) if x.sum() > 0 else teacher(-x)
-
-    untraceable = Branches()
-    network, note = folded(untraceable, x)
-    assert network is untraceable
-    assert note.startswith("batch-norm was not folded: ")
-
-    class Twice(nn.Module):
-        """One convolution before two batch-norms: folding by layer would be wrong."""
-
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv2d(1, 2, 3)
-            self.norms = nn.ModuleList(nn.BatchNorm2d(2) for _ in range(2))
-            self.norms[1].running_mean.fill_(3.0)
+            self.teacher = teacher
 
-        def forward(self, x):
-            return (self.norms[0](self.conv(x)) + self.norms[1](self.conv(x))).mean((2, 3))
+        def forward(self, x: Tensor) -> Tensor:
+            return self.teacher(x) if x.sum() > 0 else self.teacher(-x)
 
-    twice = Twice().eval()
-    network, note = folded(twice, x)
-    torch.testing.assert_close(network(x), twice(x), rtol=1e-4, atol=1e-4)
+    attacked = []
+
+    def attack_survivors(network: nn.Module, *args, **kwargs):
+        attacked.append(network)
+        return survival.attack_survivors(network, *args, **kwargs)
+
+    monkeypatch.setattr(accuracy, "attack_survivors", attack_survivors)
+    images, branches = batches(digits[0][:20], digits[1][:20]), Branches()
+    (folded,) = evaluate(teacher, images, ["cw2"], threat_model=LINF)
+    (unfolded,) = evaluate(branches, images, ["cw2"], threat_model=LINF)
+    assert folded.accuracy == unfolded.accuracy
+    assert isinstance(attacked[0], FoldedNetwork)
+    assert folded.notes == ()
+    assert attacked[1] is branches
+    assert [note[:27] for note in unfolded.notes] == ["batch-norm was not folded: "]
 
 
 def test_without_the_library_one_line_names_the_remedy(teacher, digits, monkeypatch):

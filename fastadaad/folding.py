@@ -1,0 +1,316 @@
+"""The frozen twin of a network, which the inner loop and the attacks ask thousands of times.
+
+Batch-norm in eval mode is a scale and a shift per channel. Where it follows a convolution both go into that
+convolution's weight and bias; elsewhere they stay as one multiply-add. torch.fx tells which is which.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+# How far a twin's logits may be from the network's own, in units of their largest: rounding, not another function.
+# On CUDA fp32 gets fp16's, since convolutions multiply in TF32 there, whose mantissa is as long.
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+# How a network asks for the shape of a convolution's output, which is that of the batch-norm's after it.
+SHAPES = ("shape", "ndim", "size", "dim")
+
+
+class FoldedNetwork(nn.Module):
+    """A frozen twin of a network in eval mode: batch-norm folded into the convolution before it, own layout and dtype.
+
+    x fp32 [B, C, H, W] in any layout -> logits fp32 [B, N]. The twin has no parameters; its buffers are filled from the
+    network's tensors here and at each `refresh()`. The network must keep these tensors and change them in place, as
+    optimisers and load_state_dict do. In fp16 and bf16, all up to the first convolution with its batch-norm is fp32.
+    Raises what torch.fx raises for a network that it cannot trace.
+    """
+
+    unfolded: tuple[str, ...]
+    """The batch-norm layers that no convolution took; each is a scale and a shift."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.memory_format = memory_format
+        # The outer module gives the network's forward one argument, so that optional ones have their defaults.
+        tracer = _Tracer()
+        graph = tracer.trace(nn.Sequential(_in_eval_mode(network)))
+        norms = _take_out_batch_norms(graph, tracer.root)
+        in_fp32 = _keep_first_layer_in_fp32(graph, dtype) if dtype.itemsize < 4 else set()
+        conv_weights = {node.args[1].target for node in _convolutions(graph)}
+
+        def buffer(target: str, source: Tensor) -> Tensor:
+            return torch.empty(
+                source.shape,
+                dtype=source.dtype if not source.is_floating_point() else torch.float32 if target in in_fp32 else dtype,
+                device=source.device,
+                memory_format=memory_format if target in conv_weights else torch.contiguous_format,
+            )
+
+        self.unfolded = tuple(dict.fromkeys(norm.name for norm in norms if norm.conv_weight is None))
+        attributes: dict[str, Any] = {
+            target: buffer(target, source) for norm in norms for target, source in norm.shapes_of_buffers()
+        }
+        self._refresh = _Refresh(norms, attributes)
+        for target in [node.target for node in graph.nodes if node.op in ("get_attr", "call_module")]:
+            if target not in attributes:
+                attributes[target] = self._refresh.copied(_attribute(tracer.root, target), partial(buffer, target))
+        self.body = fx.GraphModule(attributes, graph)
+        self.eval()
+        self.refresh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.contiguous(memory_format=self.memory_format))
+
+    def refresh(self) -> None:
+        """Fill the buffers, where they are, with the network's present weights and running statistics."""
+        self._refresh()
+
+
+def fold(
+    network: nn.Module,
+    x: Tensor | None = None,
+    *,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[nn.Module, str | None]:
+    """The twin of `network` and None; or `network` itself and, in one line, why it was not folded.
+
+    With x [B, C, H, W] the logits of both are compared: torch.fx traces some networks wrongly.
+    """
+    try:
+        twin = FoldedNetwork(network, memory_format=memory_format, dtype=dtype)
+        if x is not None:
+            with torch.no_grad():
+                logits, expected = twin(x), _in_eval_mode(network)(x)
+            tolerance = TOLERANCE[torch.float16 if x.is_cuda and dtype == torch.float32 else dtype]
+            if not torch.allclose(logits, expected, rtol=0, atol=tolerance * expected.abs().max().item()):
+                return network, "batch-norm was not folded: the folded network has other outputs"
+    except Exception as error:  # tracing runs the network's own code, which may raise anything
+        return network, f"batch-norm was not folded: {' '.join(str(error).split())[:200]}"
+    return twin, None
+
+
+class _Refresh:
+    """Writes a network's tensors into the buffers of its twin: one pass over the parameters, by lists."""
+
+    def __init__(self, norms: "list[_Norm]", buffers: dict[str, Tensor]) -> None:
+        """`norms` has those that are folded first."""
+        self.conv_weights = [norm.conv_weight for norm in norms if norm.conv_weight is not None]
+        num_folded = len(self.conv_weights)
+        self.folded_weights = [buffers[norm.scale_target] for norm in norms[:num_folded]]
+        self.mean, self.var = [norm.mean for norm in norms], [norm.var for norm in norms]
+        self.gamma, self.beta = [norm.gamma for norm in norms], [norm.beta for norm in norms]
+        self.conv_bias, self.eps = [norm.conv_bias for norm in norms], [norm.eps for norm in norms]
+        self.plain: list[Tensor] = []
+        self.filled = [buffers[norm.scale_target] for norm in norms[num_folded:]]
+        self.filled += [buffers[norm.shift_target] for norm in norms]
+
+    def copied(self, source: Any, buffer: Callable[[Tensor], Tensor]) -> Any:
+        """A tensor or module with buffers in the place of its tensors, which are copied as they are."""
+        tensors = [source] if isinstance(source, Tensor) else [*source.parameters(), *source.buffers()]
+        buffers = [buffer(tensor) for tensor in tensors]
+        self.plain += tensors
+        self.filled += buffers
+        # The copy meets the buffers wherever it would copy the tensors.
+        twin = copy.deepcopy(source, {id(tensor): buffer for tensor, buffer in zip(tensors, buffers, strict=True)})
+        for module in twin.modules() if isinstance(twin, nn.Module) else ():
+            module._buffers.update(module._parameters)
+            module._parameters.clear()
+        return twin
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        scales, shifts = self._scales_and_shifts() if self.mean else ((), ())
+        num_folded = len(self.conv_weights)
+        for out, weight, scale in zip(self.folded_weights, self.conv_weights, scales[:num_folded], strict=True):
+            torch.mul(weight, scale.view(-1, 1, 1, 1), out=out)
+        if self.filled:
+            torch._foreach_copy_(self.filled, [*scales[num_folded:], *shifts, *self.plain])
+
+    def _scales_and_shifts(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """gamma / sqrt(var + eps) and beta - (mean - conv_bias) * scale, per channel, for each batch-norm."""
+        scales = torch._foreach_add(self.var, self.eps)
+        torch._foreach_rsqrt_(scales)
+        torch._foreach_mul_(scales, self.gamma)
+        centres = torch._foreach_sub(self.mean, self.conv_bias)
+        return scales, torch._foreach_addcmul(self.beta, centres, scales, value=-1.0)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Refresh":
+        """With the copied twin's buffers and the same network."""
+        twin = copy.copy(self)
+        twin.folded_weights, twin.filled = copy.deepcopy((self.folded_weights, self.filled), memo)
+        return twin
+
+
+def _in_eval_mode(network: nn.Module) -> nn.Module:
+    """A copy in eval mode that shares the network's tensors; the network's own modes stay as they are."""
+    tensors: dict[int, Any] = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
+    return copy.deepcopy(network, tensors).eval()
+
+
+class _Tracer(fx.Tracer):
+    """Traces convolutions, linear layers and batch-norm to functions of their tensors; other torch.nn layers stay."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Conv2d | nn.Linear)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict) -> Any:
+        if not (isinstance(m, _BatchNorm) and self.is_leaf_module(m, "")):
+            return super().call_module(m, forward, args, kwargs)
+        by_batch = m.running_mean is None  # it keeps no statistics, and takes the batch's in eval mode too
+        (x,) = (*args, *kwargs.values())
+        return F.batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias, by_batch, 0.0, m.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Norm:
+    """A batch-norm of the graph: the network's tensors, constants where it has none, and the buffers they make."""
+
+    name: str
+    mean: Tensor
+    var: Tensor
+    gamma: Tensor
+    beta: Tensor
+    eps: float
+    conv_weight: Tensor | None
+    """None where no convolution takes the batch-norm."""
+    conv_bias: Tensor
+    scale_target: str
+    """Of the scale, or of the folded weight."""
+    shift_target: str
+
+    def shapes_of_buffers(self) -> tuple[tuple[str, Tensor], ...]:
+        """The two buffers' names, each with a tensor of its shape."""
+        scaled = self.var if self.conv_weight is None else self.conv_weight
+        return (self.scale_target, scaled), (self.shift_target, self.var)
+
+
+def _take_out_batch_norms(graph: fx.Graph, root: nn.Module) -> list[_Norm]:
+    """Turn the batch-norms of `graph` into folded convolutions and multiply-adds; returned, those folded first.
+
+    Each call of a convolution gets its own folded weight, so that one which is called twice is right both times.
+    """
+    norms, convolutions = [], set(_convolutions(graph))
+    for node in [node for node in graph.nodes if _has_fixed_statistics(node)]:
+        before = node.args[0]
+        others = [user for user in before.users if user is not node and not _asks_for_shape(user)]
+        conv = before if before in convolutions and not others else None
+        convolutions.discard(conv)  # one batch-norm each
+        norm = _norm(node, conv, root)
+        norms.append(norm)
+        with graph.inserting_before(conv or node):
+            scale, shift = (graph.create_node("get_attr", name) for name in (norm.scale_target, norm.shift_target))
+            if conv is None:
+                before = graph.call_function(_scale_and_shift, (before, scale, shift))
+            else:
+                conv.args = (conv.args[0], scale, shift, *conv.args[3:])
+        node.replace_all_uses_with(before)
+        graph.erase_node(node)
+    for node in [node for node in graph.nodes if node.op == "get_attr" and not node.users]:
+        graph.erase_node(node)
+    return sorted(norms, key=lambda norm: norm.conv_weight is None)
+
+
+def _asks_for_shape(node: Any) -> bool:
+    return (node.target is getattr and node.args[1] in SHAPES) or (node.op == "call_method" and node.target in SHAPES)
+
+
+def _has_fixed_statistics(node: Any) -> bool:
+    """Whether the node is a batch-norm in eval mode whose statistics are tensors of the network."""
+    return node.target is F.batch_norm and not node.kwargs["training"] and _is_tensor(node.args[1])
+
+
+def _is_tensor(argument: Any) -> bool:
+    return isinstance(argument, fx.Node) and argument.op == "get_attr"
+
+
+def _convolutions(graph: fx.Graph) -> list[Any]:
+    """The calls conv2d(x, weight, bias, ...) whose weight, and bias if any, are tensors of the network."""
+    return [
+        node
+        for node in graph.nodes
+        if node.target is F.conv2d
+        and len(node.args) > 2
+        and _is_tensor(node.args[1])
+        and (node.args[2] is None or _is_tensor(node.args[2]))
+    ]
+
+
+def _norm(node: Any, conv: Any | None, root: nn.Module) -> _Norm:
+    _, mean_node, var_node = node.args
+
+    def tensor(argument: Any, default: Callable[[Tensor], Tensor] = torch.zeros_like) -> Tensor:
+        return default(mean) if argument is None else _attribute(root, argument.target)
+
+    mean = tensor(mean_node)
+    owner = node if conv is None else conv
+    return _Norm(
+        name=mean_node.target.removeprefix("0.").removesuffix(".running_mean"),
+        mean=mean,
+        var=tensor(var_node),
+        gamma=tensor(node.kwargs["weight"], torch.ones_like),
+        beta=tensor(node.kwargs["bias"]),
+        eps=node.kwargs["eps"],
+        conv_weight=None if conv is None else tensor(conv.args[1]),
+        conv_bias=tensor(None if conv is None else conv.args[2]),
+        scale_target=f"{owner.name}_{'scale' if conv is None else 'weight'}",
+        shift_target=f"{owner.name}_{'shift' if conv is None else 'bias'}",
+    )
+
+
+def _attribute(root: nn.Module, target: str) -> Any:
+    return reduce(getattr, target.split("."), root)
+
+
+def _scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """scale * x + shift per channel, x [B, C, ...]."""
+    shape = (-1, *[1] * (x.dim() - 2))
+    return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+
+def _keep_first_layer_in_fp32(graph: fx.Graph, dtype: torch.dtype) -> set[str]:
+    """Cast to `dtype` behind the first convolution, and to fp32 at the output; the names of what must stay fp32."""
+    first = next((node for node in graph.nodes if node.target in (F.conv2d, F.linear)), next(iter(graph.nodes)))
+    head = _with_ancestors(first)
+    names = {str(node.target) for node in head if node.op in ("get_attr", "call_module")}
+    head |= {node for node in graph.nodes if node.op == "get_attr" and node.target in names}
+    for node in [node for node in graph.nodes if node in head]:
+        outside = [user for user in node.users if user not in head and user.op != "output"]
+        if outside:
+            with graph.inserting_after(node):
+                cast = graph.call_function(_cast, (node, dtype))
+            for user in outside:
+                user.replace_input_with(node, cast)
+    output = graph.output_node()
+    with graph.inserting_before(output):
+        output.args = (graph.call_function(_cast, (output.args[0], torch.float32)),)
+    return names
+
+
+def _with_ancestors(node: fx.Node) -> set[fx.Node]:
+    found, waiting = set(), [node]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """`value` in `dtype` where it has floating point: a graph holds shapes and integers too."""
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
