@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import fastadaad
-from fastadaad import ops
+from fastadaad import layout, ops, self_check
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "scikit-learn", "safetensors", "tensorboard", "matplotlib")
 
@@ -51,9 +51,14 @@ def apex_status() -> str:
     return "found"
 
 
+def device_in_use() -> str:
+    """Kind of the device that device=auto means."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def summarize_ops() -> str:
     """One line: which backend serves the operations on the device in use, and why where it is the reference."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_in_use()
     used: dict[str, list[str]] = {}
     for row in ops.report():
         if row.device == device:
@@ -62,8 +67,17 @@ def summarize_ops() -> str:
     return f"operations on {device}: " + "; ".join(f"{', '.join(names)}: {backend}" for backend, names in used.items())
 
 
+def verify(console: Console) -> self_check.SelfCheckResult:
+    """Run every check of the self-check that the device in use has, whatever is remembered."""
+    with console.status(f"self-check on {device_in_use()}: compiling takes a while"):
+        return self_check.self_check(device_in_use(), force=True, checks=self_check.CHECKS)
+
+
 def print_report(console: Console) -> None:
-    """Print the whole report."""
+    """Print the whole report; operations that the self-check found wrong here are switched off first."""
+    result = self_check.remembered(device_in_use())
+    if result is not None:
+        self_check.apply(result)  # as a training would, so that the table shows what a training uses
     table = Table(title=f"fastadaad {fastadaad.__version__}", show_header=False)
     table.add_row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in PACKAGES:
@@ -72,9 +86,55 @@ def print_report(console: Console) -> None:
     table.add_row("NVIDIA DALI", escape(dali_status()))  # [dali] is no markup
     table.add_row("NVIDIA apex", apex_status())
     console.print(table)
-    table = Table(title="operations")
-    for column in ("op", "device", "backend", "why"):
+    for table in (_ops_table(), _self_check_table(result), _layout_table()):
+        console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title)
+    for column in columns:
         table.add_column(column)
+    return table
+
+
+def _ops_table() -> Table:
+    table = _table("operations", "op", "device", "backend", "why")
     for row in ops.report():
-        table.add_row(row.op, row.device, row.backend, row.reason)
-    console.print(table)
+        table.add_row(row.op, row.device, row.backend, escape(row.reason))
+    return table
+
+
+def _self_check_table(result: self_check.SelfCheckResult | None) -> Table:
+    device = device_in_use()
+    if result is None:
+        table = _table(f"self-check on {device}", "check", "result", "why")
+        table.add_row("all", "not run", "the first training on this machine runs it, and fastadaad doctor --verify")
+        return table
+    table = _table(f"self-check on {device} of {result.date}, {result.seconds:.1f} s", "check", "result", "why")
+    for check in self_check.CHECKS:
+        why = result.failures.get(check) or result.not_run.get(check) or ""
+        table.add_row(check, result.status(check), escape(why))
+    if result.report_path:
+        table.caption = f"please report it with {result.report_path}"
+    return table
+
+
+def _layout_table() -> Table:
+    columns = ("network", "batch", "dtype", "layout", "contiguous ms", "channels-last ms", "measured", "on")
+    table = _table("layouts", *columns)
+    choices = layout.remembered_choices()
+    if not choices:
+        table.add_row("none measured yet")
+    for entry in choices:
+        choice = entry.value
+        table.add_row(
+            choice["network"],
+            "x".join(map(str, choice["shape"])),
+            choice["dtype"].removeprefix("torch."),
+            choice["choice"],
+            f"{choice['contiguous_ms']:.1f}",
+            f"{choice['channels_last_ms']:.1f}",
+            entry.date,
+            choice["hardware"],
+        )
+    return table

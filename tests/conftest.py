@@ -2,7 +2,14 @@
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def machine_memory_of_its_own(tmp_path_factory) -> None:
+    """Tests neither read nor write what the user's machine remembers."""
+    os.environ["FASTADAAD_CACHE"] = str(tmp_path_factory.mktemp("cache"))

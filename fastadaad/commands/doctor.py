@@ -1,17 +1,20 @@
-"""Show what is installed, in use and missing."""
+"""Show what is installed, in use and missing, and what the self-check found."""
 
 import argparse
 
 from rich.console import Console
 
-EXAMPLE = "fastadaad doctor"
+EXAMPLE = "fastadaad doctor --verify"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    pass
+    parser.add_argument("--verify", action="store_true", help="run the whole self-check again, compiling included")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
-    from fastadaad.doctor import print_report
+    from fastadaad import doctor
 
-    print_report(console)
+    result = doctor.verify(console) if arguments.verify else None
+    doctor.print_report(console)
+    if result is not None and result.failures:
+        raise ValueError(result.summary)
