@@ -42,8 +42,7 @@ def record_cuda_graph(
                 run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            graph.register_generator_state(generator)
+        _register(graph, generators)
         # thread_local: what a data loader's thread does to the device meanwhile does not break the capture.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             outputs = run()
@@ -53,6 +52,15 @@ def record_cuda_graph(
         return outputs
 
     return replay
+
+
+def _register(graph: torch.cuda.CUDAGraph, generators: Sequence[torch.Generator]) -> None:
+    """Make the generators the graph's own. torch 2.14 finds them by itself, warns here, and will drop the method."""
+    if hasattr(graph, "register_generator_state"):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*register_generator_state")
+            for generator in generators:
+                graph.register_generator_state(generator)
 
 
 class CapturedCall:
@@ -96,6 +104,8 @@ class CapturedCall:
         with torch.no_grad():
             for static, x in zip(self._static_inputs, inputs, strict=True):
                 static.copy_(x)
+        # A replay writes behind torch's back: who looks at version counters has to see that the state has changed.
+        torch.autograd.graph.increment_version(self.state)
         return self._replay()
 
     def _capture(self, static_inputs: tuple[Tensor, ...]) -> Replay:

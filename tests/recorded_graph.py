@@ -54,6 +54,8 @@ def assert_replayable(
     changes: what a user does between two calls, such as setting a learning rate; a replay has to see each of them.
     """
     with kept_values(static_tensors, generators):
+        for _ in range(NUM_WARM_UP_RUNS):
+            function()
         recorded = _record_without_host_reads(function)
     known = {tensor.untyped_storage().data_ptr() for tensor in static_tensors}
     for node in recorded.graph.find_nodes(op="get_attr"):
