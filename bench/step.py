@@ -1,106 +1,146 @@
 """`python -m bench step`: one training iteration of each method, `Distiller` against the plain program of reference.py.
 
 Each variant trains networks of its own, from the same weights on the same images; the variants of a method alternate
-in one process. Compilation happens in the warm-up and is not timed.
+in one process, and with them a large matrix product and the networks' convolutions alone. Compilation happens in the
+warm-up and is not timed. Stages, counts and memory come from separate passes.
 """
 
 import argparse
-import copy
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import torch
 from rich.table import Table
 
-from fastadaad import Distiller, InnerConfig, load_model, methods
+from fastadaad import InnerConfig
 
-from .reference import LEANER, REFERENCES, Reference, reference_step
+from .details import COLUMNS, Details, details
+from .flops import method_cost, network_cost
+from .limits import MATRIX_FLOPS, fastest_convolutions, matrix_product
+from .networks import PAIRS, Pair, Program, split_policies, variants_of
+from .reference import REFERENCES
 from .tables import print_table
-from .timing import RESULTS, Timing, alternate, hardware, write_rows
+from .timing import RESULTS, Spread, alternate, hardware, ratios, write_rows
 
-PAIRS = {
-    # student, teacher, channels, image size, batch size
-    "small": ("cnn-16", "cnn-48", 1, 28, 128),
-    "cifar": ("resnet18", "wrn-16-4", 3, 32, 32),
-    "paper": ("resnet18", "wrn-34-20", 3, 32, 128),
-}
-REFERENCE = "reference"
+REFERENCE, MATRIX_PRODUCT, CONVOLUTIONS = "reference", "matrix product", "convolutions"
+SHOWN = (
+    "pair", "method", "batch_shape", "variant", "images_per_s", "ratio_p50", "ratio_p20", "ratio_p80",
+    "of_convolutions", "of_matrix_product", "overhead_p50", "inner_peak_of_reference", "host_synchronisations",
+)  # fmt: skip
 
 
-def variants(
-    pair: str, method: str, modes: list[str], inner: InnerConfig, device: torch.device
-) -> dict[str, Callable[[], object]]:
-    """The references and a Distiller per mode, each as a function that does one iteration on one batch."""
-    student_name, teacher_name, channels, size, batch_size = PAIRS[pair]
-    torch.manual_seed(0)
-    student = load_model(student_name, in_channels=channels).to(device)
-    teacher = load_model(teacher_name, in_channels=channels).to(device).eval()
-    x_natural = torch.rand(batch_size, channels, size, size, device=device)
-    labels = torch.randint(10, (batch_size,), device=device)
-
-    def own_networks() -> tuple[torch.nn.Module, torch.nn.Module, torch.optim.Optimizer]:
-        network = copy.deepcopy(student)
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-        return network, copy.deepcopy(teacher), optimizer
-
-    def reference_run(reference: Reference) -> Callable[[], object]:
-        return partial(reference_step, reference, *own_networks(), x_natural, labels, inner=inner)
-
-    def distiller_run(mode: str) -> Callable[[], object]:
-        network, own_teacher, optimizer = own_networks()
-        same_method = methods.get(method, **REFERENCES[method].options)
-        distiller = Distiller(network, own_teacher, method=same_method, inner=inner, optimizer=optimizer, mode=mode)
-        return partial(distiller.step, x_natural, labels)
-
-    references = {REFERENCE: REFERENCES[method], **LEANER.get(method, {})}
-    runs = {name: reference_run(reference) for name, reference in references.items()}
-    return runs | {f"distiller-{mode}": distiller_run(mode) for mode in modes}
+def fits(name: str, program: Program) -> bool:
+    """Whether a first step fits the GPU's memory; it compiles the program too."""
+    try:
+        program.step()
+    except torch.cuda.OutOfMemoryError:
+        print(f"{name}: out of memory at batch size {len(program.x_natural)}")
+        return False
+    return True
 
 
-def row(pair: str, method: str, name: str, timing: Timing, reference: Timing, inner: InnerConfig) -> dict[str, object]:
-    student, teacher, channels, size, batch_size = PAIRS[pair]
+def row(
+    pair_name: str,
+    pair: Pair,
+    method: str,
+    program: Program,
+    timings: Mapping[str, list[float]],
+    convolution_flops: int,
+) -> dict[str, object]:
+    """The CSV row of one variant, without its details."""
+    milliseconds, inner, variant = timings[program.variant.name], program.inner, program.variant
+    spread = Spread.of(milliseconds)
+    cost = method_cost(
+        method,
+        network_cost(program.student, pair.image_shape),
+        network_cost(program.teacher, pair.image_shape),
+        inner.num_steps,
+        variant.policy,
+    )
+    flops = pair.batch_size * cost.flops
+
+    def share(name: str, limit_flops: int) -> float:
+        return round(flops / limit_flops * ratios(timings[name], milliseconds).p50, 4)
+
+    faster = ratios(timings.get(REFERENCE, milliseconds), milliseconds)
     return {
-        "pair": pair,
-        "student": student,
-        "teacher": teacher,
+        "pair": pair_name,
+        "student": pair.student,
+        "teacher": pair.teacher,
         "method": method,
-        "batch_shape": f"{batch_size}x{channels}x{size}x{size}",
+        "batch_shape": "x".join(map(str, program.x_natural.shape)),
         "num_steps": inner.num_steps,
-        "variant": name,
-        "images_per_s": round(1e3 * batch_size / timing.median_ms, 2),
-        "speedup": round(reference.median_ms / timing.median_ms, 3),
-        **timing.columns(),
+        "variant": variant.name,
+        "mode": variant.mode,
+        "policy": str(variant.policy),
+        "precision": variant.precision,
+        "images_per_s": round(1e3 * pair.batch_size / spread.p50, 2),
+        **(faster.columns("ratio_{}") if REFERENCE in timings else dict.fromkeys(faster.columns("ratio_{}"), "")),
+        **spread.columns("{}_ms"),
+        "n": spread.n,
+        "gflop": round(flops / 1e9, 3),
+        "gflop_per_s": round(flops / spread.p50 / 1e6, 2),
+        "of_convolutions": share(CONVOLUTIONS, convolution_flops),
+        "of_matrix_product": share(MATRIX_PRODUCT, MATRIX_FLOPS),
     }
 
 
+def measure(pair_name: str, pair: Pair, method: str, options: argparse.Namespace) -> list[dict[str, object]]:
+    """The rows of a method's variants."""
+    device, inner = options.device, InnerConfig(num_steps=options.num_steps)
+    torch.compiler.reset()  # the graphs of the methods before: torch.compile keeps only a few per function
+    variants = variants_of(method, options.modes, options.policies, options.precisions)
+    programs = {variant.name: Program(pair, method, variant, inner, device) for variant in variants}
+    programs = {name: program for name, program in programs.items() if fits(name, program)}
+    costs = [network_cost(network, pair.image_shape) for network in pair.networks(torch.device("cpu"))]
+    bare_convolutions, convolution_flops = fastest_convolutions(costs, pair.batch_size, device)
+    runs = {name: program.step for name, program in programs.items()}
+    runs |= {CONVOLUTIONS: bare_convolutions, MATRIX_PRODUCT: matrix_product(device)}
+    timings = alternate(runs, device, rounds=options.rounds, warmup=0)
+    known: Details = details(pair_name, pair, method, programs, inner, device) if options.details else {}
+    empty = dict.fromkeys(COLUMNS, "")
+    return [
+        row(pair_name, pair, method, program, timings, convolution_flops) | empty | known.get(name, {})
+        for name, program in programs.items()
+    ]
+
+
 def print_rows(rows: list[dict[str, object]], device: torch.device) -> None:
-    columns = ("pair", "method", "batch_shape", "variant", "images_per_s", "speedup", "median_ms", "p20_ms", "p80_ms")
-    table = Table(*columns, title=f"one training iteration on {hardware(device)}")
+    table = Table(*SHOWN, title=f"one training iteration on {hardware(device)}")
     for row in rows:
-        table.add_row(*[str(row[column]) for column in columns])
+        table.add_row(*[str(row[column]) for column in SHOWN])
     print_table(table)
 
 
-def main(argv: list[str]) -> None:
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench step", description=__doc__.splitlines()[0])
+    words = {"type": lambda text: text.split(",")}
     parser.add_argument("--pair", choices=PAIRS, action="append", help="networks; default: small and cifar")
     parser.add_argument("--method", choices=(*REFERENCES, "all"), action="append", help="default: adaad")
-    parser.add_argument("--modes", default="eager,compiled", help="modes of Distiller; default: %(default)s")
+    parser.add_argument("--modes", default="eager,compiled", help="modes of Distiller; default: %(default)s", **words)
+    parser.add_argument("--policies", default=[], type=split_policies, help="teacher policies, each in the last mode")
+    parser.add_argument("--precisions", default="fp32", help="of both networks; default: %(default)s", **words)
+    parser.add_argument("--batch-sizes", type=lambda text: [int(size) for size in text.split(",")], help="see PAIRS")
     parser.add_argument("--num-steps", type=int, default=10, help="inner steps; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=10, help="measurements per variant; default: %(default)s")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--no-details", dest="details", action="store_false", help="times only")
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=RESULTS / "step.csv", help="CSV file that the rows are added to")
-    arguments = parser.parse_args(argv)
-    device, inner = torch.device(arguments.device), InnerConfig(num_steps=arguments.num_steps)
-    names = arguments.method or ["adaad"]
-    rows = []
-    for pair, method in product(arguments.pair or ("small", "cifar"), REFERENCES if "all" in names else names):
-        runs = variants(pair, method, arguments.modes.split(","), inner, device)
-        torch.compiler.reset()  # the graphs of the methods before: torch.compile keeps only a few per function
-        timings = alternate(runs, device, rounds=arguments.rounds, warmup=1)
-        measured = [row(pair, method, name, timing, timings[REFERENCE], inner) for name, timing in timings.items()]
-        write_rows(arguments.output, measured, device)  # at once: a long measurement that stops keeps what it has
-        rows += measured
-    print_rows(rows, device)
+    parser.add_argument("--rewrite", action="store_true", help="start the CSV file anew")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    options = _parse(argv)
+    if options.rewrite:
+        options.output.unlink(missing_ok=True)
+    names, rows = options.method or ["adaad"], []
+    for pair_name, method in product(options.pair or ("small", "cifar"), REFERENCES if "all" in names else names):
+        for batch_size in options.batch_sizes or [PAIRS[pair_name].batch_size]:
+            pair = replace(PAIRS[pair_name], batch_size=batch_size)
+            measured = measure(pair_name, pair, method, options)
+            write_rows(options.output, measured, options.device)  # at once: what stops later keeps what it has
+            rows += measured
+    print_rows(rows, options.device)

@@ -1,4 +1,4 @@
-"""The one timing protocol: variants alternate in one process; median and spread; each row names its hardware."""
+"""The one timing protocol: variants alternate in one process; p20, p50 and p80; each row names its hardware."""
 
 import csv
 import dataclasses
@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,26 +22,35 @@ Variants = Mapping[str, Callable[[], object]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one call over `samples` samples."""
+class Spread:
+    """Quantiles of n measurements."""
 
-    median_ms: float
-    p20_ms: float
-    p80_ms: float
-    samples: int
+    p20: float
+    p50: float
+    p80: float
+    n: int
 
-    def columns(self) -> dict[str, object]:
-        """For a CSV row, to a tenth of a microsecond."""
-        return {name: round(value, 4) for name, value in dataclasses.asdict(self).items()}
+    def columns(self, name: str, scale: float = 1.0) -> dict[str, float]:
+        """p20, p50 and p80 for a CSV row, scaled, to five digits; `name` has one {} for the quantile."""
+        values = {"p20": self.p20, "p50": self.p50, "p80": self.p80}
+        return {name.format(key): float(f"{scale * value:.5g}") for key, value in values.items()}
 
     @classmethod
-    def of(cls, milliseconds: list[float]) -> "Timing":
-        quintiles = statistics.quantiles(milliseconds, n=5, method="inclusive")
-        return cls(statistics.median(milliseconds), quintiles[0], quintiles[-1], len(milliseconds))
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Of one value or more, between which the quantiles are interpolated."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0], 1)
+        quintiles = statistics.quantiles(values, n=5, method="inclusive")
+        return cls(quintiles[0], statistics.median(values), quintiles[-1], len(values))
 
 
-def alternate(variants: Variants, device: torch.device, *, rounds: int = 30, warmup: int = 3) -> dict[str, Timing]:
-    """Time each variant once a round, in an order that rotates with the round, so that drift meets all alike."""
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
+    """Of the ratio in each round: what a busy or throttled machine does to a round, it does to both of its parts."""
+    return Spread.of([a / b for a, b in zip(numerators, denominators, strict=True)])
+
+
+def alternate(variants: Variants, device: torch.device, *, rounds: int = 30, warmup: int = 3) -> dict[str, list[float]]:
+    """Milliseconds of each variant in each round; the order rotates with the round, so that drift meets all alike."""
     for run in variants.values():
         for _ in range(warmup):
             run()
@@ -52,7 +61,7 @@ def alternate(variants: Variants, device: torch.device, *, rounds: int = 30, war
         shift = i % len(names)
         for name in names[shift:] + names[:shift]:
             samples[name].append(sample(name, variants[name]))
-    return {name: Timing.of([read() for read in reads]) for name, reads in samples.items()}
+    return {name: [read() for read in reads] for name, reads in samples.items()}
 
 
 def _cpu_sampler(variants: Variants):
@@ -133,9 +142,12 @@ def conditions(device: torch.device) -> dict[str, object]:
     }
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, object]], device: torch.device) -> None:
-    """Append the rows, each with its conditions, to a CSV file; ValueError where its header has other columns."""
-    rows = [{**row, **conditions(device)} for row in rows]
+def write_rows(path: Path, rows: Iterable[Mapping[str, object]], device: torch.device | None) -> None:
+    """Append the rows to a CSV file, each with the conditions on its device; device None: computed, not measured.
+
+    Raises ValueError where the file's header has other columns.
+    """
+    rows = [{**row, **(conditions(device) if device is not None else {})} for row in rows]
     columns = list(rows[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     exists = path.exists()

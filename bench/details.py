@@ -1,0 +1,89 @@
+"""What `python -m bench step` knows of a variant beside its time: stages, launches, waits, memory, its own overhead."""
+
+from collections.abc import Mapping
+from statistics import median
+
+import torch
+
+from fastadaad import InnerConfig, methods
+
+from .launches import host_synchronisations, launches_per_inner_step
+from .limits import fastest_bare_networks
+from .memory import peak_bytes
+from .networks import Pair, Program
+from .stages import STAGES, stage_milliseconds
+from .timing import Spread, alternate, ratios
+
+ROUNDS = 3
+OVERHEAD = "overhead_{}"
+# The columns of each part, empty where it was not measured.
+COLUMNS = (
+    *STAGES,
+    *Spread(0, 0, 0, 0).columns(OVERHEAD),
+    "launches_per_inner_step",
+    "launches_unit",
+    "host_synchronisations",
+    "inner_peak_mib",
+    "inner_peak_of_reference",
+)
+
+Details = dict[str, dict[str, object]]  # by the name of the variant
+
+
+def stages(program: Program, device: torch.device) -> dict[str, object]:
+    """The median of a few steps."""
+    measured = [stage_milliseconds(program, device) for _ in range(ROUNDS)]
+    return {stage: round(median(part[stage] for part in measured), 3) for stage in measured[0]}
+
+
+def counts(pair: Pair, method: str, program: Program, device: torch.device) -> dict[str, object]:
+    launches, unit = launches_per_inner_step(pair, method, program.variant, program.inner, device)
+    waits = host_synchronisations(program.step, program.variant.mode, device)
+    return {"launches_per_inner_step": launches, "launches_unit": unit, "host_synchronisations": waits}
+
+
+def overheads(pair: Pair, programs: Mapping[str, Program], inner: InnerConfig, device: torch.device) -> Details:
+    """Time of Distiller's exact inner loop over as many passes of the bare networks as it has steps, in each round."""
+    exact = {
+        name: program.inner_loop
+        for name, program in programs.items()
+        if not program.variant.is_reference and program.variant.policy.kind == "exact"
+    }
+    bare = fastest_bare_networks(pair, device)
+    runs = {"bare": lambda: [bare() for _ in range(inner.num_steps)], **exact}
+    timings = alternate(runs, device, rounds=ROUNDS, warmup=1)
+    return {name: ratios(timings[name], timings["bare"]).columns(OVERHEAD) for name in exact}
+
+
+def peaks(pair_name: str, pair: Pair, method: str, programs: Mapping[str, Program], device: torch.device) -> Details:
+    peak = {
+        name: peak_bytes(pair_name, method, program.variant, program.inner, pair.batch_size, device)
+        for name, program in programs.items()
+    }
+    reference = peak.get("reference")
+    return {
+        name: {"inner_peak_mib": round(size / 2**20, 1)}
+        | ({} if reference is None else {"inner_peak_of_reference": round(size / reference, 3)})
+        for name, size in peak.items()
+    }
+
+
+def details(
+    pair_name: str,
+    pair: Pair,
+    method: str,
+    programs: Mapping[str, Program],
+    inner: InnerConfig,
+    device: torch.device,
+) -> Details:
+    """COLUMNS of each variant, as far as they apply."""
+    known: Details = {
+        name: stages(program, device) | counts(pair, method, program, device) for name, program in programs.items()
+    }
+    parts = [peaks(pair_name, pair, method, programs, device)]
+    if methods.get(method).objective.through_teacher:  # else the bare networks are not what the loop runs
+        parts.append(overheads(pair, programs, inner, device))
+    for part in parts:
+        for name, columns in part.items():
+            known[name] |= columns
+    return known

@@ -1,0 +1,116 @@
+"""How many operators an inner step launches, and how often a training step makes the host wait."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastadaad import InnerConfig
+
+from .host_sync import WAITING, HostSyncWatch
+from .networks import Pair, Program, Variant
+
+_MEMORY_ONLY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "reinterpret_tensor")
+# The unit of a count, by how it is made.
+DISPATCHED = "operators, views and allocations not counted"
+EXTERNAL = "calls of operators; generated kernels not counted"
+KERNELS = "CUDA kernels"
+
+Run = Callable[[], object]
+
+
+class LaunchCount(TorchDispatchMode):
+    """A context that counts the operators that reach the dispatcher, but for views and allocations, in `count`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.count += not func.is_view and name not in _MEMORY_ONLY and not name.startswith("sym_")
+        return func(*args, **(kwargs or {}))
+
+
+def operators_dispatched(run: Run) -> int:
+    with LaunchCount() as launches:
+        run()
+    return launches.count
+
+
+def external_calls(run: Run) -> int:
+    """Outermost operators in a profile: what compiled code calls beside the kernels that it brings itself."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run()
+    return sum(_is_outermost(event) for event in profiler.events())
+
+
+def _is_outermost(event) -> bool:
+    if not _is_operator(event):
+        return False
+    parent = event.cpu_parent
+    while parent is not None and not _is_operator(parent):
+        parent = parent.cpu_parent
+    return parent is None
+
+
+def _is_operator(event) -> bool:
+    space, _, name = event.name.partition("::")
+    return space in ("aten", "fastadaad", "mkldnn") and name not in _MEMORY_ONLY
+
+
+def cuda_kernels(run: Run) -> int:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    on_device = (event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA)
+    return sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_device)
+
+
+def counter(mode: str, device: torch.device) -> tuple[Callable[[Run], int], str]:
+    """How launches are counted in a mode on a device, and in what unit."""
+    if device.type == "cuda":
+        return cuda_kernels, KERNELS
+    return (external_calls, EXTERNAL) if mode == "compiled" else (operators_dispatched, DISPATCHED)
+
+
+def launches_per_inner_step(
+    pair: Pair, method: str, variant: Variant, inner: InnerConfig, device: torch.device
+) -> tuple[float, str]:
+    """Launches of a loop of several steps less those of a loop of one, per step, and their unit."""
+    count, unit = counter(variant.mode, device)
+    counts = []
+    for num_steps in (1, inner.num_steps):
+        program = Program(pair, method, variant, replace(inner, num_steps=num_steps), device)
+        program.inner_loop()  # compiles, and folds what is folded once
+        counts.append(count(program.inner_loop))
+    return (counts[1] - counts[0]) / (inner.num_steps - 1), unit
+
+
+def waiting_calls(run: Run) -> int:
+    """As HostSyncWatch, by a profile: for compiled code, which does not run under a dispatch mode."""
+    names = {f"aten::{operator.__name__}" for operator in WAITING}
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run()
+    return sum(event.name in names for event in profiler.events())
+
+
+def host_synchronisations(run: Run, mode: str, device: torch.device) -> int:
+    """Those of one call: reported by CUDA itself where it is there, else by the operators that would wait."""
+    if device.type != "cuda":
+        if mode == "compiled":
+            return waiting_calls(run)
+        with HostSyncWatch() as watch:
+            run()
+        return len(watch.seen)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)

@@ -1,0 +1,98 @@
+"""Peak memory of an inner loop, in a process of its own: `python -m bench.memory PAIR METHOD MODE ...` prints bytes.
+
+Counted is what the loop adds to the networks, their gradients not included: the growth of the process's resident memory
+during a loop that has run once before (so that compilation is over), and the tensors that are kept from loop to loop.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fastadaad import InnerConfig
+from fastadaad.config import TeacherPolicy
+
+from .networks import PAIRS, Pair, Program, Variant
+
+# Blocks of this size are handed back to the system when they are freed, so that resident memory is what is in use.
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def _status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def resident_growth(run: Callable[[], object]) -> int:
+    """Bytes by which this process's resident memory rose at most during the call, on Linux."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew at what is resident now
+    before = _status_bytes("VmRSS")
+    run()
+    return _status_bytes("VmHWM") - before
+
+
+def tensor_bytes() -> int:
+    """Bytes of all tensors on this process's CPU, storages counted once."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    # What torch.func leaves behind of its calls are wrappers without memory of their own.
+    plain = [tensor for tensor in tensors if not torch._C._functorch.is_functorch_wrapped_tensor(tensor)]
+    storages = [tensor.untyped_storage() for tensor in plain if tensor.device.type == "cpu"]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def peak_bytes_here(pair: Pair, method: str, variant: Variant, inner: InnerConfig, device: torch.device) -> int:
+    """Of the variant's inner loop, in this process."""
+    if device.type == "cuda":
+        program = Program(pair, method, variant, inner, device)
+        before = torch.cuda.memory_allocated(device)
+        program.inner_loop()
+        torch.cuda.reset_peak_memory_stats(device)
+        program.inner_loop()
+        return torch.cuda.max_memory_allocated(device) - before
+    program = Program(pair, method, variant, inner, device)
+    before = tensor_bytes()
+    program.inner_loop()
+    kept = tensor_bytes() - before
+    return kept + resident_growth(program.inner_loop)
+
+
+def peak_bytes(pair_name: str, method: str, variant: Variant, inner: InnerConfig, batch_size: int, device) -> int:
+    """Of the variant's inner loop, in a fresh process."""
+    words = [pair_name, method, variant.mode, str(variant.policy), variant.precision]
+    words += [str(inner.num_steps), str(batch_size), str(device)]
+    command = [sys.executable, "-m", "bench.memory", *words]
+    environment = {**os.environ, **_ALLOCATOR}
+    result = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{result.stderr}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__.splitlines()[0])
+    for name in ("pair", "method", "mode", "policy", "precision"):
+        parser.add_argument(name)
+    parser.add_argument("num_steps", type=int)
+    parser.add_argument("batch_size", type=int)
+    parser.add_argument("device", type=torch.device)
+    arguments = parser.parse_args(argv)
+    pair = replace(PAIRS[arguments.pair], batch_size=arguments.batch_size)
+    policy = TeacherPolicy.parse(arguments.policy)
+    variant = Variant(mode=arguments.mode, policy=policy, precision=arguments.precision)
+    inner = InnerConfig(num_steps=arguments.num_steps)
+    print(json.dumps(peak_bytes_here(pair, arguments.method, variant, inner, arguments.device)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

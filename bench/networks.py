@@ -1,0 +1,145 @@
+"""What `python -m bench step` runs: pairs of networks, and the variants of a training step on them."""
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from fastadaad import Distiller, InnerConfig, load_model, methods
+from fastadaad.config import PrecisionConfig, TeacherPolicy
+
+from . import reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A student and a teacher by name, and the batch that they see."""
+
+    student: str
+    teacher: str
+    channels: int
+    size: int
+    batch_size: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.channels, self.size, self.size
+
+    def networks(self, device: torch.device) -> tuple[nn.Module, nn.Module]:
+        """Both with the same random weights each time, the teacher in eval mode."""
+        torch.manual_seed(0)
+        student = load_model(self.student, in_channels=self.channels).to(device)
+        return student, load_model(self.teacher, in_channels=self.channels).to(device).eval()
+
+    def batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """x_natural [B, C, H, W] and labels [B], the same each time."""
+        torch.manual_seed(0)
+        x_natural = torch.rand(self.batch_size, *self.image_shape, device=device)
+        return x_natural, torch.randint(10, (self.batch_size,), device=device)
+
+
+def _pair(student: str, teacher: str, channels: int, size: int, batch_size: int) -> Pair:
+    return Pair(student=student, teacher=teacher, channels=channels, size=size, batch_size=batch_size)
+
+
+PAIRS = {
+    "demo": _pair("cnn-16-s1", "cnn-72-s1", 1, 8, 64),
+    "small": _pair("cnn-16", "cnn-48", 1, 28, 128),
+    "fashion-mnist": _pair("cnn-32", "cnn-48", 1, 28, 128),
+    "rescnn": _pair("rescnn-8", "cnn-48", 1, 28, 128),
+    "cifar": _pair("resnet18", "wrn-16-4", 3, 32, 32),
+    "paper": _pair("resnet18", "wrn-34-20", 3, 32, 128),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to run a method's training step: a program of reference.py, or Distiller in a mode."""
+
+    mode: str
+    """A mode of Distiller, or the name of a reference."""
+    policy: TeacherPolicy = field(default_factory=TeacherPolicy)
+    precision: str = "fp32"
+    """Of both networks."""
+
+    @property
+    def is_reference(self) -> bool:
+        return self.mode.startswith("reference")
+
+    @property
+    def name(self) -> str:
+        parts = [self.mode if self.is_reference else f"distiller-{self.mode}"]
+        parts += [str(self.policy)] if self.policy.kind != "exact" else []
+        return " ".join(parts + ([self.precision] if self.precision != "fp32" else []))
+
+
+def references(method: str) -> dict[str, reference.Reference]:
+    """The program of the method's authors and what it would be with less in vain, by name."""
+    return {"reference": reference.REFERENCES[method], **reference.LEANER.get(method, {})}
+
+
+def split_policies(text: str) -> list[TeacherPolicy]:
+    """`refreshed(every=10),linearized(top=3,every=10)` -> the policies; a comma inside brackets divides none."""
+    return [TeacherPolicy.parse(part) for part in re.findall(r"[^,(]+(?:\([^)]*\))?", text)]
+
+
+def variants_of(
+    method: str, modes: list[str], policies: list[TeacherPolicy], precisions: list[str]
+) -> Iterator[Variant]:
+    """The references in fp32, then Distiller in every mode and precision, exact; each policy in the last mode."""
+    yield from (Variant(mode=name) for name in references(method))
+    yield from (Variant(mode=mode, precision=precision) for mode, precision in product(modes, precisions))
+    if methods.get(method).objective.through_teacher:  # policies are about the teacher inside the loop
+        yield from (Variant(mode=modes[-1], policy=policy) for policy in policies)
+
+
+class Program:
+    """A variant of the method's step, with networks and optimiser of its own, on the pair's batch."""
+
+    def __init__(self, pair: Pair, method: str, variant: Variant, inner: InnerConfig, device: torch.device) -> None:
+        self.variant, self.inner = variant, inner
+        self.student, self.teacher = map(copy.deepcopy, pair.networks(device))
+        self.x_natural, self.labels = pair.batch(device)
+        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        if variant.is_reference:
+            self.reference = references(method)[variant.mode]
+        else:
+            self.distiller = self._distiller(method)
+
+    def _distiller(self, method: str) -> Distiller:
+        row = methods.get(method, **reference.REFERENCES[method].options)
+        settings = {}
+        if self.variant.policy.kind != "exact":
+            settings["teacher_policy"] = self.variant.policy
+        if self.variant.precision != "fp32":
+            precision = self.variant.precision
+            settings["precision"] = PrecisionConfig(student=precision, teacher=precision)
+        return Distiller(
+            self.student,
+            self.teacher,
+            method=row,
+            inner=self.inner,
+            optimizer=self.optimizer,
+            mode=self.variant.mode,
+            **settings,
+        )
+
+    def step(self) -> object:
+        """One training step."""
+        if not self.variant.is_reference:
+            return self.distiller.step(self.x_natural, self.labels)
+        networks = self.student, self.teacher, self.optimizer
+        return reference.reference_step(self.reference, *networks, self.x_natural, self.labels, inner=self.inner)
+
+    def inner_loop(self) -> object:
+        """The inner loop alone."""
+        if not self.variant.is_reference:
+            return self.distiller.maximizer.search(self.x_natural, self.labels)
+        batch = reference.Batch(
+            student=self.student, teacher=self.teacher, x_natural=self.x_natural, labels=self.labels
+        )
+        return reference.reference_inner_loop(self.reference, batch, self.inner)
