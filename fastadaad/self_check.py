@@ -120,6 +120,8 @@ def _run(device: torch.device, checks: Sequence[str]) -> SelfCheckResult:
             failures[check] = wrong[0] + (f" (and {len(wrong) - 1} more cases)" if len(wrong) > 1 else "")
         else:
             passed.append(check)
+    if "compiled" not in not_run:
+        torch.compiler.reset()  # torch.compile keeps a few graphs per function: leave them to the training
     return SelfCheckResult(
         passed=tuple(passed),
         failures=failures,

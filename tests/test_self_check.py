@@ -50,7 +50,9 @@ def count_op_checks(monkeypatch) -> list[str]:
 
 
 def test_a_machine_without_faults_passes_and_what_is_left_out_says_why():
+    random_state = torch.get_rng_state()
     result = self_check.self_check("cpu")
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert result.passed == OPS
     assert result.failures == {}
     assert result.not_run == {

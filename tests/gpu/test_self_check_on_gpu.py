@@ -1,0 +1,12 @@
+"""The whole self-check on a CUDA device: every operation, the compiled and the captured step."""
+
+from fastadaad import self_check
+from fastadaad.self_check import CHECKS
+
+
+def test_everything_passes_and_the_key_names_the_driver(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTADAAD_CACHE", str(tmp_path))
+    result = self_check.ensure_checked("cuda")
+    assert result.failures == {}
+    assert result.passed == CHECKS
+    assert "driver " in self_check.machine_memory.machine_key("cuda")
