@@ -229,14 +229,16 @@ def test_fp32_has_no_casts():
 
 
 class StemOfTwo(nn.Module):
-    """Two convolutions on the pixels, and the first one's weight used again behind it."""
+    """Two convolutions on the pixels; the first one's weight and a buffer before it are used again behind it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.other = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.register_buffer("mean", torch.rand(3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.conv(self.conv(x).relu()) + self.other(x) + x[:, :, : x.shape[2]]).mean((2, 3))
+        y = self.conv(x - self.mean).relu() + self.mean
+        return (self.conv(y) + self.other(x) + x[:, :, : x.shape[2]]).mean((2, 3))
 
 
 def test_low_precision_fits_together_where_the_pixels_are_used_twice():
