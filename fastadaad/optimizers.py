@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from fastadaad.config import OptimConfig
-from fastadaad.doctor import apex_status
 
 
 def make_optimizer(network: nn.Module, optim: OptimConfig) -> Optimizer:
@@ -50,6 +49,9 @@ def _kernels(parameters: list[nn.Parameter], optim: OptimConfig) -> dict[str, bo
 
 
 def _apex_optimizer(parameters: list[nn.Parameter], optim: OptimConfig, device_type: str) -> Optimizer:
+    # Imported here: doctor.py reports on much of the package, which needs this module.
+    from fastadaad.doctor import apex_status
+
     status = apex_status()
     if status != "found":
         raise ValueError(f"optim.optimizer_backend is apex, but {status}; or set optim.optimizer_backend=auto")

@@ -11,7 +11,7 @@ from networks import images_and_labels, tiny_network
 from torch import Tensor, nn
 
 from bench.host_sync import HostSyncWatch
-from fastadaad import optimizers
+from fastadaad import doctor, optimizers
 from fastadaad.config import OptimConfig
 from fastadaad.optimizers import LAMB, LARS, make_optimizer
 
@@ -189,7 +189,7 @@ def test_a_run_gets_the_optimiser_that_it_names(name, optimizer_class):
 
 @pytest.mark.parametrize("status", ["missing (optional): build it from source", "this apex is not NVIDIA's"])
 def test_apex_that_is_missing_or_another_package_is_refused(monkeypatch, status):
-    monkeypatch.setattr(optimizers, "apex_status", lambda: status)
+    monkeypatch.setattr(doctor, "apex_status", lambda: status)
     with pytest.raises(ValueError, match=r"apex.*optimizer_backend=auto") as caught:
         make_optimizer(tiny_network(1), optim_config(optimizer_backend="apex"))
     assert status in str(caught.value)
@@ -197,7 +197,7 @@ def test_apex_that_is_missing_or_another_package_is_refused(monkeypatch, status)
 
 
 def test_apex_on_the_cpu_is_refused(monkeypatch):
-    monkeypatch.setattr(optimizers, "apex_status", lambda: "found")
+    monkeypatch.setattr(doctor, "apex_status", lambda: "found")
     with pytest.raises(ValueError, match=r"CUDA only.*optimizer_backend=auto"):
         make_optimizer(tiny_network(1), optim_config(optimizer_backend="apex"))
 
@@ -221,7 +221,7 @@ def test_apex_is_given_the_settings_of_the_run(monkeypatch):
     module.FusedSGD, module.FusedLAMB = FusedSGD, FusedLAMB
     monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
     monkeypatch.setitem(sys.modules, "apex.optimizers", module)
-    monkeypatch.setattr(optimizers, "apex_status", lambda: "found")
+    monkeypatch.setattr(doctor, "apex_status", lambda: "found")
     network = tiny_network(1)
     weights = list(network.parameters())
     optimizers._apex_optimizer(weights, optim_config(optimizer_backend="apex", nesterov=True), device_type="cuda")
