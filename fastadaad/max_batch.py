@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from fastadaad import methods
-from fastadaad.config import ModelConfig, RunConfig
+from fastadaad.config import RunConfig
 from fastadaad.distiller import Distiller
 from fastadaad.models import load_model
 from fastadaad.optimizers import make_optimizer
@@ -169,12 +169,12 @@ def _step(distiller: Distiller, x_natural: Tensor, labels: Tensor) -> None:
 def _distiller(config: RunConfig, device: torch.device) -> Distiller:
     kind = IMAGES[config.data.name]
 
-    def network(model: ModelConfig) -> torch.nn.Module:
-        return load_model(model.name, num_classes=kind.num_classes, in_channels=kind.channels).to(device)
+    def network(name: str) -> torch.nn.Module:
+        return load_model(name, num_classes=kind.num_classes, in_channels=kind.channels).to(device)
 
-    student = network(config.student)
+    student = network(config.student.name)
     needs_teacher = methods.get(config.method, **config.method_options).needs_teacher
-    teacher = network(config.teacher) if needs_teacher and config.teacher is not None else None
+    teacher = network(config.teacher.name) if needs_teacher and config.teacher is not None else None
     # The smallest rate: random networks must not diverge into infinities, which would be slow.
     optimizer = make_optimizer(student, replace(config.optim, learning_rate=1e-9))
     return distiller_of(config, student, teacher, optimizer)

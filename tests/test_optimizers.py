@@ -1,6 +1,7 @@
 """A run's optimisers: LARS and LAMB against their papers in float64, torch's SGD in its two forms, NVIDIA's apex."""
 
 import copy
+import csv
 import math
 import sys
 import types
@@ -8,12 +9,15 @@ import types
 import pytest
 import torch
 from networks import images_and_labels, tiny_network
+from rich.console import Console
+from tiny_runs import tiny_run
 from torch import Tensor, nn
 
 from bench.host_sync import HostSyncWatch
 from fastadaad import doctor, optimizers
 from fastadaad.config import OptimConfig
 from fastadaad.optimizers import LAMB, LARS, make_optimizer
+from fastadaad.trainer import Trainer
 
 NUM_STEPS = 5
 SHAPES = [(4, 3, 3, 3), (5, 4), (7,), ()]
@@ -236,3 +240,22 @@ def test_apex_is_given_the_settings_of_the_run(monkeypatch):
         "max_grad_norm": math.inf,
         "groups": [(3, 5e-4), (5, 0.0)],
     }
+
+
+@pytest.mark.parametrize(("name", "rate"), [("sgd", 0.1), ("lars", 1.0), ("lamb", 0.01)])
+def test_a_run_learns_with_each_optimiser_and_its_scaled_rate(name, rate, tmp_path):
+    optim = OptimConfig(
+        epochs=3,
+        optimizer=name,
+        learning_rate=rate / 2,
+        base_batch_size=32,
+        micro_batch=48,
+        schedule="constant",
+        warmup=0.2,
+    )
+    run = Trainer(tiny_run(optim=optim), tmp_path, Console(quiet=True))  # batches of 64
+    run.train()
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert float(rows[-1]["learning_rate"]) == pytest.approx(rate)
+    losses = [float(row["train_loss"]) for row in rows]
+    assert losses[2] < losses[0] - 0.05
