@@ -35,14 +35,28 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup
-	$(BIN)/python -m bench ops
-	$(BIN)/python -m bench step
-	$(BIN)/python -m bench step --pair small --method all
+POLICIES := refreshed(every=5),refreshed(every=10),linearized(top=3,every=10)
+STEP := $(BIN)/python -m bench step
 
+# One thread for the operations, whose shapes are small; all of them for the steps.
+bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench ops --rewrite
+	$(STEP) --pair cifar --method adaad --method adaiad --rounds 5 --rewrite
+	$(STEP) --pair demo --pair fashion-mnist --pair rescnn --rounds 10 --policies "$(POLICIES)"
+	$(STEP) --pair small --method all --rounds 10 --modes eager --no-details
+	$(BIN)/python -m bench roofline
+	$(BIN)/python -m bench readme
+
+GPU := bench/results/gpu
 bench-gpu: setup
-	$(BIN)/python -m bench ops --device cuda
-	$(BIN)/python -m bench step --method all --device cuda
+	$(BIN)/python -m bench ops --device cuda --rewrite --output $(GPU)/ops.csv
+	$(STEP) --device cuda --pair cifar --pair paper --method adaad --method adaiad --modes eager,compiled,graph \
+		--policies "$(POLICIES)" --rewrite --output $(GPU)/step.csv
+	$(STEP) --device cuda --pair small --method all --modes eager,compiled,graph --no-details --output $(GPU)/step.csv
+	$(STEP) --device cuda --pair paper --modes graph --precisions fp32,tf32,bf16,fp16 --no-details \
+		--rewrite --output $(GPU)/precision.csv
+	$(STEP) --device cuda --pair cifar --modes compiled,graph --batch-sizes 128,256,512,1024,2048,4096 --no-details \
+		--rewrite --output $(GPU)/batch.csv
 
 clean:
 	rm -rf $(VENV) build *.egg-info kernels/*.so

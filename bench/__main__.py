@@ -4,8 +4,10 @@ import importlib
 import sys
 
 BENCHMARKS = {
-    "ops": "each operation: reference against the registered backend; --static: resources of the Triton kernels",
-    "run": "a recipe's teacher and students: accuracies",
+    "ops": "each operation against plain torch, eager and compiled; --static: resources of the Triton kernels",
+    "readme": "writes the README's tables of speed anew from bench/results",
+    "roofline": "what each recipe's step must compute and move, and what GPUs could do at best: computed",
+    "run": "a recipe's teacher and students: accuracies, or the time to one",
     "step": "one training step of each method: Distiller against a plain restatement of its authors' program",
 }
 
@@ -14,7 +16,7 @@ def main(argv: list[str]) -> None:
     """Hand the options to `main(argv)` of the module that the first argument names; exit code 2 for an unknown name."""
     name, *options = argv or [""]
     if name not in BENCHMARKS:
-        lines = [f"  {benchmark:6} {purpose}" for benchmark, purpose in BENCHMARKS.items()]
+        lines = [f"  {benchmark:8} {purpose}" for benchmark, purpose in BENCHMARKS.items()]
         print("usage: python -m bench NAME [options]", *lines, sep="\n", file=sys.stderr)
         raise SystemExit(0 if name in ("-h", "--help") else 2)
     importlib.import_module(f"bench.{name}").main(options)

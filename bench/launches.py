@@ -13,7 +13,15 @@ from fastadaad import InnerConfig
 from .host_sync import WAITING, HostSyncWatch
 from .networks import Pair, Program, Variant
 
-_MEMORY_ONLY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "reinterpret_tensor")
+_NO_LAUNCH = (
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "reinterpret_tensor",
+    "_unsafe_view",
+)
 # The unit of a count, by how it is made.
 DISPATCHED = "operators, views and allocations not counted"
 EXTERNAL = "calls of operators; generated kernels not counted"
@@ -31,7 +39,7 @@ class LaunchCount(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        self.count += not func.is_view and name not in _MEMORY_ONLY and not name.startswith("sym_")
+        self.count += not func.is_view and name not in _NO_LAUNCH and not name.startswith("sym_")
         return func(*args, **(kwargs or {}))
 
 
@@ -59,7 +67,7 @@ def _is_outermost(event) -> bool:
 
 def _is_operator(event) -> bool:
     space, _, name = event.name.partition("::")
-    return space in ("aten", "fastadaad", "mkldnn") and name not in _MEMORY_ONLY
+    return space in ("aten", "fastadaad", "mkldnn") and name not in _NO_LAUNCH
 
 
 def cuda_kernels(run: Run) -> int:

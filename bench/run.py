@@ -1,6 +1,6 @@
 """`python -m bench run compare|sweep-epsilon ...`: as the command line does it, and keep every accuracy as a row.
 
-Everything after `run` is the command of `fastadaad`, but for --output.
+Everything after `run` is the command of `fastadaad`, but for --output. `run time-to-accuracy` has options of its own.
 """
 
 import argparse
@@ -12,13 +12,17 @@ from fastadaad import cli
 from fastadaad.compare_table import result_rows
 from fastadaad.trainer import resolve_device
 
+from . import time_to_accuracy
 from .timing import RESULTS, write_rows
 
 
 def main(argv: list[str]) -> None:
     """Run the command, append its rows."""
+    if argv[:1] == ["time-to-accuracy"]:
+        time_to_accuracy.main(argv[1:])
+        return
     parser = argparse.ArgumentParser(prog="python -m bench run", description=__doc__)
-    parser.add_argument("command", choices=("compare", "sweep-epsilon"))
+    parser.add_argument("command", choices=("compare", "sweep-epsilon", "time-to-accuracy"))
     parser.add_argument("--output", type=Path, help="CSV file for the rows; default: bench/results/RECIPE.csv")
     options, words = parser.parse_known_args(argv)
     arguments = cli.parse([options.command, *words])

@@ -1,0 +1,107 @@
+"""`python -m bench policies`: what asking the teacher less often costs in accuracy, over several seeds.
+
+Students of one recipe, each setting with the same seeds; trained and attacked as `fastadaad compare` does it, in cells
+that are kept, so that several processes can share the work. What a setting gains in speed is measured by
+`python -m bench step --pair policies`, on an idle machine.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fastadaad import recipes
+from fastadaad.cells import Cell, finish
+from fastadaad.config import PrecisionConfig, RunConfig, TeacherPolicy
+from fastadaad.config_io import override
+from fastadaad.evaluation import AttackResult
+
+from .timing import RESULTS, write_rows
+
+RECIPE = "fashion-mnist-small"
+OVERRIDES = ("student.name=rescnn-8", "mode=compiled", "evaluation.every_epochs=100")
+# Teacher policy and precision of the teacher.
+SETTINGS = (
+    ("exact", "fp32"),
+    ("refreshed(every=10)", "fp32"),
+    ("refreshed(every=8)", "fp32"),
+    ("refreshed(every=5)", "fp32"),
+    ("refreshed(every=3)", "fp32"),
+    ("refreshed", "fp32"),
+    ("linearized(top=3,every=10)", "fp32"),
+    ("linearized(top=1,every=10)", "fp32"),
+    ("linearized(top=3)", "fp32"),
+    ("exact", "bf16"),
+    ("refreshed(every=8)", "bf16"),
+)
+
+
+def label(policy: str, precision: str) -> str:
+    return policy if precision == "fp32" else f"{policy}, teacher {precision}"
+
+
+def config_of(base: RunConfig, policy: str, precision: str, seed: int) -> RunConfig:
+    assert base.teacher is not None
+    return replace(
+        base,
+        seed=seed,
+        teacher=replace(base.teacher, policy=TeacherPolicy.parse(policy)),
+        precision=PrecisionConfig(teacher=precision),
+    )
+
+
+def cells(base: RunConfig, seeds: Sequence[int], attacks: tuple[str, ...], num_images: int | None, folder: Path):
+    """One cell per seed and setting, the settings of a seed together."""
+    evaluation = replace(base.evaluation, attacks=attacks, num_images=num_images)
+    base = replace(base, evaluation=evaluation)
+    return [
+        Cell(config_of(base, policy, precision, seed), folder, label=label(policy, precision))
+        for seed in seeds
+        for policy, precision in SETTINGS
+    ]
+
+
+def rows(cells: Sequence[Cell]) -> Iterator[dict[str, object]]:
+    """One per cell and attack."""
+    for cell in cells:
+        assert cell.config.teacher is not None
+        for result in cell.results:
+            yield {
+                "recipe": cell.config.recipe,
+                "student": cell.config.student.name,
+                "teacher": cell.config.teacher.name,
+                "policy": str(cell.config.teacher.policy),
+                "teacher_precision": cell.config.precision.teacher,
+                "seed": cell.config.seed,
+                "epochs": cell.config.optim.epochs,
+                **columns(result),
+            }
+
+
+def columns(result: AttackResult) -> dict[str, object]:
+    row = result.row()
+    return {name: row[name] for name in ("attack", "epsilon", "num_images", "accuracy", "margin")}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench policies", description=__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=f"on top of {' '.join(OVERRIDES)}")
+    parser.add_argument("--recipe", default=RECIPE, help="default: %(default)s")
+    parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
+    parser.add_argument("--autoattack-images", type=int, default=500, metavar="N", help="default: %(default)s")
+    parser.add_argument("--folder", type=Path, default=Path("runs/policies"), help="default: %(default)s")
+    parser.add_argument("--work", action="store_true", help="help another process with the work; write no rows")
+    parser.add_argument("--output", type=Path, default=RESULTS / "policies.csv", help="default: %(default)s")
+    options = parser.parse_args(argv)
+    base = override(recipes.get(options.recipe), [*OVERRIDES, *options.overrides])
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    measured = []
+    for attacks, num_images in ((("natural", "pgd20"), None), (("autoattack",), options.autoattack_images)):
+        batch = cells(base, seeds, attacks, num_images, options.folder)
+        finish(batch, Console())
+        measured += rows(batch)
+    if not options.work:
+        write_rows(options.output, measured, torch.device("cpu"))

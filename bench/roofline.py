@@ -1,0 +1,118 @@
+"""`python -m bench roofline`: what each recipe's training step must compute and move, and what GPUs could do at best.
+
+Computed from the networks' shapes and the makers' data sheets; nothing here is measured. A step takes at least the
+larger of FLOPs / peak rate and bytes / memory bandwidth (see flops.py for both); images/s at best are its inverse.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+from rich.table import Table
+
+from fastadaad import load_model, recipes
+from fastadaad.config import RunConfig, TeacherPolicy
+
+from .flops import NetworkCost, StepCost, method_cost, network_cost
+from .tables import print_table
+from .timing import RESULTS, write_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A GPU by its data sheet: dense rates without sparsity, and the bandwidth of its memory."""
+
+    tflops: dict[str, float]
+    gb_per_s: float
+
+
+_HOPPER = {"fp32": 67.0, "tf32": 494.7, "bf16": 989.4}
+DEVICES = {
+    "A100-SXM-80GB": Device(tflops={"fp32": 19.5, "tf32": 156.0, "bf16": 312.0}, gb_per_s=2039.0),
+    "H100-SXM": Device(tflops=_HOPPER, gb_per_s=3350.0),
+    "H200": Device(tflops=_HOPPER, gb_per_s=4800.0),
+}
+ELEMENT_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2}
+POLICIES = ("exact", "refreshed(every=5)", "refreshed(every=10)", "linearized(top=3,every=10)")
+# Images of each data set: channels, height, width; and classes.
+SHAPES = {
+    "digits": (1, 8, 8),
+    "fashion-mnist": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "cifar100": (3, 32, 32),
+    "tiny-imagenet": (3, 64, 64),
+}
+NUM_CLASSES = {"cifar100": 100, "tiny-imagenet": 200}
+
+
+def best_images_per_s(cost: StepCost, device: Device, precision: str) -> float:
+    """At the peak rate or at the full bandwidth, whichever is less."""
+    seconds = max(cost.flops / (1e12 * device.tflops[precision]), cost.num_bytes / (1e9 * device.gb_per_s))
+    return 1 / seconds
+
+
+@cache
+def _cost_of(name: str, data: str) -> NetworkCost:
+    shape = SHAPES[data]
+    return network_cost(load_model(name, NUM_CLASSES.get(data, 10), in_channels=shape[0]), shape)
+
+
+def recipe_cost(config: RunConfig, policy: str, precision: str) -> StepCost:
+    """One training step of the recipe, per image."""
+    return method_cost(
+        config.method,
+        _cost_of(config.student.name, config.data.name),
+        None if config.teacher is None else _cost_of(config.teacher.name, config.data.name),
+        config.inner.num_steps,
+        TeacherPolicy.parse(policy),
+        batch_size=config.data.batch_size,
+        element_bytes=ELEMENT_BYTES[precision],
+    )
+
+
+def rows_of(recipe: str) -> Iterator[dict[str, object]]:
+    """One row per policy, device and precision; a recipe without a teacher has only `exact`."""
+    config = recipes.get(recipe)
+    policies = POLICIES if config.teacher is not None else POLICIES[:1]
+    for policy, (name, device), precision in product(policies, DEVICES.items(), ELEMENT_BYTES):
+        cost, exact = (recipe_cost(config, text, precision) for text in (policy, "exact"))
+        best, best_exact = (best_images_per_s(one, device, precision) for one in (cost, exact))
+        yield {
+            "kind": "computed",
+            "recipe": recipe,
+            "student": config.student.name,
+            "teacher": "" if config.teacher is None else config.teacher.name,
+            "method": config.method,
+            "num_steps": config.inner.num_steps,
+            "policy": policy,
+            "device": name,
+            "precision": precision,
+            "gflop_per_image": float(f"{cost.flops / 1e9:.5g}"),
+            "mb_per_image": float(f"{cost.num_bytes / 1e6:.5g}"),
+            "best_images_per_s": float(f"{best:.4g}"),
+            "half_images_per_s": float(f"{best / 2:.4g}"),
+            "flops_gain": round(exact.flops / cost.flops, 2),
+            "gain": round(best / best_exact, 2),
+        }
+
+
+def print_rows(rows: list[dict[str, object]]) -> None:
+    columns = [column for column in rows[0] if column not in ("kind", "student", "teacher", "method", "num_steps")]
+    table = Table(*columns, title="computed from data sheets, not measured")
+    for row in rows:
+        table.add_row(*[str(row[column]) for column in columns])
+    print_table(table)
+
+
+def main(argv: list[str]) -> None:
+    """Compute, print, and write the file anew."""
+    parser = argparse.ArgumentParser(prog="python -m bench roofline", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=RESULTS / "roofline.csv", help="CSV file, written anew")
+    options = parser.parse_args(argv)
+    rows = [row for recipe in recipes.RECIPES for row in rows_of(recipe)]
+    options.output.unlink(missing_ok=True)
+    write_rows(options.output, rows, None)
+    print_rows(rows)

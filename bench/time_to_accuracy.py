@@ -1,0 +1,56 @@
+"""`python -m bench run time-to-accuracy RECIPE --target 0.6 ...`: seconds of training to a given robust accuracy.
+
+The accuracy is that of the validation attack after each epoch; the clock stands still while it is measured.
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from fastadaad import recipes
+from fastadaad.commands.arguments import add_overrides, new_run_folder
+from fastadaad.config_io import override
+from fastadaad.run_log import read_metrics
+from fastadaad.trainer import Trainer
+
+from .timing import RESULTS, write_rows
+
+
+def first_at(metrics: list[dict[str, float]], target: float) -> dict[str, float] | None:
+    """The first row of a metrics.csv whose robust_accuracy is the target or more; None where none is."""
+    return next((row for row in metrics if row.get("robust_accuracy", -1.0) >= target), None)
+
+
+def result_row(metrics: list[dict[str, float]], target: float) -> dict[str, object]:
+    """What the row of the results says of a run; empty seconds and epoch: not reached."""
+    reached = first_at(metrics, target) or {}
+    return {
+        "target": target,
+        "seconds": reached.get("seconds", ""),
+        "epoch": int(reached["epoch"]) if reached else "",
+        "best_robust_accuracy": max(row.get("robust_accuracy", -1.0) for row in metrics),
+        "images_per_s": metrics[-1]["images_per_s"],
+        "total_seconds": metrics[-1]["seconds"],
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Train, and append a row."""
+    parser = argparse.ArgumentParser(prog="python -m bench run time-to-accuracy", description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", metavar="RECIPE", help="see fastadaad recipes")
+    add_overrides(parser)
+    parser.add_argument("--method", help="see fastadaad methods; default: the recipe's")
+    parser.add_argument("--target", type=float, required=True, help="robust accuracy, a fraction")
+    parser.add_argument("--output", type=Path, default=RESULTS / "time-to-accuracy.csv", help="CSV file for the row")
+    options, words = parser.parse_known_args(argv)
+    method = {} if options.method is None else {"method": options.method}
+    config = override(recipes.get(options.recipe, **method), [*options.overrides, *words])
+    folder = new_run_folder(None, config.recipe, config.method, f"seed{config.seed}")
+    console = Console()
+    trainer = Trainer(config, folder, console)
+    trainer.train()
+    facts = {"recipe": config.recipe, "method": config.method, "mode": trainer.distiller.mode, "seed": config.seed}
+    row = facts | result_row(read_metrics(folder), options.target)
+    write_rows(options.output, [row], trainer.device)
+    console.print(row)

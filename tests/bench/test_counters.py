@@ -1,0 +1,104 @@
+"""Launches, waits, memory and stages, against planted behaviour."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.flops import network_cost
+from bench.launches import external_calls, host_synchronisations, operators_dispatched
+from bench.limits import convolution, convolutions
+from bench.memory import resident_growth, tensor_bytes
+from bench.networks import PAIRS, Program, Variant, split_policies, variants_of
+from bench.stages import STAGES, stage_milliseconds
+from fastadaad import InnerConfig
+
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+def test_operators_are_counted_without_views_and_allocations():
+    x = torch.ones(4, 4)
+
+    def run():
+        y = torch.empty(4, 4)
+        torch.add(x, x, out=y)
+        return y.t().reshape(2, 8)[:1].mul(2).relu_()
+
+    # add, the copy of a transposed matrix that cannot be viewed, mul, relu
+    assert operators_dispatched(run) == 4
+
+
+def test_external_calls_are_the_outermost():
+    weight, x = torch.randn(3, 3, 3, 3), torch.randn(1, 3, 8, 8)
+    assert external_calls(lambda: torch.conv2d(x, weight)) == 1
+    assert external_calls(lambda: torch.conv2d(x, weight) + x.sum()) == 3
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+def test_a_planted_wait_is_seen(mode):
+    x = torch.ones(3)
+    assert host_synchronisations(lambda: x * 2, mode, CPU) == 0
+    assert host_synchronisations(lambda: [x.sum().item(), x[x > 0]], mode, CPU) >= 2
+
+
+def test_memory_of_planted_tensors():
+    size = 64 * MIB
+    kept = []
+
+    def run():
+        temporary = torch.ones(size // 4)
+        kept.append(torch.ones(MIB // 4))
+        del temporary
+
+    before = tensor_bytes()
+    growth = resident_growth(run)
+    assert size <= growth < 1.2 * size
+    assert tensor_bytes() - before == MIB
+
+
+def test_a_bare_convolution_is_forward_and_gradient_to_the_input():
+    module, x = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, device="meta"), torch.randn(2, 4, 8, 8)
+    dense = convolution(nn.Conv2d(4, 6, 3, stride=2, padding=1, device="meta"), x)
+    with FlopCounterMode(display=False) as counter:
+        dense()
+    assert counter.get_total_flops() == 2 * (2 * 2 * 16 * 6 * 4 * 9)
+    assert operators_dispatched(convolution(module, x)) == 2
+
+
+def test_bare_convolutions_are_those_of_the_networks():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(48, 2))
+    cost = network_cost(network, (1, 8, 8))
+    run, flops = convolutions([cost], 5, "channels-last", CPU)
+    assert flops == 2 * 5 * (2 * 36 * 2 * 9 + 2 * 16 * 3 * 18)
+    assert operators_dispatched(run) == 4
+
+
+@pytest.mark.parametrize("mode", ["reference", "eager"])
+def test_stages_take_the_time_of_their_parts(mode):
+    program = Program(PAIRS["demo"], "adaad", Variant(mode=mode), InnerConfig(num_steps=1), CPU)
+    step = program.optimizer.step
+    program.optimizer.step = lambda: (time.sleep(0.2), step())
+    stages = stage_milliseconds(program, CPU)
+    assert tuple(stages) == STAGES
+    assert stages["optimizer_ms"] >= 200
+    assert program.optimizer.step() is not None  # the clock is gone again
+
+
+def test_policies_are_divided_at_commas_outside_of_brackets():
+    texts = ["refreshed(every=10)", "linearized(top=3,every=10)", "refreshed"]
+    assert [str(policy) for policy in split_policies(",".join(texts))] == texts
+
+
+def test_variants_have_names_of_their_own():
+    policies = split_policies("refreshed(every=2)")
+    variants = list(variants_of("adaiad", ["eager", "compiled"], policies, ["fp32", "bf16"]))
+    names = [variant.name for variant in variants]
+    assert names[:3] == ["reference", "reference-no-loop", "reference-lean"]
+    assert set(names[3:]) == {
+        "distiller-eager", "distiller-eager bf16", "distiller-compiled", "distiller-compiled bf16",
+        "distiller-compiled refreshed(every=2)",
+    }  # fmt: skip
+    assert all(variant.policy.kind == "exact" for variant in variants_of("trades", ["eager"], policies, ["fp32"]))

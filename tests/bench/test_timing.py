@@ -1,0 +1,45 @@
+"""The statistics of the timing protocol, on made-up samples."""
+
+import csv
+
+import pytest
+import torch
+
+from bench.timing import Spread, alternate, ratios, write_rows
+
+CPU = torch.device("cpu")
+
+
+def test_quantiles():
+    assert Spread.of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == Spread(2.0, 3.5, 5.0, 6)
+    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0, 1)
+
+
+def test_a_ratio_is_that_of_each_round():
+    # A machine that slows to a tenth from round to round; the variant takes half of the reference in each.
+    reference = [1.0, 10.0, 100.0, 1000.0]
+    assert ratios(reference, [value / 2 for value in reference]) == Spread(2.0, 2.0, 2.0, 4)
+
+
+def test_columns_are_scaled_and_named():
+    assert Spread(0.1, 0.2, 0.3, 9).columns("{}_us", scale=1e3) == {"p20_us": 100.0, "p50_us": 200.0, "p80_us": 300.0}
+
+
+def test_every_round_runs_every_variant_in_a_rotating_order():
+    order = []
+    names = "abc"
+    variants = {name: lambda name=name: order.append(name) or sum(range(200_000)) for name in names}
+    timings = alternate(variants, CPU, rounds=3, warmup=0)
+    assert {name: len(values) for name, values in timings.items()} == dict.fromkeys(names, 3)
+    firsts = [name for i, name in enumerate(order[3:]) if i == 0 or order[3:][i - 1] != name]
+    assert "".join(firsts) == "abcabcabc"[:1] + "bc" + "bca" + "cab"
+
+
+def test_a_file_with_other_columns_is_not_appended_to(tmp_path):
+    path = tmp_path / "rows.csv"
+    write_rows(path, [{"kind": "computed", "x": 1}], None)
+    write_rows(path, [{"kind": "computed", "x": 2}], None)
+    with open(path, newline="") as file:
+        assert [row["x"] for row in csv.DictReader(file)] == ["1", "2"]
+    with pytest.raises(ValueError, match="its columns are"):
+        write_rows(path, [{"y": 1}], None)
