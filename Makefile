@@ -41,8 +41,10 @@ STEP := $(BIN)/python -m bench step
 # One thread for the operations, whose shapes are small; all of them for the steps.
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench ops --rewrite
-	$(STEP) --pair cifar --method adaad --method adaiad --rounds 5 --rewrite
-	$(STEP) --pair demo --pair fashion-mnist --pair rescnn --rounds 10 --policies "$(POLICIES)"
+	$(STEP) --pair cifar --rounds 5 --rewrite
+	$(STEP) --pair cifar --method adaiad --rounds 3 --no-details
+	$(STEP) --pair demo --pair fashion-mnist --rounds 10 --policies "$(POLICIES)"
+	$(STEP) --pair rescnn --rounds 10 --policies "$(POLICIES)" --no-details
 	$(STEP) --pair small --method all --rounds 10 --modes eager --no-details
 	$(BIN)/python -m bench roofline
 	$(BIN)/python -m bench readme

@@ -88,14 +88,18 @@ def counter(mode: str, device: torch.device) -> tuple[Callable[[Run], int], str]
 def launches_per_inner_step(
     pair: Pair, method: str, variant: Variant, inner: InnerConfig, device: torch.device
 ) -> tuple[float, str]:
-    """Launches of a loop of several steps less those of a loop of one, per step, and their unit."""
+    """Launches of a longer loop less those of a loop of one step, per step, and their unit.
+
+    Under a policy the steps differ, so that the longer loop is the whole one; else it has two steps.
+    """
     count, unit = counter(variant.mode, device)
+    longer = 2 if variant.policy.kind == "exact" else inner.num_steps
     counts = []
-    for num_steps in (1, inner.num_steps):
+    for num_steps in (1, longer):
         program = Program(pair, method, variant, replace(inner, num_steps=num_steps), device)
         program.inner_loop()  # compiles, and folds what is folded once
         counts.append(count(program.inner_loop))
-    return (counts[1] - counts[0]) / (inner.num_steps - 1), unit
+    return round((counts[1] - counts[0]) / (longer - 1), 1), unit
 
 
 def waiting_calls(run: Run) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import readme
 from fastadaad import cli, recipes
 from fastadaad.compare import method_names
 from fastadaad.config_io import override
@@ -67,13 +68,18 @@ def test_the_table_of_systems_is_that_of_its_rows():
             assert cell == f"{statistics.fmean(accuracies):.1f}{spread}", (student, method, attack)
 
 
-def test_the_table_of_speed_is_that_of_its_rows():
+def test_the_tables_of_speed_are_those_of_their_rows():
+    assert readme.rewritten(README, readme.block()) == README, "run python -m bench readme"
+
+
+def test_the_tables_of_speed_have_the_figures_of_the_last_rows():
     rows = rows_of("step.csv")
-    for method, rate, milliseconds, *speedups in table_under("| method | reference, images/s |"):
-        pair, name = "cifar" if method.endswith("larger") else "small", method.split(",")[0].strip("`")
-        latest = {row["variant"]: row for row in rows if (row["pair"], row["method"]) == (pair, name)}
-        reference = latest["reference"]
-        assert rate == f"{float(reference['images_per_s']):.1f}"
-        median, p20, p80 = (round(float(reference[key])) for key in ("median_ms", "p20_ms", "p80_ms"))
-        assert milliseconds == f"{median} ({p20} to {p80})"
-        assert speedups == [f"{float(latest[f'distiller-{mode}']['speedup']):.2f}" for mode in ("eager", "compiled")]
+    header = README[README.index("| networks, batch | method | reference") :].partition("\n")[0]
+    table = table_under(header)
+    assert table
+    for networks, method, rate, eager, *_ in table:
+        own = [row for row in rows if f"{row['student']} from {row['teacher']}, {row['batch_shape']}" == networks]
+        latest = {row["variant"]: row for row in own if f"`{row['method']}`" == method}
+        assert rate == f"{float(latest['reference']['images_per_s']):.1f}"
+        quantiles = [float(latest["distiller-eager"][f"ratio_{key}"]) for key in ("p50", "p20", "p80")]
+        assert eager == "{:.2f} ({:.2f} to {:.2f})".format(*quantiles)
