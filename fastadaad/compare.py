@@ -9,7 +9,7 @@ from rich.console import Console
 from fastadaad import methods, recipes
 from fastadaad.cells import Cell, finish, locked
 from fastadaad.compare_table import plot_comparison, print_table, summarize, write_csv, write_markdown
-from fastadaad.config import ModelConfig, RunConfig
+from fastadaad.config import ModelConfig, RunConfig, TeacherConfig
 from fastadaad.config_io import override
 from fastadaad.evaluation import AttackResult
 from fastadaad.evaluation.plots import plot_curves
@@ -103,7 +103,7 @@ def _runs(cells: Sequence[Cell]) -> dict[str, list[Path]]:
     return runs
 
 
-def train_teacher(config: RunConfig, folder: Path, console: Console) -> ModelConfig:
+def train_teacher(config: RunConfig, folder: Path, console: Console) -> TeacherConfig:
     """Train the teacher of `config` by the recipe of its own, on the same device with the same data folder."""
     assert config.teacher is not None
     recipe = recipes.get(f"{config.recipe}-teacher")

@@ -119,9 +119,21 @@ class TeacherPolicy:
         pairs = [part.split("=") for part in (match[2] or "").split(",") if part.strip()] if match else []
         numbers = {pair[0].strip(): pair[-1].strip() for pair in pairs}
         fits = match is not None and all(name in ("every", "top") and n.isdigit() for name, n in numbers.items())
-        _require(fits, f"teacher policy {text!r} cannot be read: write refreshed(every=5) or linearized(top=3,every=10)")
+        _require(fits, f"teacher policy {text!r} cannot be read: write exact, refreshed(every=5) or linearized(top=3)")
         assert match is not None
         return cls(kind=match[1], **{name: int(number) for name, number in numbers.items()})  # type: ignore[arg-type]
+
+    def check(self, through_teacher: bool, method: str) -> None:
+        """Raises ValueError where the inner loop of `method` does not go through the teacher."""
+        _require(
+            self.kind == "exact" or through_teacher,
+            f"teacher policy {self}: the inner loop of {method} does not go through the teacher; set "
+            "teacher.policy=exact",
+        )
+
+    @property
+    def is_adaptive(self) -> bool:
+        return self.kind != "exact" and self.every is None
 
     def __str__(self) -> str:
         settings = [f"top={self.top}"] if self.kind == "linearized" else []
@@ -167,12 +179,23 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherConfig(ModelConfig):
+    """The teacher, and how often the inner loop asks it."""
+
+    policy: TeacherPolicy = field(default_factory=TeacherPolicy)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The optimiser, its learning-rate schedule, and averaged or perturbed weights, which combine with any method."""
 
     epochs: int
     optimizer: OptimizerName = "sgd"
-    """lars and lamb are for batches of thousands; lamb takes rates a hundred times smaller (0.01)."""
+    """lars and lamb are for batches of thousands.
+
+    lamb takes rates of about 0.01. lars multiplies the rate of weights by 0.001 times their length over that of their
+    gradient, but takes it as it is for biases and batch-norm: rates of about 1 and more, with a warm-up.
+    """
     optimizer_backend: OptimizerBackend = "auto"
     """Of sgd and lamb; auto: torch's fused SGD. foreach: torch's other one. apex: those of NVIDIA's apex."""
     learning_rate: float = 0.1
@@ -288,16 +311,19 @@ class RunConfig:
     recipe: str
     data: DataConfig
     student: ModelConfig
-    teacher: ModelConfig | None = None
+    teacher: TeacherConfig | None = None
     method: str = "adaad"
     method_options: dict[str, Any] = field(default_factory=dict)
     """Overrides of the method's own options, by name (see methods.py)."""
     inner: InnerConfig = field(default_factory=InnerConfig)
     optim: OptimConfig
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     seed: int = 0
     device: str = "auto"
     mode: Mode = "auto"
+    layout: Layout = "auto"
+    """Of the folded networks' convolutions; auto: measured once per machine and network."""
     log_every: int = 20
     """Steps between two reads of the metrics from the device."""
     early_stop_epochs: int | None = None
@@ -311,6 +337,13 @@ class RunConfig:
         _require(
             self.teacher is not None or not method.needs_teacher,
             f"method {self.method} needs a teacher: set teacher.name and teacher.checkpoint",
+        )
+        method.require_parts(self.optim.micro_batch)
+        if self.teacher is not None:
+            self.teacher.policy.check(method.objective.through_teacher, self.method)
+        _require(
+            self.layout in ("auto", "contiguous", "channels_last"),
+            f"layout is {self.layout!r}: choose auto, contiguous or channels_last",
         )
         _require(self.log_every >= 1, f"log_every is {self.log_every}: it must be 1 or more")
         _require(

@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from fastadaad.config import RunConfig
+from fastadaad.config import RunConfig, TeacherPolicy
 from fastadaad.units import parse_pixels
 
 PIXEL_FIELDS = ("epsilon", "step_size")
@@ -59,6 +59,8 @@ def _split(text: str) -> tuple[str, str]:
         raise ValueError(f"a recipe's settings depend on its method: write --method {value} instead of {text}")
     if name.rpartition(".")[2] in PIXEL_FIELDS:
         value = repr(parse_pixels(value))
+    if name == "teacher.policy":
+        value = json.dumps(asdict(TeacherPolicy.parse(value)))
     return name, value
 
 

@@ -7,8 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad import methods
-from fastadaad.config import InnerConfig, Mode
-from fastadaad.inner_maximization import InnerMaximizer, InnerResult, frozen
+from fastadaad.compilation import one_graph
+from fastadaad.config import InnerConfig, Layout, Mode, PrecisionConfig, TeacherPolicy
+from fastadaad.inner_maximization import InnerMaximizer, frozen
+from fastadaad.micro_batches import Part, split_batch
+from fastadaad.mixed_precision import check_awp, first_convolution_in_fp32, gradient_scaler, in_precision
+from fastadaad.precision import tensor_cores
+from fastadaad.teacher_error import TeacherError, TeacherErrorMeter, adapted
 from fastadaad.weight_perturbation import kept_buffers, perturbed_weights
 
 
@@ -19,17 +24,48 @@ class StepResult:
     loss: Tensor
     """Outer loss before the update, a scalar; with AWP, at the perturbed weights."""
     x_adv: Tensor
-    """[B, C, H, W]"""
+    """[B, C, H, W]; in mode graph the next step overwrites it."""
+
+
+# Steps from one look of an adaptive teacher policy at its error to the next.
+ADAPT_EVERY = 20
+
+
+def loss_and_logits(
+    method: methods.Method,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    x_natural: Tensor,
+    x_adv: Tensor,
+    labels: Tensor | None,
+    epoch: int,
+    teacher_logits_natural: Tensor | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The outer loss, a scalar with gradient, and without gradient the logits [B, N] that it took, by name."""
+    batch = method.outer_batch(
+        student, teacher, x_natural, x_adv, labels, epoch, teacher_logits_natural=teacher_logits_natural
+    )
+    loss = method.loss(batch, method.options)
+    return loss, {name: logits.detach() for name, logits in batch.logits.items()}
 
 
 class Distiller:
     """Inner maximisation, outer loss, backward and optimiser step, in this order.
 
-    mode `compiled` puts the inner step and the outer loss under torch.compile (one graph each); `auto` is compiled on
-    CUDA and eager elsewhere; the attribute `mode` tells which it became. The student stays in its own mode if that is
-    train mode (so that frozen batch-norm layers stay frozen) and is put into train mode otherwise; the teacher's
-    modes and `requires_grad` are the same afterwards. With `awp_gamma` the update is that of the weights perturbed by
-    AWP (Wu et al., 2020; gamma 0.005 there), from epoch `awp_begin` on; it costs a second outer loss.
+    mode `compiled` puts the inner step and the outer loss under torch.compile (one graph each); `graph` replays the
+    compiled inner loop as one CUDA graph besides; `auto` is compiled on CUDA and eager elsewhere; the attribute `mode`
+    tells which it became. teacher_policy, precision and layout are InnerMaximizer's; where the policy's interval is
+    adaptive, every ADAPT_EVERY-th step reads the policy's error from the device and adapts it.
+
+    The student stays in its own mode if that is train mode (so that frozen batch-norm layers stay frozen) and is put
+    into train mode otherwise; the teacher's modes and `requires_grad` are the same afterwards. With `awp_gamma` the
+    update is that of the weights perturbed by AWP (Wu et al., 2020; gamma 0.005 there), from epoch `awp_begin` on; it
+    costs a second outer loss.
+
+    With `micro_batch` the networks see so many images at a time, and one update follows the mean of all; batch-norm in
+    train mode takes its statistics from each micro-batch, everything else is as without. In bf16 and fp16 the student's
+    training pass is under autocast, and in fp16 `scaler` leaves out an update with an infinite gradient: its state
+    belongs into a checkpoint.
     """
 
     def __init__(
@@ -40,22 +76,44 @@ class Distiller:
         method: str | methods.Method = "adaad",
         inner: InnerConfig | None = None,
         optimizer: torch.optim.Optimizer,
+        teacher_policy: TeacherPolicy | None = None,
+        precision: PrecisionConfig | None = None,
+        layout: Layout = "auto",
         mode: Mode = "auto",
         compile_options: dict | None = None,
         awp_gamma: float = 0.0,
         awp_begin: int = 0,
+        micro_batch: int | None = None,
     ) -> None:
         self.maximizer = InnerMaximizer(
-            student, teacher, method=method, inner=inner, mode=mode, compile_options=compile_options
+            student,
+            teacher,
+            method=method,
+            inner=inner,
+            teacher_policy=teacher_policy,
+            precision=precision,
+            layout=layout,
+            mode=mode,
+            compile_options=compile_options,
         )
         self.mode = self.maximizer.mode
         self.method = self.maximizer.method
+        self.precision = self.maximizer.precision
         self.student, self.teacher = student, teacher
         self.optimizer = optimizer
         self.awp_gamma, self.awp_begin = awp_gamma, awp_begin
-        self._outer_loss = self.method.outer_loss
-        if self.mode == "compiled":
-            self._outer_loss = torch.compile(self._outer_loss, fullgraph=True, **compile_options or {})
+        self.method.require_parts(micro_batch)
+        self.micro_batch = micro_batch
+        check_awp(self.precision.student, awp_gamma)
+        self._outer_student = in_precision(student, self.precision.student)
+        self.scaler = gradient_scaler(self.precision.student, optimizer, next(student.parameters()).device)
+        self._outer_loss = loss_and_logits
+        if self.mode != "eager":
+            # An epoch is a number of the graph, which must not be compiled anew for each.
+            self._outer_loss = one_graph(loss_and_logits, dynamic=None, **compile_options or {})
+        self._teacher_error = TeacherErrorMeter(self.maximizer.teacher_policy)
+        self.teacher_error: TeacherError | None = None
+        self._num_steps = 0
 
     def step(
         self,
@@ -70,11 +128,14 @@ class Distiller:
         Mutates the student's parameters, their `.grad` and the student's running statistics. Raises ValueError where
         the method needs labels and gets None.
         """
-        with frozen(*[self.teacher] if self.teacher is not None else []):
-            inner = self.maximizer.search(x_natural, labels, generator=generator)
+        with (
+            frozen(*[self.teacher] if self.teacher is not None else []),
+            tensor_cores(self.precision, x_natural.device),
+        ):
+            parts = self._search(x_natural, labels, generator)
             if not self.student.training:
                 self.student.train()
-            loss_and_gradients = partial(self._loss_and_gradients, x_natural, inner, labels, epoch)
+            loss_and_gradients = partial(self._loss_and_gradients, parts, epoch)
             if self.awp_gamma and epoch >= self.awp_begin:
                 with kept_buffers(self.student):
                     loss_and_gradients()
@@ -82,20 +143,66 @@ class Distiller:
                     loss = loss_and_gradients()
             else:
                 loss = loss_and_gradients()
-        self.optimizer.step()
-        return StepResult(loss=loss.detach(), x_adv=inner.x_adv)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._num_steps += 1
+        if self.maximizer.teacher_policy.is_adaptive and self._num_steps % ADAPT_EVERY == 0:
+            self.read_teacher_error()
+        x_adv = parts[0].inner.x_adv if len(parts) == 1 else torch.cat([part.inner.x_adv for part in parts])
+        return StepResult(loss=loss, x_adv=x_adv)
 
-    def _loss_and_gradients(self, x_natural: Tensor, inner: InnerResult, labels: Tensor | None, epoch: int) -> Tensor:
-        """The outer loss at the student's present weights, whose `.grad` it fills."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._outer_loss(
-            self.student,
-            self.teacher,
-            x_natural,
+    def _search(self, x_natural: Tensor, labels: Tensor | None, generator: torch.Generator | None) -> list[Part]:
+        """Each micro-batch with its adversarial images, all of them found before the student changes."""
+        batches = split_batch(x_natural, labels, self.micro_batch)
+        parts = []
+        for images, their_labels in batches:
+            inner = self.maximizer.search(images, their_labels, generator=generator)
+            # The next search overwrites a graph's outputs.
+            parts.append(Part(images, their_labels, inner.clone() if len(batches) > 1 else inner))
+        return parts
+
+    def read_teacher_error(self) -> TeacherError | None:
+        """How far the teacher policy was off since the last read, and adapt it; None: it is exact, or nothing is new.
+
+        Waits for the device.
+        """
+        maximizer = self.maximizer
+        error = self._teacher_error.read(maximizer.asking_interval)
+        if error is not None:
+            self.teacher_error = error
+            if maximizer.teacher_policy.is_adaptive:
+                maximizer.asking_interval = adapted(error, maximizer.inner.num_steps)
+        return error
+
+    def _loss_and_gradients(self, parts: list[Part], epoch: int) -> Tensor:
+        """The mean outer loss at the student's present weights, without gradient; fills their `.grad`, scaled in fp16.
+
+        The sum over the parts is the mean over all images where batch-norm has no part in it.
+        """
+        self.optimizer.zero_grad()  # without set_to_none, the default, which apex's optimisers do not know
+        num_images = sum(len(part.x_natural) for part in parts)
+        losses = []
+        with first_convolution_in_fp32(self._outer_student):
+            for part in parts:
+                loss = self._loss(part, epoch) * (len(part.x_natural) / num_images)
+                self.scaler.scale(loss).backward()
+                losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def _loss(self, part: Part, epoch: int) -> Tensor:
+        """The outer loss of one part, with gradient."""
+        inner = part.inner
+        loss, logits = self._outer_loss(
+            self.method,
+            self._outer_student,
+            self.maximizer.teacher_network(part.x_natural),
+            part.x_natural,
             inner.x_adv,
-            labels,
+            part.labels,
             epoch,
-            teacher_logits_natural=inner.teacher_logits_natural,
+            inner.teacher_logits_natural,
         )
-        loss.backward()
+        if inner.teacher_logits_assumed is not None and "teacher_logits_adv" in logits:  # not at a weight of 0
+            student_logits, teacher_logits = logits["student_logits_adv"], logits["teacher_logits_adv"]
+            self._teacher_error.add(student_logits, teacher_logits, inner.teacher_logits_assumed)
         return loss

@@ -1,18 +1,19 @@
 """x_natural -> x_adv: the projected search for the point where a method's inner objective is largest."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastadaad import methods, ops
-from fastadaad.config import InnerConfig, Mode, Start, ThreatModel
-from fastadaad.inner_objectives import InnerObjective, Logits
-
-STEPS = {"linf": ops.linf_step_, "l2": ops.l2_step_}
+from fastadaad.config import InnerConfig, Layout, Mode, PrecisionConfig, Start, TeacherPolicy, ThreatModel
+from fastadaad.graph_capture import CapturedCall
+from fastadaad.inner_networks import Form, inner_network
+from fastadaad.inner_step import Search, Steps
+from fastadaad.precision import gradient_scale, tensor_cores
+from fastadaad.teacher_policies import USES, first_interval
 
 # Standard deviation of the Gaussian start, in pixel units: the authors' program.
 GAUSSIAN_START_SCALE = 0.001
@@ -37,31 +38,6 @@ def frozen(*networks: nn.Module, evaluation: bool = True) -> Iterator[None]:
             module.training = training
         for parameter, requires_grad in parameters:
             parameter.requires_grad_(requires_grad)
-
-
-def logits_at(networks: Sequence[nn.Module], objective: InnerObjective, x_adv: Tensor, target: Any) -> Logits:
-    """The logits that the objective takes, each [B, N]."""
-    logits = tuple(network(x_adv) for network in networks)
-    return logits if objective.surrogate is None else (*logits, objective.surrogate(x_adv, target))
-
-
-def pixel_gradient(networks: Sequence[nn.Module], objective: InnerObjective, x_adv: Tensor, target: Any) -> Tensor:
-    """Gradient of the objective's sum with respect to x_adv [B, C, H, W], by one backward pass through each network."""
-    x_adv = x_adv.detach().requires_grad_()
-    logits = logits_at(networks, objective, x_adv, target)
-    _, gradients = objective.logit_gradients(tuple(logit.detach() for logit in logits), target)
-    return torch.autograd.grad(logits, x_adv, gradients)[0]
-
-
-def traceable_pixel_gradient(
-    networks: Sequence[nn.Module], objective: InnerObjective, x_adv: Tensor, target: Any
-) -> Tensor:
-    """As pixel_gradient, in the form that torch.compile takes as one graph."""
-    # Typed for has_aux=True as well.
-    logits, pull_back = torch.func.vjp(lambda x: logits_at(networks, objective, x, target), x_adv)  # type: ignore[misc]
-    _, gradients = objective.logit_gradients(logits, target)
-    (grad_x,) = pull_back(gradients)
-    return grad_x
 
 
 def start_point(
@@ -95,28 +71,44 @@ def uniform_noise(x: Tensor, threat_model: ThreatModel, generator: torch.Generat
 
 
 def resolve_mode(mode: Mode, device_type: str) -> Mode:
-    """`auto` as what it stands for: compiled on CUDA; eager elsewhere, where compiling takes minutes."""
-    if mode not in ("eager", "compiled", "auto"):
-        raise ValueError(f"mode is {mode!r}: choose eager, compiled or auto")
+    """`auto` as what it stands for: compiled on CUDA; eager elsewhere, where compiling takes minutes.
+
+    Raises ValueError for an unknown mode, or for `graph` where there is no CUDA device.
+    """
+    if mode not in ("eager", "compiled", "graph", "auto"):
+        raise ValueError(f"mode is {mode!r}: choose eager, compiled, graph or auto")
+    if mode == "graph" and device_type != "cuda":
+        raise ValueError(f"mode graph needs a CUDA device and the student is on {device_type}: set mode=compiled")
     return mode if mode != "auto" else ("compiled" if device_type == "cuda" else "eager")
 
 
-@dataclass(frozen=True, kw_only=True)
-class InnerResult:
+class InnerResult(NamedTuple):
     """What a search leaves behind."""
 
     x_adv: Tensor
     """[B, C, H, W], without gradient."""
     teacher_logits_natural: Tensor | None
     """T(x_natural) [B, N] where the objective needed it, for the outer loss to reuse."""
+    teacher_logits_assumed: Tensor | None
+    """What a teacher policy took for T(x_adv) [B, N]; None: the policy is exact."""
+
+    def clone(self) -> "InnerResult":
+        """The same in tensors of its own."""
+        x_adv, *others = self
+        return InnerResult(x_adv.clone(), *(None if logits is None else logits.clone() for logits in others))
 
 
 class InnerMaximizer:
     """x_natural [B, C, H, W] fp32 in [0, 1] -> x_adv, for any networks that return logits [B, N].
 
     One backward pass per step, seeded with the analytic gradients of the logits; no weight gradients, no tape through
-    the loss, no host synchronisation. Modes, `.grad` and `requires_grad` of both networks are the same afterwards.
-    mode and `compile_options` (for torch.compile) as in Distiller; the attribute `mode` tells which it became.
+    the loss, no host synchronisation. The loop runs on folded twins of both networks (folding.py), whose own modes,
+    `.grad` and `requires_grad` it does not touch; a network that cannot be folded runs frozen, and is the same
+    afterwards. mode and `compile_options` as in Distiller; the attribute `mode` tells which it became.
+
+    teacher_policy: how often the teacher is asked; `asking_interval` is the number of steps from one time to the next
+    and may be changed between searches. precision: the arithmetic of each network. layout: that of the convolutions;
+    `auto` measures once per machine and network.
     """
 
     def __init__(
@@ -126,24 +118,37 @@ class InnerMaximizer:
         *,
         method: str | methods.Method = "adaad",
         inner: InnerConfig | None = None,
+        teacher_policy: TeacherPolicy | None = None,
+        precision: PrecisionConfig | None = None,
+        layout: Layout = "auto",
         mode: Mode = "eager",
         compile_options: dict | None = None,
     ) -> None:
         self.mode = resolve_mode(mode, next(student.parameters()).device.type)
         self.method = methods.get(method) if isinstance(method, str) else method
         self.inner = inner or InnerConfig()
+        self.teacher_policy = teacher_policy or TeacherPolicy()
+        self.precision, self.layout = precision or PrecisionConfig(), layout
         self.student, self.teacher = student, teacher
         self.method.require_teacher(teacher)
-        through_teacher = self.method.objective.through_teacher
-        self._networks = (student, teacher) if through_teacher else (student,)
-        self._gradient = self._gradient_function(compile_options or {})
+        self.teacher_policy.check(self.method.objective.through_teacher, self.method.name)
+        self._check_student_eval()
+        self.asking_interval = first_interval(self.teacher_policy, self.inner.num_steps)
+        self._steps = Steps(self.mode, compile_options or {})
+        self._captured: dict[tuple, CapturedCall] = {}
 
-    def _gradient_function(self, compile_options: dict) -> Callable[..., Tensor]:
-        if self.mode == "eager":
-            return pixel_gradient
-        if not self.inner.student_eval:
-            raise ValueError("student_eval is False, and mode compiled cannot update batch-norm inside: set mode=eager")
-        return torch.compile(traceable_pixel_gradient, fullgraph=True, **compile_options)
+    def _check_student_eval(self) -> None:
+        if self.inner.student_eval:
+            return
+        if self.mode != "eager":
+            raise ValueError(
+                f"student_eval is False, and mode {self.mode} cannot update batch-norm inside: set mode=eager"
+            )
+        if self.precision.student in ("bf16", "fp16"):
+            raise ValueError(
+                f"student_eval is False, and a student in train mode is not folded: precision.student cannot be "
+                f"{self.precision.student}, set it to fp32"
+            )
 
     def __call__(
         self, x_natural: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -157,29 +162,89 @@ class InnerMaximizer:
     def search(
         self, x_natural: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> InnerResult:
-        """As the call itself, with what the search knows beside x_adv."""
+        """As the call itself, with what the search knows beside x_adv. In mode graph the next search overwrites it."""
         self.method.require_labels(labels)
-        networks = [network for network in (self.student, self.teacher) if network is not None]
         # Whatever grad mode the caller is in, the loop needs its own.
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
-            frozen(*networks[1:]),
-            frozen(self.student, evaluation=self.inner.student_eval),
+            tensor_cores(self.precision, x_natural.device),
+            self.networks(x_natural) as networks,
         ):
-            return self._maximize(x_natural.detach(), labels, generator)
+            maximize = self._replay if self.mode == "graph" else self._maximize
+            return maximize(networks, x_natural.detach(), labels, generator)
 
-    def _maximize(self, x_natural: Tensor, labels: Tensor | None, generator: torch.Generator | None) -> InnerResult:
+    @contextmanager
+    def networks(self, x_natural: Tensor) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+        """Student and teacher as the loop runs them: twins with the present weights, or themselves, frozen inside."""
+        student, teacher = self.student, self.teacher_network(x_natural)
+        if self.inner.student_eval:
+            student = inner_network(student, x_natural, Form(precision=self.precision.student, layout=self.layout))
+        with (
+            frozen(*[self.teacher] if teacher is not None and teacher is self.teacher else []),
+            frozen(*[student] if student is self.student else [], evaluation=self.inner.student_eval),
+        ):
+            yield student, teacher
+
+    def teacher_network(self, x: Tensor) -> nn.Module | None:
+        """The teacher as the loop runs it, for batches such as x [B, C, H, W]: its twin, or itself where there is none.
+
+        The caller freezes it.
+        """
+        if self.teacher is None:
+            return None
+        return inner_network(self.teacher, x, Form(precision=self.precision.teacher, layout=self.layout))
+
+    def _maximize(
+        self,
+        networks: tuple[nn.Module, nn.Module | None],
+        x_natural: Tensor,
+        labels: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> InnerResult:
         inner, objective = self.inner, self.method.objective
+        use = USES[self.teacher_policy.kind]
+        student, teacher = networks
         with torch.no_grad():
-            target = objective.fixed_target(self.student, self.teacher, x_natural, labels)
+            target = objective.fixed_target(student, teacher, x_natural, labels)
         x_adv = start_point(x_natural, inner.start or self.method.start, inner, generator)
-        step_ = STEPS[inner.threat_model.norm]
-        for _ in range(inner.num_steps):
-            grad_x = self._gradient(self._networks, objective, x_adv, target)
-            step_(x_adv, x_natural, grad_x, inner.step_size, inner.threat_model.epsilon, inner.lower, inner.upper)
+        search = Search(
+            networks=(student, teacher) if objective.through_teacher and teacher is not None else (student,),
+            objective=objective,
+            inner=inner,
+            top=self.teacher_policy.top,
+            gradient_scale=gradient_scale(self.precision),
+        )
+        kept = None
+        for step in range(inner.num_steps):
+            if step % self.asking_interval == 0:
+                kept = self._steps.ask(use, search, x_adv, x_natural, target)
+            else:
+                self._steps.reuse(use, search, x_adv, x_natural, target, kept)
         known = objective.teacher_logits_natural
-        return InnerResult(x_adv=x_adv, teacher_logits_natural=None if known is None else known(target))
+        return InnerResult(
+            x_adv=x_adv,
+            teacher_logits_natural=None if known is None else known(target),
+            teacher_logits_assumed=None if kept is None else use.teacher_logits(kept, x_adv),
+        )
+
+    def _replay(
+        self,
+        networks: tuple[nn.Module, nn.Module | None],
+        x_natural: Tensor,
+        labels: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> InnerResult:
+        """As _maximize, captured at the first call for the networks, the generator and the interval."""
+        generator = generator or torch.cuda.default_generators[x_natural.device.index]
+        key = (*map(id, networks), id(generator), self.asking_interval)
+        if key not in self._captured:
+
+            def maximize(x_natural: Tensor, *labels: Tensor) -> InnerResult:
+                return self._maximize(networks, x_natural, labels[0] if labels else None, generator)
+
+            self._captured[key] = CapturedCall(maximize, generators=[generator])
+        return self._captured[key](x_natural, *[] if labels is None else [labels])
 
 
 def adaad_inner_loss(

@@ -47,6 +47,8 @@ class Method:
     options: MethodOptions = field(default_factory=MethodOptions)
     needs_teacher: bool = True
     needs_labels: bool = True
+    mean_over_images: bool = True
+    """The loss is a mean of one value per image, which no other image of the batch changes."""
     paper: str = ""
 
     def require_teacher(self, teacher: nn.Module | None) -> None:
@@ -58,6 +60,14 @@ class Method:
         """Raises ValueError where the method needs labels and gets None."""
         if self.needs_labels and labels is None:
             raise ValueError(f"labels are missing: method {self.name} needs them")
+
+    def require_parts(self, micro_batch: int | None) -> None:
+        """Raises ValueError where batches are to be taken in parts and their loss is no mean over images."""
+        if micro_batch is not None and not self.mean_over_images:
+            raise ValueError(
+                f"method {self.name} weights an image by the others of its batch, which cannot be taken in parts: "
+                "leave out micro_batch"
+            )
 
     def with_options(self, **options: Any) -> "Method":
         """The row with options changed. Raises ValueError for one that its loss does not read."""
@@ -83,10 +93,27 @@ class Method:
         teacher_logits_natural [B, N]: T(x_natural), where the caller has it already and need not pay for it again.
         Raises ValueError where the method needs a teacher or labels [B] and gets None.
         """
+        batch = self.outer_batch(
+            student, teacher, x_natural, x_adv, labels, epoch, teacher_logits_natural=teacher_logits_natural
+        )
+        return self.loss(batch, self.options)
+
+    def outer_batch(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        x_natural: Tensor,
+        x_adv: Tensor,
+        labels: Tensor | None = None,
+        epoch: int = 0,
+        *,
+        teacher_logits_natural: Tensor | None = None,
+    ) -> OuterBatch:
+        """What the loss takes; arguments and errors are outer_loss's."""
         self.require_teacher(teacher)
         self.require_labels(labels)
         known = {} if teacher_logits_natural is None else {"teacher_logits_natural": teacher_logits_natural}
-        batch = OuterBatch(
+        return OuterBatch(
             student=student,
             teacher=teacher,
             x_natural=x_natural,
@@ -95,7 +122,6 @@ class Method:
             epoch=epoch,
             logits=known,
         )
-        return self.loss(batch, self.options)
 
 
 _DISTILLATION = ("teacher_weight", "temperature", "kl_reduction", "clean_statistics")
@@ -181,6 +207,7 @@ METHODS = {
             objective=KL_TO_LINEAR_TEACHER,
             start="gaussian",
             loss=saad_loss,
+            mean_over_images=False,
             reads=("entropy_scale", "renyi_order", "natural_weight", "clean_statistics", *_IGDM),
         ),
     )

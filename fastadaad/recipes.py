@@ -15,6 +15,7 @@ from fastadaad.config import (
     ModelConfig,
     OptimConfig,
     RunConfig,
+    TeacherConfig,
     ThreatModel,
 )
 from fastadaad.method_options import KLReduction
@@ -54,7 +55,7 @@ def demo(method: str = "adaad") -> RunConfig:
         method_options=_epoch_options(method, epochs) | _adaad_options(method),
         data=DataConfig(name="digits", num_samples=500, validation_size=200, batch_size=64, padding=1),
         student=ModelConfig(name="cnn-16-s1", normalize=True),
-        teacher=ModelConfig(name="cnn-72-s1", checkpoint="shipped:demo-teacher"),
+        teacher=TeacherConfig(name="cnn-72-s1", checkpoint="shipped:demo-teacher"),
         inner=InnerConfig(threat_model=ThreatModel(epsilon=training), step_size=training / 4, num_steps=10),
         optim=OptimConfig(
             epochs=epochs, learning_rate=0.1, nesterov=True, schedule="one-cycle", warmup=0.2, ema_decay=0.98
@@ -87,7 +88,7 @@ def fashion_mnist(method: str = "adaad") -> RunConfig:
         method_options=_epoch_options(method, epochs) | _adaad_options(method),
         data=DataConfig(name="fashion-mnist", num_samples=5000, batch_size=128, flip=True),
         student=ModelConfig(name="cnn-32", normalize=True),
-        teacher=ModelConfig(name="cnn-48", checkpoint="shipped:fashion-mnist-teacher"),
+        teacher=TeacherConfig(name="cnn-48", checkpoint="shipped:fashion-mnist-teacher"),
         inner=InnerConfig(threat_model=ThreatModel(epsilon=training), step_size=training / 5, num_steps=10),
         optim=OptimConfig(
             epochs=epochs, learning_rate=0.2, nesterov=True, schedule="one-cycle", warmup=0.25, ema_decay=0.99
@@ -150,7 +151,7 @@ def _paper(
         method_options=options,
         data=DataConfig(name=data, batch_size=128, padding=4, flip=True),
         student=ModelConfig(name=student),
-        teacher=ModelConfig(name=teacher, checkpoint=None),
+        teacher=TeacherConfig(name=teacher, checkpoint=None),
         inner=InnerConfig(threat_model=threat_model, step_size=2 / 255, num_steps=10),
         optim=OptimConfig(epochs=200, learning_rate=0.1, schedule="piecewise", milestones=(0.5, 0.75)),
         evaluation=EvaluationConfig(threat_model=threat_model, attacks=TABLE_ATTACKS),

@@ -19,6 +19,11 @@ METRICS = (
     "robust_accuracy",
     "images_per_s",
     "seconds",
+    # Of a teacher policy other than exact, see TeacherError.
+    "teacher_logit_error",
+    "teacher_kl_error",
+    "teacher_top_class_differs",
+    "asking_interval",
 )
 
 

@@ -87,6 +87,26 @@ def build_teacher(config: ModelConfig, data: TrainingData, device: torch.device)
     return build_model(config, data, device)
 
 
+def distiller_of(
+    config: RunConfig, student: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer
+) -> Distiller:
+    """The training step of `config`."""
+    return Distiller(
+        student,
+        teacher,
+        method=methods.get(config.method, **config.method_options),
+        inner=config.inner,
+        optimizer=optimizer,
+        teacher_policy=None if teacher is None or config.teacher is None else config.teacher.policy,
+        precision=config.precision,
+        layout=config.layout,
+        mode=config.mode,
+        awp_gamma=config.optim.awp_gamma,
+        awp_begin=config.optim.awp_begin,
+        micro_batch=config.optim.micro_batch,
+    )
+
+
 class Trainer:
     """Trains the student of `config` and writes everything about the run to `folder`.
 
@@ -105,16 +125,7 @@ class Trainer:
         teacher = None
         if method.needs_teacher and config.teacher is not None:
             teacher = build_teacher(config.teacher, self.data, self.device)
-        self.distiller = Distiller(
-            self.state.student,
-            teacher,
-            method=method,
-            inner=config.inner,
-            optimizer=self.state.optimizer,
-            mode=config.mode,
-            awp_gamma=config.optim.awp_gamma,
-            awp_begin=config.optim.awp_begin,
-        )
+        self.distiller = distiller_of(config, self.state.student, teacher, self.state.optimizer)
 
     def _initial_state(self) -> TrainingState:
         optim = self.config.optim
@@ -212,6 +223,7 @@ class Trainer:
         return patience is not None and self.state.epoch - self.state.best_epoch >= patience
 
     def _metrics(self, train_loss: float, validation: dict, progress: ImageProgress) -> dict[str, float | None]:
+        error = self.distiller.read_teacher_error() or self.distiller.teacher_error
         return {
             "epoch": self.state.epoch,
             "step": self.state.step,
@@ -221,6 +233,10 @@ class Trainer:
             "robust_accuracy": validation.get("robust_accuracy"),
             "images_per_s": progress.images_per_s,
             "seconds": progress.seconds,
+            "teacher_logit_error": None if error is None else error.logit_error,
+            "teacher_kl_error": None if error is None else error.kl_error,
+            "teacher_top_class_differs": None if error is None else error.top_class_differs,
+            "asking_interval": None if error is None else error.asking_interval,
         }
 
 

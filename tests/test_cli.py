@@ -12,6 +12,7 @@ from tiny_runs import save_teacher, tiny_run
 
 from fastadaad import cli, methods, recipes
 from fastadaad import compare as compare_module
+from fastadaad.config import ModelConfig
 from fastadaad.config_io import read_config
 
 COMMANDS = cli.COMMANDS
@@ -29,7 +30,7 @@ def tiny_recipes(monkeypatch, tmp_path):
 
     def tiny_teacher(method: str = "pgd-at"):
         """For tests."""
-        return tiny_run(recipe="tiny-teacher", method=method, student=type(teacher)(name=teacher.name))
+        return tiny_run(recipe="tiny-teacher", method=method, student=ModelConfig(name=teacher.name))
 
     monkeypatch.setitem(recipes.RECIPES, "tiny", tiny)
     monkeypatch.setitem(recipes.RECIPES, "tiny-teacher", tiny_teacher)

@@ -13,11 +13,12 @@ from fastadaad.config import (
     ModelConfig,
     OptimConfig,
     RunConfig,
+    TeacherConfig,
     ThreatModel,
 )
 
 SMALL_BALL = ThreatModel(epsilon=0.01)
-TEACHER = ModelConfig(name="cnn-16-s1")
+TEACHER = TeacherConfig(name="cnn-16-s1")
 
 
 def run_config(**changes) -> RunConfig:
@@ -80,6 +81,7 @@ REFUSED = [
     (lambda: run_config(method_options={"adversarial_weight": 1.5}), r"adversarial_weight is 1.5.*\[0, 1\]"),
     (lambda: run_config(method_options={"kl_reduction": "sum"}), "kl_reduction is 'sum'.*batchmean"),
     (lambda: run_config(log_every=0), "log_every is 0"),
+    (lambda: run_config(method="saad", optim=OptimConfig(epochs=2, micro_batch=8)), "saad weights.*leave out micro_ba"),
     (
         lambda: run_config(early_stop_epochs=2, data=DataConfig(name="digits", validation_size=0)),
         "validation split.*data.validation_size",

@@ -245,5 +245,7 @@ def test_steps_compiled_by_inductor_equal_eager_ones():
 def test_auto_is_eager_without_a_gpu_and_an_unknown_mode_is_refused():
     student, teacher = student_and_teacher()
     assert Distiller(student, teacher, optimizer=sgd(student)).mode == "eager"
-    with pytest.raises(ValueError, match="mode is 'graph': choose eager, compiled or auto"):
+    with pytest.raises(ValueError, match="mode is 'fast': choose eager, compiled, graph or auto"):
+        Distiller(student, teacher, optimizer=sgd(student), mode="fast")
+    with pytest.raises(ValueError, match="mode graph needs a CUDA device and the student is on cpu: set mode=compiled"):
         Distiller(student, teacher, optimizer=sgd(student), mode="graph")

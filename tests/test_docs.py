@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastadaad import cli, load_model, methods, recipes
-from fastadaad.inner_maximization import pixel_gradient
+from fastadaad.inner_step import pixel_gradient, tape_vjp
 from fastadaad.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ def test_the_example_method_is_what_its_docstrings_say(capsys, monkeypatch, tmp_
     student64, teacher64 = (copy.deepcopy(network).double() for network in (student, teacher))
     value = (student64(x) - teacher64(x)).square().sum() / 2
     (expected,) = torch.autograd.grad(value, x)
-    gradient = pixel_gradient((student, teacher), row.objective, x.detach().float(), None)
+    gradient = pixel_gradient(tape_vjp, (student, teacher), row.objective, x.detach().float(), None)
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
     x_natural, x_adv = torch.rand(4, 3, 32, 32), x.detach().float()
     loss = row.outer_loss(student, teacher, x_natural, x_adv)

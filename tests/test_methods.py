@@ -13,7 +13,7 @@ from networks import images_and_labels, student_and_teacher
 from torch import Tensor, nn
 
 from fastadaad import methods
-from fastadaad.inner_maximization import pixel_gradient, traceable_pixel_gradient
+from fastadaad.inner_step import pixel_gradient, tape_vjp, traceable_vjp
 from fastadaad.method_options import MethodOptions
 from fastadaad.outer_minimization import kl_mean
 from fastadaad.saad import renyi_entropy
@@ -179,15 +179,15 @@ MAXIMISED_BY = {
 }
 
 
-@pytest.mark.parametrize("gradient_function", [pixel_gradient, traceable_pixel_gradient])
+@pytest.mark.parametrize("vjp", [tape_vjp, traceable_vjp])
 @pytest.mark.parametrize(("value", "name"), [(value, name) for value, names in MAXIMISED_BY.items() for name in names])
-def test_the_pixel_gradient_of_an_inner_objective_is_that_of_its_formula(value, name, gradient_function):
+def test_the_pixel_gradient_of_an_inner_objective_is_that_of_its_formula(value, name, vjp):
     student, teacher = (copy.deepcopy(network).eval().requires_grad_(False) for network in NETWORKS)
     objective = methods.get(name).objective
     with torch.no_grad():
         target = objective.fixed_target(student, teacher, X_NATURAL, LABELS)
     networks = (student, teacher) if objective.through_teacher else (student,)
-    gradient = gradient_function(networks, objective, X_ADV, target)
+    gradient = pixel_gradient(vjp, networks, objective, X_ADV, target)
 
     x = X_ADV.double().requires_grad_()
     (expected,) = torch.autograd.grad(INNER_VALUES[value](x, student.double(), teacher.double()), x)

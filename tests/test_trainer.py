@@ -21,7 +21,7 @@ from fastadaad import methods, recipes
 from fastadaad import trainer as trainer_module
 from fastadaad import training_data as training_data_module
 from fastadaad.checkpoint import save_weights, write_atomically
-from fastadaad.config import ModelConfig, OptimConfig, RunConfig
+from fastadaad.config import ModelConfig, OptimConfig, RunConfig, TeacherConfig
 from fastadaad.config_io import override, read_config
 from fastadaad.data import Dataset
 from fastadaad.evaluation import evaluate
@@ -284,7 +284,7 @@ def test_the_mean_loss_of_an_epoch_is_logged(tmp_path, monkeypatch):
 
 
 def test_a_teacher_without_weights_and_an_unusable_device_are_refused(tmp_path):
-    teacher = ModelConfig(name="cnn-6-s1")
+    teacher = TeacherConfig(name="cnn-6-s1")
     with pytest.raises(ValueError, match=r"teacher cnn-6-s1 has no weights: set teacher\.checkpoint=FILE"):
         trainer(tiny_run(method="adaad", teacher=teacher), tmp_path)
     with pytest.raises(ValueError, match=r"device 'abacus' cannot be used .*: try device=cpu"):

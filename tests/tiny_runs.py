@@ -12,6 +12,7 @@ from fastadaad.config import (
     ModelConfig,
     OptimConfig,
     RunConfig,
+    TeacherConfig,
     ThreatModel,
 )
 
@@ -35,7 +36,7 @@ def tiny_run(**changes) -> RunConfig:
     return replace(config, **changes)
 
 
-def save_teacher(path: Path) -> ModelConfig:
+def save_teacher(path: Path) -> TeacherConfig:
     """Untrained weights in a file; what a teacher knows does not matter here."""
     save_weights(path, load_model("cnn-6-s1", in_channels=1))
-    return ModelConfig(name="cnn-6-s1", checkpoint=str(path))
+    return TeacherConfig(name="cnn-6-s1", checkpoint=str(path))

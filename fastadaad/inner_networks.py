@@ -1,0 +1,90 @@
+"""The networks that the inner loop runs on: folded twins, kept up to date with the networks they stand for."""
+
+import warnings
+import weakref
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from fastadaad.config import Layout, Precision
+from fastadaad.folding import FoldedNetwork, fold
+from fastadaad.layout import FORMATS, choose_memory_format
+from fastadaad.precision import DTYPES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What a twin is made to be."""
+
+    precision: Precision = "fp32"
+    layout: Layout = "auto"
+
+
+class _Twin:
+    """A twin, or the network itself where it cannot be folded, and the tensors that it was made from."""
+
+    def __init__(self, network: nn.Module, x: Tensor, form: Form) -> None:
+        self.network, self.tensors = _fold(network, x, form), _tensors(network)
+        self.versions = _versions(self.tensors)
+
+    def update(self) -> None:
+        """Take in what has changed; nothing where torch's version counters show no change."""
+        versions = _versions(self.tensors)
+        if isinstance(self.network, FoldedNetwork) and (versions != self.versions or None in versions):
+            self.network.refresh()
+        self.versions = versions
+
+
+# Several searches on one network, such as the batches of an evaluation, share its twin; it goes when the network goes.
+_twins: weakref.WeakKeyDictionary[nn.Module, dict[tuple, _Twin]] = weakref.WeakKeyDictionary()
+
+
+def inner_network(network: nn.Module, x: Tensor, form: Form) -> nn.Module:
+    """The twin of `network` in eval mode with its present weights, for batches such as x [B, C, H, W].
+
+    `network` itself, which warns, where it cannot be folded. A change that bypasses torch's version counters, as
+    writing to `.data` does, is not seen.
+    """
+    known = _twins.setdefault(network, {})
+    key = (form, tuple(x.shape[1:]), x.device)
+    twin = known.get(key)
+    if twin is None or list(map(id, twin.tensors)) != list(map(id, _tensors(network))):
+        twin = known[key] = _Twin(network, x, form)
+    else:
+        twin.update()
+    return twin.network
+
+
+def _fold(network: nn.Module, x: Tensor, form: Form) -> nn.Module:
+    dtype = DTYPES[form.precision]
+    if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
+        return _as_it_is(network, form, "batch-norm was not folded: the network has hooks, which would not run")
+    _, why_not = fold(network, x[:2] if len(x) else None, dtype=dtype)
+    if why_not is not None:
+        return _as_it_is(network, form, why_not)
+    memory_format = FORMATS[form.layout] if form.layout != "auto" else _measured(network, x, dtype)
+    return FoldedNetwork(network, memory_format=memory_format, dtype=dtype)
+
+
+def _measured(network: nn.Module, x: Tensor, dtype: torch.dtype) -> torch.memory_format:
+    return choose_memory_format(
+        network, x, lambda memory_format: FoldedNetwork(network, memory_format=memory_format, dtype=dtype)
+    )
+
+
+def _as_it_is(network: nn.Module, form: Form, why: str) -> nn.Module:
+    if DTYPES[form.precision] != torch.float32:
+        raise ValueError(f"precision {form.precision} needs a folded network, and {why}: set it to fp32")
+    warnings.warn(f"{type(network).__name__}: {why}; the inner loop runs it as it is", stacklevel=2)
+    return network
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return list(chain(network.parameters(), network.buffers()))
+
+
+def _versions(tensors: list[Tensor]) -> list[int | None]:
+    """None for an inference tensor, which keeps no count of its changes."""
+    return [None if tensor.is_inference() else tensor._version for tensor in tensors]
