@@ -5,6 +5,7 @@ import sys
 
 BENCHMARKS = {
     "ops": "each operation against plain torch, eager and compiled; --static: resources of the Triton kernels",
+    "policies": "what asking the teacher less often costs in accuracy, over several seeds",
     "readme": "writes the README's tables of speed anew from bench/results",
     "roofline": "what each recipe's step must compute and move, and what GPUs could do at best: computed",
     "run": "a recipe's teacher and students: accuracies, or the time to one",
