@@ -111,17 +111,24 @@ class TeacherPolicy:
         )
         _require(self.every is None or self.every >= 1, f"every is {self.every}: it must be 1 or more, or left out")
         _require(self.top >= 1, f"top is {self.top}: it must be 1 or more")
+        _require(self.kind != "exact" or self.every is None, "policy exact asks in every step: leave out every")
+        _require(
+            self.kind == "linearized" or self.top == TeacherPolicy.top,
+            f"top belongs to linearized, not to {self.kind}: leave it out",
+        )
 
     @classmethod
     def parse(cls, text: str) -> "TeacherPolicy":
         """The policy that `text` writes as KIND or KIND(every=INT,top=INT). Raises ValueError for any other text."""
         match = re.fullmatch(r"\s*([\w-]+)\s*(?:\(([^()]*)\))?\s*", text)
-        pairs = [part.split("=") for part in (match[2] or "").split(",") if part.strip()] if match else []
-        numbers = {pair[0].strip(): pair[-1].strip() for pair in pairs}
-        fits = match is not None and all(name in ("every", "top") and n.isdigit() for name, n in numbers.items())
-        _require(fits, f"teacher policy {text!r} cannot be read: write exact, refreshed(every=5) or linearized(top=3)")
-        assert match is not None
-        return cls(kind=match[1], **{name: int(number) for name, number in numbers.items()})  # type: ignore[arg-type]
+        parts = match[2].split(",") if match and match[2] else []
+        settings = [re.fullmatch(r"\s*(every|top)\s*=\s*([0-9]+)\s*", part) for part in parts]
+        numbers = {setting[1]: int(setting[2]) for setting in settings if setting}
+        if match is None or len(numbers) < len(settings):
+            raise ValueError(
+                f"teacher policy {text!r} cannot be read: write exact, refreshed(every=5) or linearized(top=3)"
+            )
+        return cls(kind=match[1], **numbers)  # type: ignore[arg-type]
 
     def check(self, through_teacher: bool, method: str) -> None:
         """Raises ValueError where the inner loop of `method` does not go through the teacher."""

@@ -35,7 +35,7 @@ def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     parser.set_defaults(asdict(config))
     try:
         return _instantiate(parser, parser.parse_args([f"--{name}={value}" for name, value in map(_split, overrides)]))
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise ValueError(_one_line(error) + _suggestion(str(error), config)) from error
 
 

@@ -23,17 +23,20 @@ class Form:
 
 
 class _Twin:
-    """A twin, or the network itself where it cannot be folded, and the tensors that it was made from."""
+    """A twin, or None where the network cannot be folded, and the tensors that it was made from.
+
+    It has no reference to the network, which it must not keep alive.
+    """
 
     def __init__(self, network: nn.Module, x: Tensor, form: Form) -> None:
-        self.network, self.tensors = _fold(network, x, form), _tensors(network)
+        self.folded, self.tensors = _fold(network, x, form), _tensors(network)
         self.versions = _versions(self.tensors)
 
     def update(self) -> None:
         """Take in what has changed; nothing where torch's version counters show no change."""
         versions = _versions(self.tensors)
-        if isinstance(self.network, FoldedNetwork) and (versions != self.versions or None in versions):
-            self.network.refresh()
+        if self.folded is not None and (versions != self.versions or None in versions):
+            self.folded.refresh()
         self.versions = versions
 
 
@@ -45,21 +48,28 @@ def inner_network(network: nn.Module, x: Tensor, form: Form) -> nn.Module:
     """The twin of `network` in eval mode with its present weights, for batches such as x [B, C, H, W].
 
     `network` itself, which warns, where it cannot be folded. A change that bypasses torch's version counters, as
-    writing to `.data` does, is not seen.
+    writing to `.data` does, is not seen; nor is another layer without tensors in the place of one.
     """
     known = _twins.setdefault(network, {})
-    key = (form, tuple(x.shape[1:]), x.device)
+    key = (form, tuple(x.shape[1:]), x.device, _has_hooks(network))
     twin = known.get(key)
     if twin is None or list(map(id, twin.tensors)) != list(map(id, _tensors(network))):
         twin = known[key] = _Twin(network, x, form)
     else:
         twin.update()
-    return twin.network
+    return network if twin.folded is None else twin.folded
 
 
-def _fold(network: nn.Module, x: Tensor, form: Form) -> nn.Module:
+def _has_hooks(network: nn.Module) -> bool:
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        for module in network.modules()
+    )
+
+
+def _fold(network: nn.Module, x: Tensor, form: Form) -> FoldedNetwork | None:
     dtype = DTYPES[form.precision]
-    if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
+    if _has_hooks(network):
         return _as_it_is(network, form, "batch-norm was not folded: the network has hooks, which would not run")
     _, why_not = fold(network, x[:2] if len(x) else None, dtype=dtype)
     if why_not is not None:
@@ -74,11 +84,10 @@ def _measured(network: nn.Module, x: Tensor, dtype: torch.dtype) -> torch.memory
     )
 
 
-def _as_it_is(network: nn.Module, form: Form, why: str) -> nn.Module:
+def _as_it_is(network: nn.Module, form: Form, why: str) -> None:
     if DTYPES[form.precision] != torch.float32:
         raise ValueError(f"precision {form.precision} needs a folded network, and {why}: set it to fp32")
     warnings.warn(f"{type(network).__name__}: {why}; the inner loop runs it as it is", stacklevel=2)
-    return network
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:

@@ -34,12 +34,16 @@ def tensor_cores(precision: PrecisionConfig, device: torch.device) -> Iterator[N
     if device.type != "cuda":
         yield
         return
-    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [switch.allow_tf32 for switch in switches]
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    switches = (matmul, cudnn.conv, cudnn.rnn)
+    before = [switch.fp32_precision for switch in switches]
+    # allow_tf32 is torch's older name for the same. Writing it sets both, which must agree wherever torch reads it; it
+    # cannot be read where the user has set the newer one alone.
     try:
-        for switch in switches:
-            switch.allow_tf32 = "tf32" in (precision.student, precision.teacher)
+        matmul.allow_tf32 = cudnn.allow_tf32 = "tf32" in (precision.student, precision.teacher)
         yield
     finally:
-        for switch, allowed in zip(switches, before, strict=True):
-            switch.allow_tf32 = allowed
+        matmul.allow_tf32, cudnn.allow_tf32 = before[0] == "tf32", before[1] == "tf32"
+        for switch, fp32_precision in zip(switches, before, strict=True):
+            switch.fp32_precision = fp32_precision

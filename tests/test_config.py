@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -12,8 +13,10 @@ from fastadaad.config import (
     InnerConfig,
     ModelConfig,
     OptimConfig,
+    PrecisionConfig,
     RunConfig,
     TeacherConfig,
+    TeacherPolicy,
     ThreatModel,
 )
 
@@ -77,6 +80,18 @@ REFUSED = [
     (lambda: EvaluationConfig(validation_attack="pgd0"), "attack 'pgd0'"),
     (lambda: run_config(teacher=None), "adaad needs a teacher.*teacher.checkpoint"),
     (lambda: run_config(method="adad"), "method 'adad'.*adaad"),
+    (lambda: TeacherPolicy(kind="lazy"), "teacher policy 'lazy'.*linearized"),
+    (lambda: TeacherPolicy(kind="refreshed", every=0), "every is 0"),
+    (lambda: TeacherPolicy(kind="linearized", top=0), "top is 0"),
+    (lambda: TeacherPolicy(every=2), "exact asks in every step.*leave out every"),
+    (lambda: TeacherPolicy(kind="refreshed", top=2), "top belongs to linearized, not to refreshed"),
+    (
+        lambda: run_config(method="rslad", teacher=replace(TEACHER, policy=TeacherPolicy(kind="refreshed"))),
+        "teacher policy refreshed: the inner loop of rslad does not go.*teacher.policy=exact",
+    ),
+    (lambda: PrecisionConfig(student="fp64"), "precision.student is 'fp64'.*bf16"),
+    (lambda: PrecisionConfig(teacher="int8"), "precision.teacher is 'int8'.*bf16"),
+    (lambda: run_config(layout="NHWC"), "layout is 'NHWC'.*channels_last"),
     (lambda: run_config(method_options={"lambda": 1}), "option 'lambda'.*adversarial_weight"),
     (lambda: run_config(method_options={"adversarial_weight": 1.5}), r"adversarial_weight is 1.5.*\[0, 1\]"),
     (lambda: run_config(method_options={"kl_reduction": "sum"}), "kl_reduction is 'sum'.*batchmean"),
@@ -106,6 +121,48 @@ def test_what_looks_extreme_but_makes_sense_is_accepted():
     InnerConfig(step_size=10 / 255, threat_model=ThreatModel(epsilon=8 / 255), num_steps=1)  # one step of 1.25 epsilon
     InnerConfig(step_size=2 / 255, threat_model=ThreatModel(epsilon=0.0))
     run_config(teacher=None, method="pgd-at")
+    run_config(teacher=replace(TEACHER, policy=TeacherPolicy(kind="linearized", every=50, top=1000)))
+
+
+# A policy as it is written, and what it means.
+POLICIES = [
+    ("exact", TeacherPolicy()),
+    ("refreshed", TeacherPolicy(kind="refreshed")),
+    ("refreshed(every=8)", TeacherPolicy(kind="refreshed", every=8)),
+    ("linearized(top=3)", TeacherPolicy(kind="linearized")),
+    ("linearized(top=2,every=10)", TeacherPolicy(kind="linearized", top=2, every=10)),
+]
+
+
+@pytest.mark.parametrize(("text", "policy"), POLICIES, ids=str)
+def test_a_teacher_policy_is_written_as_it_is_read(text, policy):
+    assert TeacherPolicy.parse(text) == policy
+    assert str(policy) == text
+
+
+def test_a_teacher_policy_may_be_written_with_blanks_in_another_order_and_without_what_is_usual():
+    assert TeacherPolicy.parse(" linearized ( every = 4, top = 1 ) ") == TeacherPolicy(
+        kind="linearized", top=1, every=4
+    )
+    assert TeacherPolicy.parse("linearized") == TeacherPolicy.parse("linearized()") == TeacherPolicy(kind="linearized")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "refreshed(5)", "refreshed(every=)", "refreshed(every=1.5)", "refreshed(every=-1)", "refreshed(every=5=6)",
+        "refreshed(every=5,every=6)", "refreshed(every=5,)", "refreshed(every=5", "refreshed every=5",
+        "refreshed(steps=5)", "refreshed(every=\u00b2)", "refreshed(every=5)(every=5)",
+    ],
+)  # fmt: skip
+def test_a_text_that_is_no_teacher_policy_is_refused_with_examples(text):
+    with pytest.raises(ValueError, match=r"cannot be read: write exact, refreshed\(every=5\)") as caught:
+        TeacherPolicy.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_policy_adapts_where_no_interval_is_given():
+    assert [TeacherPolicy.parse(text).is_adaptive for text, _ in POLICIES] == [False, True, False, True, False]
 
 
 def test_configurations_cannot_be_changed_or_given_by_position():

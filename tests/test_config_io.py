@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from fastadaad import recipes
+from fastadaad.config import PrecisionConfig, TeacherPolicy
 from fastadaad.config_io import override, read_config
 from fastadaad.units import parse_pixels
 
@@ -89,12 +90,58 @@ def test_null_takes_a_setting_away_and_the_last_override_of_a_setting_counts():
         ("method=pgd-at", "write --method pgd-at instead"),
         ("evaluation.attacks=[natural,rays]", "attack 'rays'"),
         ("method_options.beta=6", "option 'beta'"),
+        ("teacher.policy=often", "teacher policy 'often'.*refreshed"),
+        ("teacher.policy=refreshed(5)", r"'refreshed\(5\)' cannot be read: write exact"),
+        ("teacher.policy=refreshed(every=0)", "every is 0"),
+        ("teacher.policy=refreshed(top=9)", "top belongs to linearized"),
+        ("teacher.policy.every=8", "exact asks in every step"),
+        ("precision.teacher=int8", "precision.teacher.*bf16"),
+        ("layout=NHWC", "layout.*channels_last"),
     ],
 )
 def test_a_wrong_override_is_refused_in_one_line(text, words):
     with pytest.raises(ValueError, match=words) as caught:
         override(DEMO, [text])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["exact", "refreshed", "refreshed(every=8)", "linearized(top=2,every=5)"])
+def test_a_teacher_policy_is_set_by_its_text_and_read_back_from_the_saved_file(tmp_path, text):
+    config = override(DEMO, [f"teacher.policy={text}"])
+    assert config == replace(DEMO, teacher=replace(DEMO.teacher, policy=TeacherPolicy.parse(text)))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(asdict(config)))
+    assert read_config(path) == config
+
+
+def test_a_teacher_policys_settings_may_be_set_one_by_one_and_the_last_counts():
+    overrides = ["teacher.policy=linearized(top=2,every=5)", "teacher.policy.every=4", "teacher.policy.top=1"]
+    assert override(DEMO, overrides).teacher.policy == TeacherPolicy(kind="linearized", top=1, every=4)
+    assert override(DEMO, [*overrides, "teacher.policy=refreshed"]).teacher.policy == TeacherPolicy(kind="refreshed")
+
+
+def test_a_policy_is_refused_where_the_inner_loop_does_not_go_through_the_teacher():
+    with pytest.raises(ValueError, match="inner loop of rslad.*teacher.policy=exact") as caught:
+        override(recipes.get("demo", method="rslad"), ["teacher.policy=refreshed(every=8)"])
+    assert "\n" not in str(caught.value)
+
+
+def test_each_networks_precision_and_the_layout_are_set_for_themselves(tmp_path):
+    config = override(DEMO, ["precision.teacher=bf16", "layout=channels_last"])
+    assert config == replace(DEMO, precision=PrecisionConfig(teacher="bf16"), layout="channels_last")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(asdict(config)))
+    assert read_config(path) == config
+
+
+def test_a_file_saved_before_there_were_policies_means_what_it_meant(tmp_path):
+    saved = asdict(DEMO)
+    for name in ("precision", "layout"):
+        del saved[name]
+    del saved["teacher"]["policy"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(saved))
+    assert read_config(path) == DEMO
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
