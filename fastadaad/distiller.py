@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad import methods
+from fastadaad.captured_step import captured_step
 from fastadaad.compilation import one_graph
 from fastadaad.config import InnerConfig, Layout, Mode, PrecisionConfig, TeacherPolicy
 from fastadaad.inner_maximization import InnerMaximizer, frozen
@@ -22,7 +23,7 @@ class StepResult:
     """What a step leaves on the device; reading a value of it is a host synchronisation, so do it seldom."""
 
     loss: Tensor
-    """Outer loss before the update, a scalar; with AWP, at the perturbed weights."""
+    """Outer loss before the update, a scalar; with AWP, at the perturbed weights; in mode graph as x_adv."""
     x_adv: Tensor
     """[B, C, H, W]; in mode graph the next step overwrites it."""
 
@@ -53,9 +54,13 @@ class Distiller:
     """Inner maximisation, outer loss, backward and optimiser step, in this order.
 
     mode `compiled` puts the inner step and the outer loss under torch.compile (one graph each); `graph` replays the
-    compiled inner loop as one CUDA graph besides; `auto` is compiled on CUDA and eager elsewhere; the attribute `mode`
-    tells which it became. teacher_policy, precision and layout are InnerMaximizer's; where the policy's interval is
-    adaptive, every ADAPT_EVERY-th step reads the policy's error from the device and adapts it.
+    whole compiled step as one CUDA graph, or the inner loop alone where a graph cannot hold the rest, which warns;
+    `auto` is compiled on CUDA and eager elsewhere; the attribute `mode` tells which it became. Student and teacher run
+    on two streams in eager on CUDA, and in graph with compile_options={"disable": True}; a compiled step has one. In
+    graph, an optimiser's setting that changes at each step, other than the learning rate, is captured anew each time.
+
+    teacher_policy, precision and layout are InnerMaximizer's; where the policy's interval is adaptive, every
+    ADAPT_EVERY-th step reads the policy's error from the device and adapts it.
 
     The student stays in its own mode if that is train mode (so that frozen batch-norm layers stay frozen) and is put
     into train mode otherwise; the teacher's modes and `requires_grad` are the same afterwards. With `awp_gamma` the
@@ -111,9 +116,14 @@ class Distiller:
         if self.mode != "eager":
             # An epoch is a number of the graph, which must not be compiled anew for each.
             self._outer_loss = one_graph(loss_and_logits, dynamic=None, **compile_options or {})
-        self._teacher_error = TeacherErrorMeter(self.maximizer.teacher_policy)
+        self._teacher_error = TeacherErrorMeter(self.maximizer.teacher_policy, next(student.parameters()).device)
         self.teacher_error: TeacherError | None = None
         self._num_steps = 0
+        self._captured = None
+        if self.mode == "graph":
+            self._captured = captured_step(
+                self._train, self.maximizer, optimizer, micro_batch, [self._teacher_error.sums]
+            )
 
     def step(
         self,
@@ -128,35 +138,55 @@ class Distiller:
         Mutates the student's parameters, their `.grad` and the student's running statistics. Raises ValueError where
         the method needs labels and gets None.
         """
+        if not self.student.training:
+            self.student.train()
         with (
             frozen(*[self.teacher] if self.teacher is not None else []),
             tensor_cores(self.precision, x_natural.device),
         ):
-            parts = self._search(x_natural, labels, generator)
-            if not self.student.training:
-                self.student.train()
-            loss_and_gradients = partial(self._loss_and_gradients, parts, epoch)
-            if self.awp_gamma and epoch >= self.awp_begin:
-                with kept_buffers(self.student):
-                    loss_and_gradients()
-                with perturbed_weights(self.student, self.awp_gamma):
-                    loss = loss_and_gradients()
+            if self._captured is None:
+                loss, x_adv = self._train(x_natural, labels, epoch, generator, self.optimizer)
             else:
-                loss = loss_and_gradients()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+                decided = self.method.of_epoch(epoch, self.method.options), self._perturbation(epoch)
+                loss, x_adv = self._captured(x_natural, labels, epoch, generator, decided)
         self._num_steps += 1
         if self.maximizer.teacher_policy.is_adaptive and self._num_steps % ADAPT_EVERY == 0:
             self.read_teacher_error()
-        x_adv = parts[0].inner.x_adv if len(parts) == 1 else torch.cat([part.inner.x_adv for part in parts])
         return StepResult(loss=loss, x_adv=x_adv)
+
+    def _train(
+        self,
+        x_natural: Tensor,
+        labels: Tensor | None,
+        epoch: int,
+        generator: torch.Generator | None,
+        optimizer: torch.optim.Optimizer,
+    ) -> tuple[Tensor, Tensor]:
+        """All of a step that happens on the device; the loss before the update, and x_adv."""
+        parts = self._search(x_natural, labels, generator)
+        loss_and_gradients = partial(self._loss_and_gradients, parts, epoch)
+        gamma = self._perturbation(epoch)
+        if gamma:
+            with kept_buffers(self.student):
+                loss_and_gradients()
+            with perturbed_weights(self.student, gamma):
+                loss = loss_and_gradients()
+        else:
+            loss = loss_and_gradients()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return loss, parts[0].inner.x_adv if len(parts) == 1 else torch.cat([part.inner.x_adv for part in parts])
+
+    def _perturbation(self, epoch: int) -> float:
+        """AWP's gamma in `epoch`."""
+        return self.awp_gamma if epoch >= self.awp_begin else 0.0
 
     def _search(self, x_natural: Tensor, labels: Tensor | None, generator: torch.Generator | None) -> list[Part]:
         """Each micro-batch with its adversarial images, all of them found before the student changes."""
         batches = split_batch(x_natural, labels, self.micro_batch)
         parts = []
         for images, their_labels in batches:
-            inner = self.maximizer.search(images, their_labels, generator=generator)
+            inner = self.maximizer.search(images, their_labels, generator=generator, replay=self._captured is None)
             # The next search overwrites a graph's outputs.
             parts.append(Part(images, their_labels, inner.clone() if len(batches) > 1 else inner))
         return parts

@@ -20,8 +20,13 @@ def igdm_per_image(batch: OuterBatch, options: MethodOptions) -> Tensor:
     student_adv, student_opposite = batch.student_logits("adv", "opposite")
     teacher_adv, teacher_opposite = batch.teacher_logits("adv", "opposite")
     kl = kl_per_image(student_adv - student_opposite, teacher_adv - teacher_opposite)
-    ramp = min((batch.epoch + 1) / options.igdm_ramp_epochs, 1.0) if options.igdm_ramp_epochs else 1.0
-    return options.igdm_weight * ramp * kl
+    return igdm_weight(batch.epoch, options) * kl
+
+
+def igdm_weight(epoch: int, options: MethodOptions) -> float:
+    """a r: what the term counts for in `epoch`."""
+    ramp = min((epoch + 1) / options.igdm_ramp_epochs, 1.0) if options.igdm_ramp_epochs else 1.0
+    return options.igdm_weight * ramp
 
 
 def add_igdm(loss: Loss) -> Loss:

@@ -70,6 +70,11 @@ def uniform_noise(x: Tensor, threat_model: ThreatModel, generator: torch.Generat
     return (direction * (radius / direction.norm(dim=1, keepdim=True))).view(x.shape)
 
 
+def drawing_generator(generator: torch.Generator | None, device: torch.device) -> torch.Generator:
+    """The generator that draws on a CUDA device where `generator` is given or, as None, torch's own."""
+    return generator or torch.cuda.default_generators[device.index]
+
+
 def resolve_mode(mode: Mode, device_type: str) -> Mode:
     """`auto` as what it stands for: compiled on CUDA; eager elsewhere, where compiling takes minutes.
 
@@ -160,9 +165,17 @@ class InnerMaximizer:
         return self.search(x_natural, labels, generator=generator).x_adv
 
     def search(
-        self, x_natural: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
+        self,
+        x_natural: Tensor,
+        labels: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        replay: bool = True,
     ) -> InnerResult:
-        """As the call itself, with what the search knows beside x_adv. In mode graph the next search overwrites it."""
+        """As the call itself, with what the search knows beside x_adv. In mode graph the next search overwrites it.
+
+        replay False: in mode graph, for a caller who captures more than the search.
+        """
         self.method.require_labels(labels)
         # Whatever grad mode the caller is in, the loop needs its own.
         with (
@@ -171,7 +184,7 @@ class InnerMaximizer:
             tensor_cores(self.precision, x_natural.device),
             self.networks(x_natural) as networks,
         ):
-            maximize = self._replay if self.mode == "graph" else self._maximize
+            maximize = self._replay if replay and self.mode == "graph" else self._maximize
             return maximize(networks, x_natural.detach(), labels, generator)
 
     @contextmanager
@@ -236,7 +249,7 @@ class InnerMaximizer:
         generator: torch.Generator | None,
     ) -> InnerResult:
         """As _maximize, captured at the first call for the networks, the generator and the interval."""
-        generator = generator or torch.cuda.default_generators[x_natural.device.index]
+        generator = drawing_generator(generator, x_natural.device)
         key = (*map(id, networks), id(generator), self.asking_interval)
         if key not in self._captured:
 

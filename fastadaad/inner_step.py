@@ -1,7 +1,8 @@
 """One step of the inner loop, in the two forms it runs in: as it stands, and as one graph of torch.compile.
 
-The forms differ in how a network is differentiated, and in nothing else: by autograd's tape, or by torch.func.vjp,
-which torch.compile takes without a break.
+The forms differ in how a network is differentiated: by autograd's tape, or by torch.func.vjp, which torch.compile takes
+without a break. On CUDA the step as it stands, captured or not, runs student and teacher on two streams; a compiled one
+has one stream, and fuses.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from fastadaad import ops
 from fastadaad.compilation import one_graph
 from fastadaad.config import InnerConfig, Mode
+from fastadaad.graph_capture import run_on_two_streams
 from fastadaad.inner_objectives import InnerObjective, Logits
 
 STEPS = {"linf": ops.linf_step_, "l2": ops.l2_step_}
@@ -78,11 +80,19 @@ def pixel_gradients(
     vjp: Vjp, networks: Sequence[nn.Module], objective: InnerObjective, x_adv: Tensor, target: Any
 ) -> tuple[Logits, list[Tensor]]:
     """The logits at x_adv, and what each of them adds to the gradient of the objective's sum with respect to x_adv."""
-    pulled = [vjp(function, x_adv) for function in functions_of(networks, objective, target)]
+    functions = functions_of(networks, objective, target)
+    pulled = beside_each_other(x_adv.device, [partial(vjp, function, x_adv) for function in functions])
     logits = tuple(output for output, _ in pulled)
     _, gradients = objective.logit_gradients(logits, target)
     pairs = zip(pulled, gradients, strict=True)
-    return logits, [pull_back(gradient) for (_, pull_back), gradient in pairs]
+    return logits, beside_each_other(x_adv.device, [partial(pull_back, gradient) for (_, pull_back), gradient in pairs])
+
+
+def beside_each_other(device: torch.device, tasks: list[Callable[[], Any]]) -> list[Any]:
+    """The results of `tasks`; two run on two streams of a CUDA device, save in a compiled graph."""
+    if len(tasks) == 2 and not torch.compiler.is_compiling():
+        return [*run_on_two_streams(device, *tasks)]
+    return [task() for task in tasks]
 
 
 def pixel_gradient(
@@ -129,7 +139,7 @@ class Steps:
     """Both kinds of step, as they stand or each as one graph."""
 
     def __init__(self, mode: Mode, compile_options: dict) -> None:
-        if mode == "eager":
+        if mode == "eager" or compile_options.get("disable"):
             self.ask, self.reuse = partial(ask_step, tape_vjp), partial(reuse_step, tape_vjp)
         else:
             ask, reuse = (one_graph(step, **compile_options) for step in (ask_step, reuse_step))

@@ -4,14 +4,14 @@ A method is a row. A new one names an inner objective (inner_objectives.py), an 
 the options that the loss reads (method_options.py); docs/methods.md has an example.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from fastadaad.config import Start
-from fastadaad.igdm import add_igdm
+from fastadaad.igdm import add_igdm, igdm_weight
 from fastadaad.inner_objectives import (
     CROSS_ENTROPY,
     KL_TO_STUDENT_AT_NATURAL,
@@ -27,11 +27,20 @@ from fastadaad.outer_minimization import (
     akd_loss,
     ard_loss,
     iad_loss,
+    introspects,
     pgd_at_loss,
     rslad_loss,
     trades_loss,
 )
 from fastadaad.saad import KL_TO_LINEAR_TEACHER, saad_loss
+
+
+def all_of_the_epoch(epoch: int, options: MethodOptions) -> int:
+    return epoch
+
+
+def nothing_of_the_epoch(epoch: int, options: MethodOptions) -> None:
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +56,8 @@ class Method:
     options: MethodOptions = field(default_factory=MethodOptions)
     needs_teacher: bool = True
     needs_labels: bool = True
+    of_epoch: Callable[[int, MethodOptions], Hashable] = all_of_the_epoch
+    """What the loss takes of the epoch. A captured step is captured anew where it changes."""
     mean_over_images: bool = True
     """The loss is a mean of one value per image, which no other image of the batch changes."""
     paper: str = ""
@@ -138,6 +149,7 @@ METHODS = {
             objective=KL_TO_TEACHER,
             start="gaussian",
             loss=adaad_loss,
+            of_epoch=nothing_of_the_epoch,
             reads=_WEIGHTED_KL,
             needs_labels=False,
         ),
@@ -147,6 +159,7 @@ METHODS = {
             objective=KL_TO_TEACHER,
             start="gaussian",
             loss=adaiad_loss,
+            of_epoch=introspects,
             reads=_INTROSPECTION,
         ),
         Method(
@@ -155,6 +168,7 @@ METHODS = {
             objective=CROSS_ENTROPY,
             start="uniform",
             loss=pgd_at_loss,
+            of_epoch=nothing_of_the_epoch,
             needs_teacher=False,
         ),
         Method(
@@ -163,6 +177,7 @@ METHODS = {
             objective=KL_TO_STUDENT_AT_NATURAL,
             start="gaussian",
             loss=trades_loss,
+            of_epoch=nothing_of_the_epoch,
             reads=("robustness_weight", "kl_reduction"),
             needs_teacher=False,
         ),
@@ -172,6 +187,7 @@ METHODS = {
             objective=CROSS_ENTROPY,
             start="uniform",
             loss=ard_loss,
+            of_epoch=nothing_of_the_epoch,
             reads=_DISTILLATION,
         ),
         Method(
@@ -180,6 +196,7 @@ METHODS = {
             objective=CROSS_ENTROPY,
             start="uniform",
             loss=iad_loss,
+            of_epoch=introspects,
             reads=_INTROSPECTION,
         ),
         Method(
@@ -188,6 +205,7 @@ METHODS = {
             objective=KL_TO_TEACHER_AT_NATURAL,
             start="gaussian",
             loss=rslad_loss,
+            of_epoch=nothing_of_the_epoch,
             reads=_WEIGHTED_KL,
             options=MethodOptions(adversarial_weight=5 / 6),
             needs_labels=False,
@@ -198,6 +216,7 @@ METHODS = {
             objective=CROSS_ENTROPY,
             start="uniform",
             loss=akd_loss,
+            of_epoch=nothing_of_the_epoch,
             reads=("teacher_weight", "temperature", "kl_reduction"),
             options=MethodOptions(teacher_weight=0.5),
         ),
@@ -207,6 +226,7 @@ METHODS = {
             objective=KL_TO_LINEAR_TEACHER,
             start="gaussian",
             loss=saad_loss,
+            of_epoch=igdm_weight,
             mean_over_images=False,
             reads=("entropy_scale", "renyi_order", "natural_weight", "clean_statistics", *_IGDM),
         ),
@@ -235,6 +255,7 @@ def with_igdm(method: Method) -> Method:
         method,
         name=f"{method.name}+igdm",
         loss=add_igdm(method.loss),
+        of_epoch=lambda epoch, options: (method.of_epoch(epoch, options), igdm_weight(epoch, options)),
         reads=tuple(dict.fromkeys((*method.reads, "kl_reduction", *_IGDM))),
         needs_teacher=True,
     )

@@ -136,13 +136,18 @@ def adaiad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     return _introspective_loss(batch, options, "adv")
 
 
+def introspects(epoch: int, options: MethodOptions) -> bool:
+    """Whether the student listens to itself in `epoch`."""
+    return epoch >= options.introspection_begin
+
+
 def _introspective_loss(batch: OuterBatch, options: MethodOptions, teacher_point: Point) -> Tensor:
     """a tau^2 kl_tau(S(x_adv), T) [w] + a (1 - w) kl(S(x_adv), S(x_natural)) + (1 - a) CE(S(x_natural), y).
 
     w [B] = (probability that the teacher gives to y at x_adv)^b; before epoch introspection_begin it is 1.
     """
     a, b = options.teacher_weight, options.introspection_power
-    if batch.epoch < options.introspection_begin or a == 0 or b == 0:
+    if not introspects(batch.epoch, options) or a == 0 or b == 0:
         return _teacher_and_label_loss(batch, options, teacher_point)
     labels = batch.required_labels
     teacher_logits, teacher_logits_adv = batch.teacher_logits(teacher_point, "adv")

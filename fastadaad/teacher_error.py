@@ -50,10 +50,10 @@ def adapted(error: TeacherError, num_steps: int) -> int:
 class TeacherErrorMeter:
     """Adds up the errors of the batches on the device, and reads them when asked to."""
 
-    def __init__(self, policy: TeacherPolicy) -> None:
+    def __init__(self, policy: TeacherPolicy, device: torch.device) -> None:
         self.policy = policy
-        self._sums: Tensor | None = None
-        self._images = 0
+        self.sums = torch.zeros(5, device=device)
+        """Errors of logits and of the kl, the kl, differing top classes, images; add writes to it in place."""
 
     @torch.no_grad()
     def add(self, student_logits: Tensor, teacher_logits: Tensor, assumed: Tensor) -> None:
@@ -62,22 +62,21 @@ class TeacherErrorMeter:
         assumed_kl, _, _ = ops.kl_grad(student_logits, assumed)
         logit_error = (assumed - teacher_logits).abs().mean(dim=1)
         differs = (assumed.argmax(dim=1) != teacher_logits.argmax(dim=1)).float()
-        sums = torch.stack([logit_error, (assumed_kl - kl).abs(), kl, differs]).sum(dim=1)
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._images += len(kl)
+        images = torch.ones_like(kl)
+        self.sums += torch.stack([logit_error, (assumed_kl - kl).abs(), kl, differs, images]).sum(dim=1)
 
     def read(self, asking_interval: int) -> TeacherError | None:
         """The errors since the last read, or None where there were no images. Waits for the device."""
-        if self._sums is None or not self._images:
+        logit_error, kl_error, kl, differs, images = self.sums.tolist()
+        if not images:
             return None
-        logit_error, kl_error, kl, differs = self._sums.tolist()
         error = TeacherError(
-            logit_error=logit_error / self._images,
+            logit_error=logit_error / images,
             kl_error=kl_error / max(kl, torch.finfo(torch.float32).tiny),
-            top_class_differs=differs / self._images,
+            top_class_differs=differs / images,
             asking_interval=asking_interval,
         )
-        self._sums, self._images = None, 0
+        self.sums.zero_()
         if error.kl_error > ALARMING:
             warnings.warn(
                 f"teacher policy {self.policy}: what stands in for the teacher is off by {error.kl_error:.0%} of the "

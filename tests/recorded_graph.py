@@ -35,7 +35,7 @@ def record_with_make_fx(
             if outputs is None:
                 outputs = fresh
             else:
-                tree_map(lambda static, x: static.copy_(x), outputs, fresh)
+                tree_map(lambda static, x: None if x is None else static.copy_(x), outputs, fresh)
         return outputs
 
     return replay
