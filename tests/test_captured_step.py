@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastadaad import Distiller, InnerConfig, ThreatModel, captured_step, inner_maximization, inner_step, methods
 from fastadaad.capturable_optimizer import CapturableOptimizer
 from fastadaad.config import PrecisionConfig, TeacherPolicy
-from fastadaad.graph_capture import CapturedCall
+from fastadaad.graph_capture import NUM_WARM_UP_RUNS, CapturedCall
 
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=8 / 255), step_size=2 / 255, num_steps=2)
 NUM_STEPS = 20
@@ -116,8 +116,12 @@ CAPTURES = {
 @pytest.mark.parametrize("name", CAPTURES)
 def test_captured_steps_train_as_eager_ones(name):
     options, num_captures = CAPTURES[name]
-    assert_same_training(*both(methods.get(name, **options)))
+    graph, eager = both(methods.get(name, **options))
+    updates = []
+    graph.optimizer.register_step_post_hook(lambda *_: updates.append("by Python"))
+    assert_same_training(graph, eager)
     assert Recorded.num_captures == num_captures
+    assert len(updates) == num_captures * (NUM_WARM_UP_RUNS + 1)  # the rest are replays
 
 
 def test_a_smaller_batch_runs_uncaptured_and_is_said_once():

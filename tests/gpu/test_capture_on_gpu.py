@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from fastadaad import Distiller, InnerConfig, ThreatModel, methods, ops
 from fastadaad.capturable_optimizer import CapturableOptimizer
-from fastadaad.graph_capture import CapturedCall, run_on_two_streams
+from fastadaad.config import TeacherPolicy
+from fastadaad.graph_capture import NUM_WARM_UP_RUNS, CapturedCall, run_on_two_streams
 
 NUM_STEPS = 20
+EPOCH = 10
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=8 / 255), step_size=2 / 255, num_steps=3)
 DEVICE = torch.device("cuda", 0)
 
@@ -55,19 +57,24 @@ def schedule(step: int) -> float:
 class Training:
     """20 steps with a learning rate that changes at each, of one mode."""
 
-    def __init__(self, mode: str, method: str) -> None:
+    def __init__(self, mode: str, method: str | methods.Method, fused: bool = True, **options) -> None:
         self.student, teacher = networks_on_gpu()
-        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=1.0, momentum=0.9, fused=True)
+        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=1.0, momentum=0.9, fused=fused)
         self.generator = torch.Generator(DEVICE).manual_seed(0)
         self.distiller = Distiller(
-            self.student, teacher, method=method, inner=INNER, optimizer=self.optimizer, mode=mode
+            self.student, teacher, method=method, inner=INNER, optimizer=self.optimizer, mode=mode, **options
         )
+        self.updates_by_python = 0
+        self.optimizer.register_step_post_hook(self.count_update)
+
+    def count_update(self, *_: object) -> None:
+        self.updates_by_python += 1
 
     def step(self, step: int, batch_size: int = 16, guard: Callable = waiting_is_an_error) -> tuple[Tensor, Tensor]:
         self.optimizer.param_groups[0]["lr"] = schedule(step)
         batch = batch_on_gpu(batch_size, seed=step)
         with guard():
-            result = self.distiller.step(*batch, generator=self.generator)
+            result = self.distiller.step(*batch, epoch=step // EPOCH, generator=self.generator)
         return result.loss.clone(), result.x_adv.clone()
 
 
@@ -76,14 +83,16 @@ def unguarded() -> Iterator[None]:
     yield
 
 
-def assert_same_training(method: str, last_batch_size: int = 16) -> None:
+def assert_same_training(
+    method: str | methods.Method, last_batch_size: int = 16, **options
+) -> tuple[Training, Training]:
     """Not bitwise: some of torch's kernels add in any order, and a sign turns where a gradient is near 0."""
-    graph, eager = (Training(mode, method) for mode in ("graph", "eager"))
+    graph, eager = (Training(mode, method, **options) for mode in ("graph", "eager"))
     assert graph.distiller.mode == "graph"
     before = copy.deepcopy(eager.student)
     for step in range(NUM_STEPS):
-        # The first step of a batch size captures or compiles, which waits.
-        guard = waiting_is_an_error if step >= 5 else unguarded
+        # The first step of a batch size or of an epoch may capture or compile, which waits.
+        guard = waiting_is_an_error if step >= 5 and step % EPOCH else unguarded
         batch_size = last_batch_size if step % 5 == 4 else 16
         (loss, x_adv), (expected_loss, expected_x_adv) = (
             training.step(step, batch_size, guard) for training in (graph, eager)
@@ -98,11 +107,41 @@ def assert_same_training(method: str, last_batch_size: int = 16) -> None:
     ):
         torch.testing.assert_close(tensor, wanted, rtol=1e-3, atol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
         assert not torch.equal(wanted, first), name
+    return graph, eager
 
 
 @pytest.mark.parametrize("method", list(methods.METHODS))
 def test_graph_mode_trains_as_eager_mode_and_waits_for_nothing(method):
-    assert_same_training(method)
+    graph, _ = assert_same_training(method)
+    assert graph.updates_by_python < NUM_STEPS  # saad is captured anew for each epoch of IGDM's ramp
+
+
+def test_the_step_as_it_stands_is_captured_on_two_streams():
+    graph, _ = assert_same_training("adaad", compile_options={"disable": True})
+    assert graph.updates_by_python == NUM_WARM_UP_RUNS + 1
+
+
+def test_introspection_is_captured_when_it_begins():
+    graph, _ = assert_same_training(methods.get("adaiad", introspection_begin=1))
+    assert graph.updates_by_python == 2 * (NUM_WARM_UP_RUNS + 1)
+
+
+def test_an_optimizer_that_reads_its_rate_on_the_host_leaves_the_inner_loop_captured():
+    with pytest.warns(UserWarning, match="captures the inner loop and not the whole step"):
+        graph, _ = assert_same_training("adaad", fused=False)
+    assert graph.updates_by_python == NUM_STEPS
+
+
+def test_replays_add_up_the_error_of_a_teacher_policy():
+    policy = TeacherPolicy(kind="refreshed", every=2)
+    graph, eager = assert_same_training("adaad", teacher_policy=policy)
+    error, expected = (training.distiller.read_teacher_error() for training in (graph, eager))
+    assert error.logit_error == pytest.approx(expected.logit_error, rel=1e-2)
+    assert error.kl_error == pytest.approx(expected.kl_error, rel=5e-2)
+
+
+def test_auto_is_compiled_and_leaves_graphs_to_those_who_ask():
+    assert Training("auto", "adaad").distiller.mode == "compiled"
 
 
 def test_a_smaller_batch_runs_uncaptured_and_is_said_once():
