@@ -33,7 +33,7 @@ class _Twin:
         self.versions = _versions(self.tensors)
 
     def update(self) -> None:
-        """Take in what has changed; nothing where torch's version counters show no change."""
+        """Take in what may have changed."""
         versions = _versions(self.tensors)
         if self.folded is not None and (versions != self.versions or None in versions):
             self.folded.refresh()
@@ -47,8 +47,9 @@ _twins: weakref.WeakKeyDictionary[nn.Module, dict[tuple, _Twin]] = weakref.WeakK
 def inner_network(network: nn.Module, x: Tensor, form: Form) -> nn.Module:
     """The twin of `network` in eval mode with its present weights, for batches such as x [B, C, H, W].
 
-    `network` itself, which warns, where it cannot be folded. A change that bypasses torch's version counters, as
-    writing to `.data` does, is not seen; nor is another layer without tensors in the place of one.
+    `network` itself, which warns, where it cannot be folded. What is not seen: a change of a network without trainable
+    parameters that bypasses torch's version counters, as writing to `.data` and a fused optimiser do; and another layer
+    without tensors in the place of one.
     """
     known = _twins.setdefault(network, {})
     key = (form, tuple(x.shape[1:]), x.device, _has_hooks(network))
@@ -95,5 +96,6 @@ def _tensors(network: nn.Module) -> list[Tensor]:
 
 
 def _versions(tensors: list[Tensor]) -> list[int | None]:
-    """None for an inference tensor, which keeps no count of its changes."""
-    return [None if tensor.is_inference() else tensor._version for tensor in tensors]
+    """None where torch's count cannot be relied on: it has none of an inference tensor, and fused optimisers do not
+    count, so whatever may be trained is taken to have changed."""
+    return [None if tensor.is_inference() or tensor.requires_grad else tensor._version for tensor in tensors]

@@ -121,7 +121,7 @@ def test_a_teacher_policys_settings_may_be_set_one_by_one_and_the_last_counts():
 
 
 def test_a_policy_is_refused_where_the_inner_loop_does_not_go_through_the_teacher():
-    with pytest.raises(ValueError, match="inner loop of rslad.*teacher.policy=exact") as caught:
+    with pytest.raises(ValueError, match=r"inner loop of rslad.*teacher.policy=exact") as caught:
         override(recipes.get("demo", method="rslad"), ["teacher.policy=refreshed(every=8)"])
     assert "\n" not in str(caught.value)
 

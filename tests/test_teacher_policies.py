@@ -143,23 +143,26 @@ def test_the_settings_make_a_difference_that_the_comparisons_above_would_notice(
         assert all(share_equal(x_adv, other) < 0.99 for other in found[:number]), policies[number]
 
 
+# Which argument of an operation is the convolution's weight, and the way it goes through.
+WEIGHT_OF = {
+    torch.ops.aten.convolution.default: (1, "forward"),
+    torch.ops.aten.convolution_backward.default: (2, "backward"),
+}
+
+
 class PassCounts(TorchDispatchMode):
     """Counts the passes through the first convolution of the two tiny networks, which have 6 and 8 channels."""
-
-    NAMES = {6: "student", 8: "teacher"}
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        ways = {torch.ops.aten.convolution.default: (1, "forward")}
-        ways[torch.ops.aten.convolution_backward.default] = (2, "backward")
-        if func in ways:
-            place, way = ways[func]
+        if func in WEIGHT_OF:
+            place, way = WEIGHT_OF[func]
             weight = args[place]
             if weight.shape[1] == 3:
-                self.counts[f"{self.NAMES[len(weight)]} {way}"] += 1
+                self.counts[f"{'student' if len(weight) == 6 else 'teacher'} {way}"] += 1
         return func(*args, **(kwargs or {}))
 
 
