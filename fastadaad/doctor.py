@@ -13,6 +13,7 @@ from rich.table import Table
 
 import fastadaad
 from fastadaad import layout, ops, self_check
+from fastadaad.compilation import compile_cache
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "scikit-learn", "safetensors", "tensorboard", "matplotlib")
 
@@ -51,6 +52,13 @@ def apex_status() -> str:
     return "found"
 
 
+def compile_cache_status() -> str:
+    """Where compiled graphs are kept, and their size; deleting them costs the next start its time."""
+    folder = compile_cache()
+    num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return f"{folder}, {num_bytes / 2**20:,.0f} MiB"
+
+
 def device_in_use() -> str:
     """Kind of the device that device=auto means."""
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,6 +67,7 @@ def device_in_use() -> str:
 def summarize_ops() -> str:
     """One line: which backend serves the operations on the device in use, and why where it is the reference."""
     device = device_in_use()
+    _known_self_check()
     used: dict[str, list[str]] = {}
     for row in ops.report():
         if row.device == device:
@@ -75,9 +84,7 @@ def verify(console: Console) -> self_check.SelfCheckResult:
 
 def print_report(console: Console) -> None:
     """Print the whole report; operations that the self-check found wrong here are switched off first."""
-    result = self_check.remembered(device_in_use())
-    if result is not None:
-        self_check.apply(result)  # as a training would, so that the table shows what a training uses
+    result = _known_self_check()
     table = Table(title=f"fastadaad {fastadaad.__version__}", show_header=False)
     table.add_row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in PACKAGES:
@@ -85,9 +92,18 @@ def print_report(console: Console) -> None:
     table.add_row("device", _devices())
     table.add_row("NVIDIA DALI", escape(dali_status()))  # [dali] is no markup
     table.add_row("NVIDIA apex", apex_status())
+    table.add_row("compile cache", compile_cache_status())
     console.print(table)
     for table in (_ops_table(), _self_check_table(result), _layout_table()):
         console.print(table)
+
+
+def _known_self_check() -> self_check.SelfCheckResult | None:
+    """What is remembered of it, applied as a training would, so that what is shown is what a training uses."""
+    result = self_check.remembered(device_in_use())
+    if result is not None:
+        self_check.apply(result)
+    return result
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -8,13 +8,23 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+class _Elapsed:
+    """`title` and the seconds since now, counted whenever it is shown."""
+
+    def __init__(self, title: str) -> None:
+        self._title, self._began_at = title, time.perf_counter()
+
+    def __str__(self) -> str:
+        return f"{self._title} {time.perf_counter() - self._began_at:.0f} s"
+
+
 class ImageProgress:
     """Counts images of one task and shows them; the clock can be stopped, so that images/s is of training alone."""
 
     def __init__(self, progress: Progress, title: str, total_images: int) -> None:
         self._progress = progress
         self._task = progress.add_task(title, total=total_images, rate="", note="")
-        self._images = 0
+        self._timed_images = 0
         self._note = ""
         self._stopped_s = 0.0
         self._started_at = time.perf_counter()
@@ -28,21 +38,27 @@ class ImageProgress:
 
     @property
     def images_per_s(self) -> float:
-        return self._images / max(self.seconds, 1e-9)
+        """Without the images that passed while the clock stood."""
+        return self._timed_images / max(self.seconds, 1e-9)
 
     def advance(self, num_images: int, note: str | None = None) -> None:
         """Count `num_images` more and show `note` beside the bar; None: leave the note."""
-        self._images += num_images
+        if self._stopped_at is None:
+            self._timed_images += num_images
         self._note = self._note if note is None else note
         rate = f"{self.images_per_s:,.0f} images/s"
         self._progress.update(self._task, advance=num_images, rate=rate, note=self._note)
 
     @contextmanager
-    def clock_stopped(self) -> Iterator[None]:
+    def clock_stopped(self, title: str | None = None) -> Iterator[None]:
+        """The clock stands inside; with a `title`, it and the seconds spent inside are shown beside the bar."""
         self._stopped_at = time.perf_counter()
+        if title is not None:
+            self._progress.update(self._task, note=_Elapsed(title))
         try:
             yield
         finally:
+            self._progress.update(self._task, note=self._note)
             self._stopped_s += time.perf_counter() - self._stopped_at
             self._stopped_at = None
 

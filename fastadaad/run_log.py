@@ -1,4 +1,4 @@
-"""What a run leaves behind: config.json, metrics.csv (one row per epoch), TensorBoard events."""
+"""What a run leaves behind: config.json, metrics.csv (one row per epoch), TensorBoard events, precision.json."""
 
 import csv
 import json
@@ -58,3 +58,11 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The rows of a run's metrics.csv; what was not measured is absent from its row."""
     with open(folder / "metrics.csv", newline="") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def write_precision(folder: Path, moment: str, shares: dict[str, float]) -> None:
+    """Add the shares of a PrecisionReport to the run's precision.json, under the moment in which they were measured."""
+    path = folder / "precision.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(known | {moment: shares}, indent=2).encode())

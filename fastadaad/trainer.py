@@ -1,24 +1,30 @@
 """A whole run: epochs of Distiller steps, the learning rate, when to evaluate and what to save."""
 
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
 
-from fastadaad import methods
+from fastadaad import methods, precision_report
 from fastadaad.checkpoint import save_weights
-from fastadaad.config import ModelConfig, RunConfig
+from fastadaad.config import Mode, ModelConfig, RunConfig
 from fastadaad.distiller import Distiller
 from fastadaad.evaluation import AttackResult, check_attacks, evaluate, num_parts
+from fastadaad.inner_maximization import resolve_mode
 from fastadaad.models import load_model
 from fastadaad.optimizers import make_optimizer
 from fastadaad.progress import ImageProgress, image_progress
-from fastadaad.run_log import RunLog
+from fastadaad.run_log import RunLog, write_precision
 from fastadaad.schedule import learning_rate
+from fastadaad.self_check import ensure_checked
 from fastadaad.training_data import TrainingData, training_data
 from fastadaad.weights import checkpoint_path
 
@@ -67,6 +73,19 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try device=cpu") from error
 
 
+def checked_mode(mode: Mode, device: torch.device, say: Callable[[str], object]) -> Mode:
+    """`mode` as far as the self-check of this machine, made here where it was not before, finds it right.
+
+    `auto` is graph where captured steps are right, and else as resolve_mode() has it. `say` gets one line about what is
+    switched off. Raises ValueError as resolve_mode().
+    """
+    resolved = resolve_mode(mode, device.type)
+    result = ensure_checked(device, say)
+    if mode == "auto" and result.status("captured") == "passed":
+        resolved = "graph"
+    return cast(Mode, result.usable_mode(resolved))
+
+
 def build_model(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:
     """The network of `config` for the classes and channels of `data`, on `device`."""
     statistics = {"mean": data.mean, "std": data.std} if config.normalize else {}
@@ -110,8 +129,8 @@ def distiller_of(
 class Trainer:
     """Trains the student of `config` and writes everything about the run to `folder`.
 
-    Files: config.json, metrics.csv, tensorboard/, last.safetensors, and best.safetensors of the epoch with the highest
-    robust accuracy on the validation split.
+    Files: config.json, metrics.csv, tensorboard/, last.safetensors, best.safetensors of the epoch with the highest
+    robust accuracy on the validation split, and precision.json where a network is not in fp32.
     """
 
     def __init__(self, config: RunConfig, folder: Path, console: Console | None = None) -> None:
@@ -125,7 +144,10 @@ class Trainer:
         teacher = None
         if method.needs_teacher and config.teacher is not None:
             teacher = build_teacher(config.teacher, self.data, self.device)
-        self.distiller = distiller_of(config, self.state.student, teacher, self.state.optimizer)
+        with self.console.status("self-check of this machine"):
+            mode = checked_mode(config.mode, self.device, self._say)
+        self.distiller = distiller_of(replace(config, mode=mode), self.state.student, teacher, self.state.optimizer)
+        self._must_compile = self.distiller.mode != "eager"
 
     def _initial_state(self) -> TrainingState:
         optim = self.config.optim
@@ -149,6 +171,7 @@ class Trainer:
     def train(self) -> TrainingResult:
         """Run all epochs, or until early stopping."""
         config, state, data = self.config, self.state, self.data
+        self._report_precision("start")
         total_images = config.optim.epochs * len(data.train) * config.data.batch_size
         title = f"{config.recipe} {config.method} seed {config.seed}"
         self.console.print(f"{title}: {self.distiller.mode} mode on {self.device}")
@@ -166,13 +189,16 @@ class Trainer:
                         validation = evaluate_on_validation_split(state.evaluated, config, data)
                     self._save(validation)
                     log.write(self._metrics(train_loss, validation, progress))
-        return TrainingResult(
+        result = TrainingResult(
             folder=self.folder,
             best_epoch=state.best_epoch,
             best_robust_accuracy=state.best_robust_accuracy,
             images_per_s=progress.images_per_s,
             seconds=progress.seconds,
         )
+        self._report_precision("end")
+        self._report_teacher_policy()
+        return result
 
     def _train_epoch(self, progress: ImageProgress) -> float:
         """One pass over the training set; returns the mean outer loss."""
@@ -184,17 +210,27 @@ class Trainer:
             share_done = state.step / (config.optim.epochs * steps_per_epoch)
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(share_done, config.optim, config.data.batch_size)
-            result = self.distiller.step(x_natural, labels, epoch=state.epoch, generator=state.generator)
+            loss_sum += self._step(x_natural, labels, progress)
             if state.averaged is not None and config.optim.ema_decay:
                 state.averaged.update_parameters(state.student)
             state.step += 1
             num_steps += 1
-            loss_sum += result.loss
-            note = None
             if state.step % config.log_every == 0:  # the only host synchronisation of the loop
-                note = f"epoch {state.epoch + 1}/{config.optim.epochs}  loss {loss_sum.item() / num_steps:.4f}"
-            progress.advance(len(labels), note)
+                loss = loss_sum.item() / num_steps
+                progress.advance(0, f"epoch {state.epoch + 1}/{config.optim.epochs}  loss {loss:.4f}")
         return loss_sum.item() / num_steps
+
+    def _step(self, x_natural: Tensor, labels: Tensor, progress: ImageProgress) -> Tensor:
+        """The loss of one step of the distiller; the first, where it compiles, is no part of images/s."""
+        epoch, generator = self.state.epoch, self.state.generator
+        before = time.perf_counter()
+        with progress.clock_stopped("compiling") if self._must_compile else nullcontext():
+            result = self.distiller.step(x_natural, labels, epoch=epoch, generator=generator)
+            progress.advance(len(labels))
+        if self._must_compile:
+            self._must_compile = False
+            self._say(f"compiled in {time.perf_counter() - before:.0f} s")
+        return result.loss
 
     def _average_epoch(self) -> None:
         """SWA's part at the end of an epoch."""
@@ -221,6 +257,29 @@ class Trainer:
     def _should_stop(self) -> bool:
         patience = self.config.early_stop_epochs
         return patience is not None and self.state.epoch - self.state.best_epoch >= patience
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)
+
+    def _report_precision(self, moment: str) -> None:
+        """On the run's first images, in the console and in the folder."""
+        precision, maximizer = self.config.precision, self.distiller.maximizer
+        if precision_report.is_fp32(precision):
+            return
+        x_natural, labels = next(self.data.train.epoch(0))
+        part = slice(self.config.optim.micro_batch)
+        report = precision_report.measure(maximizer, x_natural[part], labels[part], seed=self.config.seed)
+        self._say(f"student in {precision.student}, teacher in {precision.teacher}, at the {moment}: {report}")
+        write_precision(self.folder, moment, asdict(report))
+
+    def _report_teacher_policy(self) -> None:
+        policy, error = self.distiller.maximizer.teacher_policy, self.distiller.teacher_error
+        if policy.kind == "exact":
+            return
+        known = "its error is not known: the outer loss does not ask the teacher at x_adv"
+        if error is not None:
+            known = f"kl off by {error.kl_error:.1%}, another top class in {error.top_class_differs:.1%} of the images"
+        self._say(f"teacher policy {policy}: asked every {self.distiller.maximizer.asking_interval} steps, {known}")
 
     def _metrics(self, train_loss: float, validation: dict, progress: ImageProgress) -> dict[str, float | None]:
         error = self.distiller.read_teacher_error() or self.distiller.teacher_error

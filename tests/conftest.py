@@ -1,6 +1,8 @@
 """Shared by all tests. Without a GPU, Triton kernels run in its interpreter, which must be chosen before its import."""
 
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,5 +13,6 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(autouse=True, scope="session")
 def machine_memory_of_its_own(tmp_path_factory) -> None:
-    """Tests neither read nor write what the user's machine remembers."""
+    """Tests neither read nor write what the user's machine remembers; their compiled graphs last for the next run."""
     os.environ["FASTADAAD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "fastadaad-tests-compile"))

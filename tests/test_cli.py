@@ -117,6 +117,16 @@ def test_print_config_shows_the_settings_and_trains_nothing(run, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_config_of_a_run_shows_what_makes_it_fast(run):
+    settings = ("teacher.policy=linearized(top=2,every=5)", "precision.teacher=bf16", "layout=contiguous")
+    code, out, _ = run("train", "tiny", *settings, "--print-config")
+    config = json.loads(out)
+    assert code == 0
+    assert config["teacher"]["policy"] == {"kind": "linearized", "every": 5, "top": 2}
+    assert config["precision"] == {"student": "fp32", "teacher": "bf16"}
+    assert (config["layout"], config["mode"]) == ("contiguous", "auto")
+
+
 def table_lines(path) -> list[tuple[str, ...]]:
     with open(path, newline="") as file:
         return [(row["student"], row["method"], row["seed"], row["attack"]) for row in csv.DictReader(file)]

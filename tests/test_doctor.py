@@ -85,6 +85,15 @@ def test_the_report_names_versions_and_every_operation_with_its_backend():
         assert any(all(word in line for word in (row.op, row.device, row.backend)) for line in lines), row
 
 
+def test_the_compile_cache_comes_with_its_size(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "graphs"))
+    assert doctor.compile_cache_status() == f"{tmp_path / 'graphs'}, 0 MiB"
+    (tmp_path / "graphs" / "aa").mkdir(parents=True)
+    (tmp_path / "graphs" / "aa" / "graph.py").write_bytes(bytes(3 * 2**20))
+    assert doctor.compile_cache_status() == f"{tmp_path / 'graphs'}, 3 MiB"
+    assert any("compile cache" in line and "3 MiB" in line for line in report().splitlines())
+
+
 def test_a_package_that_is_not_installed_is_missing(monkeypatch):
     def version(package: str) -> str:
         raise metadata.PackageNotFoundError(package)

@@ -1,3 +1,4 @@
+import io
 from unittest import mock
 
 import pytest
@@ -21,3 +22,40 @@ def test_rate_leaves_out_the_time_in_which_the_clock_stood():
         progress.advance(20)
         assert progress.seconds == pytest.approx(5.0)
         assert progress.images_per_s == pytest.approx(6.0)
+
+
+def test_images_that_pass_while_the_clock_stands_are_not_in_the_rate():
+    now = 0.0
+    with (
+        mock.patch("fastadaad.progress.time.perf_counter", side_effect=lambda: now),
+        image_progress(Console(quiet=True), "title", 100) as progress,
+    ):
+        with progress.clock_stopped("compiling"):
+            now = 30.0
+            progress.advance(50)
+        now = 32.0
+        progress.advance(10)
+        assert progress.images_per_s == pytest.approx(5.0)
+
+
+def test_a_titled_stop_is_shown_with_its_seconds_until_it_ends():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    now = 0.0
+    with (
+        mock.patch("fastadaad.progress.time.perf_counter", side_effect=lambda: now),
+        image_progress(console, "title", 100) as progress,
+    ):
+
+        def shown() -> str:
+            console.file.truncate(0)
+            progress._progress.refresh()
+            return console.file.getvalue()
+
+        progress.advance(1, "loss 2")
+        with progress.clock_stopped("compiling"):
+            assert "compiling 0 s" in shown()
+            now = 17.0
+            assert "compiling 17 s" in shown()
+            assert "loss 2" not in shown()
+        assert "compiling" not in shown()
+        assert "loss 2" in shown()

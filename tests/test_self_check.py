@@ -4,6 +4,7 @@ import json
 import warnings
 from pathlib import Path
 
+import planted_faults
 import pytest
 import torch
 
@@ -29,18 +30,8 @@ def compiled_runs(monkeypatch):
 
 @pytest.fixture
 def wrong_kl_grad():
-    """A registered kernel of the processor's kl_grad that is wrong for the last class."""
-
-    def kernel(student_logits, teacher_logits, temperature):
-        kl, *gradients = self_check_ops.reference("kl_grad")(student_logits, teacher_logits, temperature)
-        gradients[0][:, -1] += 1e-2
-        return kl, *gradients
-
-    library = torch.library.Library("fastadaad", "IMPL", "CPU")
-    library.impl("kl_grad", kernel, allow_override=True)
-    yield
-    registration.switch_on("cpu")
-    library._destroy()
+    with planted_faults.wrong_kl_grad():
+        yield
 
 
 def count_op_checks(monkeypatch) -> list[str]:

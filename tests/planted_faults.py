@@ -1,0 +1,27 @@
+"""Faults that the program has to notice."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from fastadaad import self_check_ops
+from fastadaad.ops import registration
+
+
+@contextmanager
+def wrong_kl_grad() -> Iterator[None]:
+    """A registered kernel of the processor's kl_grad that is wrong for the last class."""
+
+    def kernel(student_logits, teacher_logits, temperature):
+        kl, *gradients = self_check_ops.reference("kl_grad")(student_logits, teacher_logits, temperature)
+        gradients[0][:, -1] += 1e-2
+        return kl, *gradients
+
+    library = torch.library.Library("fastadaad", "IMPL", "CPU")
+    library.impl("kl_grad", kernel, allow_override=True)
+    try:
+        yield
+    finally:
+        registration.switch_on("cpu")
+        library._destroy()
