@@ -24,6 +24,10 @@ TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torc
 SHAPES = ("shape", "ndim", "size", "dim")
 
 
+# Numbers in a patch, up to which a convolution on the CPU is a matrix product: 3x3 pixels of three channels.
+MAX_PATCH = 27
+
+
 class FoldedNetwork(nn.Module):
     """A frozen twin of a network in eval mode: batch-norm folded into the convolution before it, own layout and dtype.
 
@@ -68,6 +72,7 @@ class FoldedNetwork(nn.Module):
         for target in [node.target for node in graph.nodes if node.op in ("get_attr", "call_module")]:
             if target not in attributes:
                 attributes[target] = self._refresh.copied(_attribute(tracer.root, target), partial(buffer, target))
+        _multiply_patches(graph, attributes, memory_format)
         self.body = fx.GraphModule(attributes, graph)
         self.eval()
         self.refresh()
@@ -280,6 +285,40 @@ def _scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """scale * x + shift per channel, x [B, C, ...]."""
     shape = (-1, *[1] * (x.dim() - 2))
     return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+
+def _multiply_patches(graph: fx.Graph, attributes: dict[str, Any], memory_format: torch.memory_format) -> None:
+    """On the CPU, turn convolutions of a few pixels of a few channels into products of their patches with the weight.
+
+    oneDNN runs them at a twentieth of its speed: for 128 images of 1x28x28 and 48 channels, forward and gradient took
+    16 ms on one core of a Zen 4, and take 3.5 as compiled products.
+    """
+    for node in _convolutions(graph):
+        weight, others = attributes[node.args[1].target], node.args[3:]  # stride, padding, dilation, groups
+        is_plain = len(others) == 4 and not isinstance(others[1], str) and others[2:] == ((1, 1), 1)
+        is_of_pixels = weight.shape[1] <= 3 and weight[0].numel() <= MAX_PATCH
+        if weight.device.type == "cpu" and is_plain and is_of_pixels:
+            node.target, node.args = patches_times_weight, (*node.args[:5], memory_format)
+
+
+def patches_times_weight(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    memory_format: torch.memory_format,
+) -> Tensor:
+    """conv2d(x, weight, bias, stride, padding) for x [B, C, H, W]."""
+    height, width = (
+        (size + 2 * pad - kernel) // step + 1
+        for size, kernel, step, pad in zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
+    )
+    patches = F.unfold(x, weight.shape[2:], padding=padding, stride=stride)
+    out = torch.matmul(weight.flatten(1), patches).view(len(x), len(weight), height, width)
+    if bias is not None:
+        out = out + bias.view(-1, 1, 1)
+    return out.contiguous(memory_format=memory_format)
 
 
 def _keep_first_layer_in_fp32(graph: fx.Graph, dtype: torch.dtype) -> set[str]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
-from fastadaad.folding import FoldedNetwork, fold
+from fastadaad.folding import FoldedNetwork, fold, patches_times_weight
 from fastadaad.models import load_model
 from tests.accuracy import assert_as_accurate_as_torch
 from tests.networks import images_and_labels, tiny_network
@@ -167,7 +167,7 @@ def test_the_weights_are_held_once_and_lie_in_the_layout():
     own = {tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers())}
     assert not own & {buffer.data_ptr() for buffer in twin.buffers()}
     gray = FoldedNetwork(load_model("cnn-16", in_channels=1), memory_format=torch.channels_last)
-    seen = seen_by(gray, F.conv2d, torch.rand(2, 1, 16, 16))
+    seen = seen_by_convolutions(gray, torch.rand(2, 1, 16, 16))
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x, *_ in seen)
     # One input channel fits both layouts; the strides say which one the convolution takes.
     assert seen[0][1].stride() == (9, 1, 3, 1)
@@ -188,13 +188,13 @@ def test_the_networks_own_modes_and_tensors_stay_as_they_are():
     assert not any(module.training for module in twin.modules())
 
 
-def seen_by(twin: FoldedNetwork, function: object, x: Tensor) -> list[tuple]:
-    """The arguments of each call of `function` in the twin's graph at x."""
+def seen_by_convolutions(twin: FoldedNetwork, x: Tensor) -> list[tuple]:
+    """The arguments of each convolution, in whichever of its two forms, in the twin's graph at x."""
     calls = []
 
     class Recorder(Interpreter):
         def run_node(self, n: Node):
-            if n.target is function:
+            if n.target in (F.conv2d, patches_times_weight):
                 calls.append(self.fetch_args_kwargs_from_env(n)[0])
             return super().run_node(n)
 
@@ -210,10 +210,10 @@ def test_low_precision_begins_behind_the_first_convolution(name, dtype):
     network = trained(load_model(name, mean=0.4, std=0.3))
     twin, note = fold(network, x := 0.9 + 0.1 * torch.rand(4, 3, 8, 8), dtype=dtype)
     assert note is None
-    first, *others = seen_by(twin, F.conv2d, x)
+    first, *others = seen_by_convolutions(twin, x)
     assert {argument.dtype for argument in first[:3] if argument is not None} == {torch.float32}
     assert {arg.dtype for call in others for arg in call[:3] if arg is not None} == {dtype}
-    (moved,) = seen_by(twin, F.conv2d, x + 1e-6)[:1]
+    (moved,) = seen_by_convolutions(twin, x + 1e-6)[:1]
     torch.testing.assert_close(moved[0] - first[0], torch.full_like(x, 1e-6 / 0.3), rtol=0.2, atol=0)
     assert twin(x).dtype == torch.float32
     assert {buffer.dtype for buffer in twin.buffers()} == {torch.float32, dtype}
@@ -245,7 +245,7 @@ def test_low_precision_fits_together_where_the_pixels_are_used_twice():
     network = StemOfTwo()
     x = torch.rand(4, 3, 8, 8)
     twin = FoldedNetwork(network, dtype=torch.bfloat16)
-    assert [call[0].dtype for call in seen_by(twin, F.conv2d, x)] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert [call[0].dtype for call in seen_by_convolutions(twin, x)] == [torch.float32, torch.bfloat16, torch.bfloat16]
     torch.testing.assert_close(twin(x), network(x), rtol=0, atol=2e-2)
 
 
@@ -323,3 +323,35 @@ def test_batch_norm_without_running_statistics_takes_the_batchs():
     twin, note = fold(network, x)
     assert note is None
     torch.testing.assert_close(twin(x[:3]), network.eval()(x[:3]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    ("channels", "kernel", "options", "is_product"),
+    [
+        (1, 3, {"stride": 2, "padding": 1}, True),
+        (3, 3, {"padding": 1, "bias": False}, True),
+        (2, (1, 3), {"stride": (2, 1), "padding": (0, 1)}, True),
+        (4, 1, {}, False),
+        (3, 5, {"padding": 2}, False),
+        (3, 3, {"groups": 3}, False),
+        (1, 3, {"dilation": 2}, False),
+        (1, 3, {"padding": "same"}, False),
+    ],
+)
+def test_a_convolution_of_pixels_is_a_product_of_patches_on_the_cpu(
+    channels, kernel, options, is_product, memory_format
+):
+    network = nn.Sequential(nn.Conv2d(channels, 6, kernel, **options), nn.ReLU(), nn.Flatten())
+    twin = FoldedNetwork(network, memory_format=memory_format)
+    targets = [node.target for node in twin.body.graph.nodes]
+    assert (F.conv2d in targets) is not is_product
+    x = torch.rand(3, channels, 9, 8, requires_grad=True)
+    for ours, theirs in zip(logits_and_gradient(twin, x), logits_and_gradient(network, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def logits_and_gradient(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    logits = network(x)
+    weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
+    return logits.detach(), torch.autograd.grad(logits, x, weights)[0]
