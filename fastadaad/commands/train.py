@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fastadaad.commands.arguments import add_overrides, add_run_folder, new_run_folder
 
-EXAMPLE = "fastadaad train fashion-mnist optim.epochs=12 inner.threat_model.epsilon=8/255 teacher.policy=linearized"
+EXAMPLE = "fastadaad train fashion-mnist optim.epochs=12 teacher.policy=linearized"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
