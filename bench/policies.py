@@ -1,8 +1,8 @@
 """`python -m bench policies`: what asking the teacher less often costs in accuracy, over several seeds.
 
 Students of one recipe, each setting with the same seeds; trained and attacked as `fastadaad compare` does it, in cells
-that are kept, so that several processes can share the work. What a setting gains in speed is measured by
-`python -m bench step --pair policies`, on an idle machine.
+that are kept, so that several processes can share the work. `--speed` measures what a setting gains instead, on a
+machine that does nothing else; `--draw` makes the picture and prints the table.
 """
 
 import argparse
@@ -19,8 +19,12 @@ from fastadaad.config import PrecisionConfig, RunConfig, TeacherPolicy
 from fastadaad.config_io import override
 from fastadaad.evaluation import AttackResult
 
+from .networks import PAIRS
+from .policy_speed import speed_rows
+from .policy_table import plot, policy_lines, table
 from .timing import RESULTS, write_rows
 
+SPEED_ROUNDS = 15
 RECIPE = "fashion-mnist-small"
 OVERRIDES = ("student.name=rescnn-8", "mode=compiled", "evaluation.every_epochs=100")
 # Teacher policy and precision of the teacher.
@@ -86,6 +90,18 @@ def columns(result: AttackResult) -> dict[str, object]:
     return {name: row[name] for name in ("attack", "epsilon", "num_images", "accuracy", "margin")}
 
 
+def measure_speed() -> None:
+    device, path = torch.device("cpu"), RESULTS / "policies-speed.csv"
+    path.unlink(missing_ok=True)
+    write_rows(path, list(speed_rows(PAIRS["rescnn"], SETTINGS, SPEED_ROUNDS, device)), device)
+
+
+def draw() -> None:
+    lines = policy_lines(RESULTS)
+    plot(RESULTS.parents[1] / "docs" / "policies.png", lines)
+    print(table(lines))
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench policies", description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=f"on top of {' '.join(OVERRIDES)}")
@@ -95,7 +111,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/policies"), help="default: %(default)s")
     parser.add_argument("--work", action="store_true", help="help another process with the work; write no rows")
     parser.add_argument("--output", type=Path, default=RESULTS / "policies.csv", help="default: %(default)s")
+    parser.add_argument("--speed", action="store_true", help="measure images/s instead, into policies-speed.csv")
+    parser.add_argument("--draw", action="store_true", help="draw docs/policies.png and print the table instead")
     options = parser.parse_args(argv)
+    if options.speed or options.draw:
+        (measure_speed if options.speed else draw)()
+        return
     base = override(recipes.get(options.recipe), [*OVERRIDES, *options.overrides])
     seeds = [int(seed) for seed in options.seeds.split(",")]
     measured = []
