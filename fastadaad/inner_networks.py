@@ -71,10 +71,12 @@ def _has_hooks(network: nn.Module) -> bool:
 def _fold(network: nn.Module, x: Tensor, form: Form) -> FoldedNetwork | None:
     dtype = DTYPES[form.precision]
     if _has_hooks(network):
-        return _as_it_is(network, form, "batch-norm was not folded: the network has hooks, which would not run")
+        _say_unfolded(network, form, "batch-norm was not folded: the network has hooks, which would not run")
+        return None
     _, why_not = fold(network, x[:2] if len(x) else None, dtype=dtype)
     if why_not is not None:
-        return _as_it_is(network, form, why_not)
+        _say_unfolded(network, form, why_not)
+        return None
     memory_format = FORMATS[form.layout] if form.layout != "auto" else _measured(network, x, dtype)
     return FoldedNetwork(network, memory_format=memory_format, dtype=dtype)
 
@@ -85,7 +87,7 @@ def _measured(network: nn.Module, x: Tensor, dtype: torch.dtype) -> torch.memory
     )
 
 
-def _as_it_is(network: nn.Module, form: Form, why: str) -> None:
+def _say_unfolded(network: nn.Module, form: Form, why: str) -> None:
     if DTYPES[form.precision] != torch.float32:
         raise ValueError(f"precision {form.precision} needs a folded network, and {why}: set it to fp32")
     warnings.warn(f"{type(network).__name__}: {why}; the inner loop runs it as it is", stacklevel=2)
