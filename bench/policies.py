@@ -2,7 +2,7 @@
 
 Students of one recipe, each setting with the same seeds; trained and attacked as `fastadaad compare` does it, in cells
 that are kept, so that several processes can share the work. `--speed` measures what a setting gains instead, on a
-machine that does nothing else; `--draw` makes the picture and prints the table.
+machine that does nothing else; `--draw` makes the picture and the table.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from fastadaad.evaluation import AttackResult
 from .networks import PAIRS
 from .policy_speed import speed_rows
 from .policy_table import plot, policy_lines, table
+from .readme import rewritten
 from .timing import RESULTS, write_rows
 
 SPEED_ROUNDS = 15
@@ -98,8 +99,10 @@ def measure_speed() -> None:
 
 def draw() -> None:
     lines = policy_lines(RESULTS)
-    plot(RESULTS.parents[1] / "docs" / "policies.png", lines)
-    print(table(lines))
+    docs = RESULTS.parents[1] / "docs"
+    plot(docs / "policies.png", lines)
+    page = docs / "performance.md"
+    page.write_text(rewritten(page.read_text(), table(lines)))
 
 
 def main(argv: list[str]) -> None:
@@ -112,7 +115,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--work", action="store_true", help="help another process with the work; write no rows")
     parser.add_argument("--output", type=Path, default=RESULTS / "policies.csv", help="default: %(default)s")
     parser.add_argument("--speed", action="store_true", help="measure images/s instead, into policies-speed.csv")
-    parser.add_argument("--draw", action="store_true", help="draw docs/policies.png and print the table instead")
+    parser.add_argument(
+        "--draw", action="store_true", help="draw docs/policies.png and write the table of docs/performance.md instead"
+    )
     options = parser.parse_args(argv)
     if options.speed or options.draw:
         (measure_speed if options.speed else draw)()
