@@ -34,12 +34,10 @@ SETTINGS = (
     ("refreshed(every=10)", "fp32"),
     ("refreshed(every=8)", "fp32"),
     ("refreshed(every=5)", "fp32"),
-    ("refreshed(every=3)", "fp32"),
     ("refreshed", "fp32"),
     ("linearized(top=3,every=10)", "fp32"),
     ("linearized(top=1,every=10)", "fp32"),
     ("linearized(top=3)", "fp32"),
-    ("exact", "bf16"),
     ("refreshed(every=8)", "bf16"),
 )
 
