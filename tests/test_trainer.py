@@ -21,7 +21,7 @@ from fastadaad import methods, recipes
 from fastadaad import trainer as trainer_module
 from fastadaad import training_data as training_data_module
 from fastadaad.checkpoint import save_weights, write_atomically
-from fastadaad.config import ModelConfig, OptimConfig, RunConfig, TeacherConfig
+from fastadaad.config import ModelConfig, OptimConfig, RunConfig, TeacherConfig, TeacherPolicy
 from fastadaad.config_io import override, read_config
 from fastadaad.data import Dataset
 from fastadaad.evaluation import evaluate
@@ -75,6 +75,43 @@ def test_a_run_leaves_its_files_and_its_best_weights_load_back(tmp_path):
     assert (facts["epoch"], facts["config"]["inner"]["step_size"]) == (best["epoch"], 0.05)
     for name, tensor in read_state_dict(result.folder / "last.safetensors").items():
         assert torch.equal(tensor, run.state.student.state_dict()[name]), name
+
+
+TEACHER_METRICS = ("teacher_logit_error", "teacher_kl_error", "teacher_top_class_differs", "asking_interval")
+
+
+@pytest.mark.filterwarnings("ignore:teacher policy:UserWarning")
+@pytest.mark.parametrize(
+    ("policy", "intervals"), [("refreshed(every=2)", {2}), ("linearized(top=2,every=1)", {1}), ("refreshed", {1, 2})]
+)
+def test_each_epoch_logs_how_far_a_teacher_policy_was_off(tmp_path, policy, intervals):
+    config = tiny_run(method="adaad", teacher=save_teacher(tmp_path / "teacher.safetensors"))
+    config = replace(config, teacher=replace(config.teacher, policy=TeacherPolicy.parse(policy)))
+    trainer(config, tmp_path / "run").train()
+    rows = read_metrics(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for row in rows:
+        logit_error, kl_error, top_class_differs, asking_interval = (row[name] for name in TEACHER_METRICS)
+        assert logit_error > 0
+        assert kl_error > 0
+        assert 0 <= top_class_differs <= 1
+        assert asking_interval in intervals
+    assert rows[0]["teacher_kl_error"] != rows[1]["teacher_kl_error"]  # of this epoch, not of all so far
+
+
+def test_what_is_not_measured_of_the_teacher_stays_empty(tmp_path):
+    exact = tiny_run(method="adaad", teacher=save_teacher(tmp_path / "teacher.safetensors"))
+    without_adv = replace(
+        exact,
+        teacher=replace(exact.teacher, policy=TeacherPolicy(kind="refreshed")),
+        method_options={"adversarial_weight": 0.0},
+    )
+    for name, config in (("exact", exact), ("teacher not asked at x_adv", without_adv), ("no teacher", tiny_run())):
+        trainer(config, tmp_path / name).train()
+        header, *rows = (tmp_path / name / "metrics.csv").read_text().splitlines()
+        assert header.split(",")[-4:] == list(TEACHER_METRICS)
+        assert [row.split(",")[-4:] for row in rows] == [[""] * 4] * 2, name
+        assert not set(TEACHER_METRICS) & set(read_metrics(tmp_path / name)[0])
 
 
 def test_training_raises_accuracy(tmp_path):
