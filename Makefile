@@ -35,7 +35,6 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-POLICIES := refreshed(every=5),refreshed(every=10),linearized(top=3,every=10)
 STEP := $(BIN)/python -m bench step
 
 # One thread for the operations, whose shapes are small; all of them for the steps.
@@ -43,13 +42,16 @@ bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench ops --rewrite
 	$(STEP) --pair cifar --rounds 5 --rewrite
 	$(STEP) --pair cifar --method adaiad --rounds 3 --no-details
-	$(STEP) --pair demo --pair fashion-mnist --rounds 10 --policies "$(POLICIES)"
-	$(STEP) --pair rescnn --rounds 10 --policies "$(POLICIES)" --no-details
+	$(STEP) --pair demo --pair fashion-mnist --rounds 10
 	$(STEP) --pair small --method all --rounds 10 --modes eager --no-details
+	$(BIN)/python -m bench policies --speed
+	$(BIN)/python -m bench measures
 	$(BIN)/python -m bench roofline
+	$(BIN)/python -m bench policies --draw
 	$(BIN)/python -m bench readme
 
 GPU := bench/results/gpu
+POLICIES := refreshed(every=5),refreshed(every=10),linearized(top=3,every=10)
 bench-gpu: setup
 	$(BIN)/python -m bench ops --device cuda --rewrite --output $(GPU)/ops.csv
 	$(STEP) --device cuda --pair cifar --pair paper --method adaad --method adaiad --modes eager,compiled,graph \

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 BENCHMARKS = {
+    "measures": "the inner loop with one measure after the other, from the plain program to ours",
     "ops": "each operation against plain torch, eager and compiled; --static: resources of the Triton kernels",
     "policies": "what asking the teacher less often costs in accuracy, over several seeds",
     "readme": "writes the README's tables of speed anew from bench/results",

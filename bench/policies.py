@@ -20,12 +20,14 @@ from fastadaad.config_io import override
 from fastadaad.evaluation import AttackResult
 
 from .networks import PAIRS
+from .policy_kl import kl_rows
 from .policy_speed import speed_rows
 from .policy_table import plot, policy_lines, table
 from .readme import rewritten
 from .timing import RESULTS, write_rows
 
 SPEED_ROUNDS = 15
+RADII = (1.0, 2.0)  # times the recipe's
 RECIPE = "fashion-mnist-small"
 OVERRIDES = ("student.name=rescnn-8", "mode=compiled", "evaluation.every_epochs=100")
 # Teacher policy and precision of the teacher.
@@ -95,6 +97,13 @@ def measure_speed() -> None:
     write_rows(path, list(speed_rows(PAIRS["rescnn"], SETTINGS, SPEED_ROUNDS, device)), device)
 
 
+def measure_kl(base: RunConfig, student: Path) -> None:
+    path = RESULTS / "policies-kl.csv"
+    path.unlink(missing_ok=True)
+    for radius in RADII:
+        write_rows(path, list(kl_rows(base, student, radius)), torch.device("cpu"))
+
+
 def draw() -> None:
     lines = policy_lines(RESULTS)
     docs = RESULTS.parents[1] / "docs"
@@ -113,6 +122,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--work", action="store_true", help="help another process with the work; write no rows")
     parser.add_argument("--output", type=Path, default=RESULTS / "policies.csv", help="default: %(default)s")
     parser.add_argument("--speed", action="store_true", help="measure images/s instead, into policies-speed.csv")
+    parser.add_argument("--kl", type=Path, metavar="STUDENT", help="measure the kl reached instead: policies-kl.csv")
     parser.add_argument(
         "--draw", action="store_true", help="draw docs/policies.png and write the table of docs/performance.md instead"
     )
@@ -121,6 +131,9 @@ def main(argv: list[str]) -> None:
         (measure_speed if options.speed else draw)()
         return
     base = override(recipes.get(options.recipe), [*OVERRIDES, *options.overrides])
+    if options.kl:
+        measure_kl(base, options.kl)
+        return
     seeds = [int(seed) for seed in options.seeds.split(",")]
     measured = []
     for attacks, num_images in ((("natural", "pgd20"), None), (("autoattack",), options.autoattack_images)):

@@ -36,7 +36,7 @@ DEVICES = {
     "H200": Device(tflops=_HOPPER, gb_per_s=4800.0),
 }
 ELEMENT_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2}
-POLICIES = ("exact", "refreshed(every=5)", "refreshed(every=10)", "linearized(top=3,every=10)")
+POLICIES = ("exact", "refreshed(every=5)", "refreshed(every=8)", "refreshed(every=10)", "linearized(top=3,every=10)")
 # Images of each data set: channels, height, width; and classes.
 SHAPES = {
     "digits": (1, 8, 8),

@@ -115,7 +115,7 @@ class Distiller:
         self._outer_loss = loss_and_logits
         if self.mode != "eager":
             # An epoch is a number of the graph, which must not be compiled anew for each.
-            self._outer_loss = one_graph(loss_and_logits, dynamic=None, **compile_options or {})
+            self._outer_loss = one_graph(loss_and_logits, **{"dynamic": None} | (compile_options or {}))
         self._teacher_error = TeacherErrorMeter(self.maximizer.teacher_policy, next(student.parameters()).device)
         self.teacher_error: TeacherError | None = None
         self._num_steps = 0

@@ -13,6 +13,8 @@ from fastadaad.config import TeacherPolicy
 # Fashion-MNIST an error of 0.1 goes with 5 % less kl at x_adv than the exact search reaches, and one of 0.03 with 3 %.
 TOLERATED = (0.05, 0.2)
 ALARMING = 0.5
+# The share of images whose most likely class differs, above which it warns too.
+ALARMING_CLASSES = 0.25
 
 # Shares of the search from one answer of the teacher to the next, from seldom to often. The second asks twice, at the
 # first step and late: what the last steps do is not undone.
@@ -77,7 +79,7 @@ class TeacherErrorMeter:
             asking_interval=asking_interval,
         )
         self.sums.zero_()
-        if error.kl_error > ALARMING:
+        if error.kl_error > ALARMING or error.top_class_differs > ALARMING_CLASSES:
             warnings.warn(
                 f"teacher policy {self.policy}: what stands in for the teacher is off by {error.kl_error:.0%} of the "
                 f"kl, and {error.top_class_differs:.0%} of its top classes are wrong; ask more often or use exact",

@@ -1,0 +1,87 @@
+"""`python -m bench measures`: AdaAD's inner loop with one measure after the other, from the plain program to ours.
+
+Each variant has all the measures of those before it. They alternate in one process; compilation is not timed.
+"""
+
+import argparse
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from unittest import mock
+
+import torch
+from rich.table import Table
+
+from fastadaad import InnerConfig, InnerMaximizer, folding, inner_networks
+
+from .networks import PAIRS, Pair, Program, Variant
+from .tables import print_table
+from .timing import RESULTS, Spread, alternate, ratios, write_rows
+
+REFERENCE = "plain program"
+UNFOLDED = {"fold": lambda network, *_, **__: (network, "left as it is")}
+NO_PRODUCT = {"MAX_PATCH": 0}
+# What is switched off in inner_networks and folding while the twins are made, and InnerMaximizer's arguments.
+MEASURES: dict[str, tuple[dict, dict, dict]] = {
+    "no weight gradients kept, analytic logit gradients, fused step": (UNFOLDED, {}, {}),
+    "batch-norm folded": ({}, NO_PRODUCT, {"layout": "contiguous"}),
+    "layout measured": ({}, NO_PRODUCT, {}),
+    "convolution of the pixels as a product": ({}, {}, {}),
+    "one compiled graph a step": ({}, {}, {"mode": "compiled"}),
+}
+
+
+def loops(pair: Pair, inner: InnerConfig, device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The inner loop of each variant on networks of its own."""
+    yield REFERENCE, Program(pair, "adaad", Variant(mode="reference"), inner, device).inner_loop
+    x_natural, _ = pair.batch(device)
+    for name, (networks_off, folding_off, arguments) in MEASURES.items():
+        maximizer = InnerMaximizer(*map(copy.deepcopy, pair.networks(device)), inner=inner, **arguments)
+        with ExitStack() as switches, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the networks are not folded is meant here
+            for module, off in ((inner_networks, networks_off), (folding, folding_off)):
+                for attribute, value in off.items():
+                    switches.enter_context(mock.patch.object(module, attribute, value))
+            maximizer(x_natural)
+        yield name, lambda maximizer=maximizer: maximizer(x_natural)
+
+
+def rows(pair_name: str, rounds: int, device: torch.device) -> Iterator[dict[str, object]]:
+    pair = PAIRS[pair_name]
+    timings = alternate(dict(loops(pair, InnerConfig(), device)), device, rounds=rounds, warmup=1)
+    before = timings[REFERENCE]
+    for name, milliseconds in timings.items():
+        yield {
+            "pair": pair_name,
+            "measure": name,
+            **ratios(timings[REFERENCE], milliseconds).columns("times_plain_{}"),
+            **ratios(before, milliseconds).columns("times_before_{}"),
+            **Spread.of(milliseconds).columns("{}_ms"),
+            "n": len(milliseconds),
+        }
+        before = milliseconds
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench measures", description=__doc__)
+    parser.add_argument("--pair", choices=PAIRS, action="append", help="default: fashion-mnist and cifar")
+    parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=RESULTS / "measures.csv", help="written anew")
+    options = parser.parse_args(argv)
+    measured = [
+        row for pair in options.pair or ("fashion-mnist", "cifar") for row in rows(pair, options.rounds, options.device)
+    ]
+    options.output.unlink(missing_ok=True)
+    write_rows(options.output, measured, options.device)
+    print_rows(measured)
+
+
+def print_rows(measured: list[dict[str, object]]) -> None:
+    columns = ("pair", "measure", "times_plain_p50", "times_before_p50", "p50_ms")
+    table = Table(*columns)
+    for row in measured:
+        table.add_row(*[str(row[column]) for column in columns])
+    print_table(table)
