@@ -136,7 +136,7 @@ def _self_check_table(result: self_check.SelfCheckResult | None) -> Table:
 
 
 def _layout_table() -> Table:
-    columns = ("network", "batch", "dtype", "layout", "contiguous ms", "channels-last ms", "measured", "on")
+    columns = ("network", "batch", "dtype", "layout", "compiled", "contiguous ms", "channels-last ms", "measured", "on")
     table = _table("layouts", *columns)
     choices = layout.remembered_choices()
     if not choices:
@@ -148,6 +148,7 @@ def _layout_table() -> Table:
             "x".join(map(str, choice["shape"])),
             choice["dtype"].removeprefix("torch."),
             choice["choice"],
+            choice["compiled_choice"],
             f"{choice['contiguous_ms']:.1f}",
             f"{choice['channels_last_ms']:.1f}",
             entry.date,

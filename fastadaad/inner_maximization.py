@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad import methods, ops
-from fastadaad.config import InnerConfig, Layout, Mode, PrecisionConfig, Start, TeacherPolicy, ThreatModel
+from fastadaad.config import InnerConfig, Layout, Mode, Precision, PrecisionConfig, Start, TeacherPolicy, ThreatModel
 from fastadaad.graph_capture import CapturedCall
 from fastadaad.inner_networks import Form, inner_network
 from fastadaad.inner_step import Search, Steps
@@ -192,12 +192,16 @@ class InnerMaximizer:
         """Student and teacher as the loop runs them: twins with the present weights, or themselves, frozen inside."""
         student, teacher = self.student, self.teacher_network(x_natural)
         if self.inner.student_eval:
-            student = inner_network(student, x_natural, Form(precision=self.precision.student, layout=self.layout))
+            student = inner_network(student, x_natural, self.form(self.precision.student))
         with (
             frozen(*[self.teacher] if teacher is not None and teacher is self.teacher else []),
             frozen(*[student] if student is self.student else [], evaluation=self.inner.student_eval),
         ):
             yield student, teacher
+
+    def form(self, precision: Precision) -> Form:
+        """What a twin of this loop is made to be."""
+        return Form(precision=precision, layout=self.layout, compiled=self.mode != "eager")
 
     def teacher_network(self, x: Tensor) -> nn.Module | None:
         """The teacher as the loop runs it, for batches such as x [B, C, H, W]: its twin, or itself where there is none.
@@ -206,7 +210,7 @@ class InnerMaximizer:
         """
         if self.teacher is None:
             return None
-        return inner_network(self.teacher, x, Form(precision=self.precision.teacher, layout=self.layout))
+        return inner_network(self.teacher, x, self.form(self.precision.teacher))
 
     def _maximize(
         self,

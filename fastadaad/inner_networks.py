@@ -20,6 +20,8 @@ class Form:
 
     precision: Precision = "fp32"
     layout: Layout = "auto"
+    compiled: bool = False
+    """Whether it is going to be compiled, which decides the layout `auto`."""
 
 
 class _Twin:
@@ -77,14 +79,15 @@ def _fold(network: nn.Module, x: Tensor, form: Form) -> FoldedNetwork | None:
     if why_not is not None:
         _say_unfolded(network, form, why_not)
         return None
-    memory_format = FORMATS[form.layout] if form.layout != "auto" else _measured(network, x, dtype)
+    memory_format = FORMATS[form.layout] if form.layout != "auto" else _measured(network, x, dtype, form)
     return FoldedNetwork(network, memory_format=memory_format, dtype=dtype)
 
 
-def _measured(network: nn.Module, x: Tensor, dtype: torch.dtype) -> torch.memory_format:
-    return choose_memory_format(
-        network, x, lambda memory_format: FoldedNetwork(network, memory_format=memory_format, dtype=dtype)
-    )
+def _measured(network: nn.Module, x: Tensor, dtype: torch.dtype, form: Form) -> torch.memory_format:
+    def build(memory_format: torch.memory_format) -> nn.Module:
+        return FoldedNetwork(network, memory_format=memory_format, dtype=dtype)
+
+    return choose_memory_format(network, x, build, compiled=form.compiled)
 
 
 def _say_unfolded(network: nn.Module, form: Form, why: str) -> None:

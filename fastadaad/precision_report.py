@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastadaad.config import PrecisionConfig
 from fastadaad.inner_maximization import InnerMaximizer, frozen, start_point
-from fastadaad.inner_networks import Form, inner_network
+from fastadaad.inner_networks import inner_network
 from fastadaad.inner_step import pixel_gradient, scaled, tape_vjp
 from fastadaad.precision import gradient_scale, tensor_cores
 
@@ -42,7 +42,7 @@ def measure(maximizer: InnerMaximizer, x_natural: Tensor, labels: Tensor | None,
     own, method = maximizer.precision, maximizer.method
     generator = torch.Generator(x_natural.device).manual_seed(seed)
     x_adv = start_point(x_natural, maximizer.inner.start or method.start, maximizer.inner, generator)
-    twin = inner_network(maximizer.student, x_natural, Form(precision=own.student, layout=maximizer.layout))
+    twin = inner_network(maximizer.student, x_natural, maximizer.form(own.student))
     networks = [network for network in (maximizer.student, maximizer.teacher) if network is not None]
     with frozen(*networks):
         low = _gradient(maximizer, own, (twin, maximizer.teacher_network(x_natural)), x_natural, x_adv, labels)

@@ -293,22 +293,23 @@ def test_both_layouts_give_the_same_x_adv(policy):
 def test_layout_auto_is_the_remembered_one_and_asked_for_once(monkeypatch, remembered):
     asked = []
 
-    def choose(network, x, build):
-        asked.append((network, tuple(x.shape), build(remembered).memory_format))
+    def choose(network, x, build, *, compiled):
+        asked.append((network, tuple(x.shape), build(remembered).memory_format, compiled))
         return remembered
 
     monkeypatch.setattr(inner_networks, "choose_memory_format", choose)
     network, (x, _) = tiny_network(1), images_and_labels()
-    twin = inner_network(network, x, Form())
-    assert inner_network(network, x, Form()) is twin
+    form = Form(compiled=True)
+    twin = inner_network(network, x, form)
+    assert inner_network(network, x, form) is twin
     assert twin.memory_format == remembered
     weight = next(buffer for buffer in twin.buffers() if buffer.dim() == 4)
     assert weight.is_contiguous(memory_format=remembered)
-    assert asked == [(network, (16, 3, 8, 8), remembered)]
+    assert asked == [(network, (16, 3, 8, 8), remembered, True)]
 
 
 def test_a_layout_that_is_given_is_not_measured(monkeypatch):
-    monkeypatch.setattr(inner_networks, "choose_memory_format", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(inner_networks, "choose_memory_format", lambda *_, **__: pytest.fail("measured"))
     x, _ = images_and_labels()
     assert inner_network(tiny_network(1), x, Form(layout="channels_last")).memory_format == torch.channels_last
 

@@ -45,9 +45,11 @@ class FakeClock:
         return Timed(self, tiny_network(1).to(memory_format=memory_format), name, self.durations[memory_format])
 
 
-def choose(clock: FakeClock, network: nn.Module | None = None, x: Tensor | None = None) -> torch.memory_format:
+def choose(
+    clock: FakeClock, network: nn.Module | None = None, x: Tensor | None = None, **options: bool
+) -> torch.memory_format:
     x = images_and_labels(4)[0] if x is None else x
-    return choose_memory_format(network or tiny_network(1), x, clock.build, clock=clock)
+    return choose_memory_format(network or tiny_network(1), x, clock.build, clock=clock, **options)
 
 
 def test_the_faster_layout_is_chosen_and_remembered_with_its_milliseconds():
@@ -62,6 +64,24 @@ def test_the_faster_layout_is_chosen_and_remembered_with_its_milliseconds():
     again = FakeClock([0.004], [0.01])
     assert choose(again, tiny_network(9)) is torch.channels_last  # other weights, the same architecture
     assert again.passes == []
+
+
+@pytest.mark.parametrize(
+    ("contiguous_s", "channels_last_s", "eager", "compiled"),
+    [
+        (0.01, 0.02, torch.contiguous_format, torch.contiguous_format),
+        (0.01, 0.011, torch.contiguous_format, torch.channels_last),
+        (0.011, 0.01, torch.channels_last, torch.channels_last),
+    ],
+)
+def test_a_network_to_be_compiled_is_contiguous_only_where_that_is_much_faster(
+    contiguous_s, channels_last_s, eager, compiled
+):
+    clock = FakeClock([contiguous_s], [channels_last_s])
+    assert choose(clock) is eager
+    passes = len(clock.passes)
+    assert choose(clock, compiled=True) is compiled
+    assert len(clock.passes) == passes  # one measurement serves both
 
 
 def test_doctor_shows_what_was_chosen_and_why():
