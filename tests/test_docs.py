@@ -1,7 +1,9 @@
 """What the pages under docs promise: their examples run, their commands parse, their links lead somewhere."""
 
 import copy
+import csv
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,57 @@ def test_parameter_counts_of_the_page_of_models(name, parameters):
 
 def test_every_method_is_on_its_page():
     assert all(f"| `{name}` |" in PAGES["methods.md"] for name in methods.METHODS)
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with open(ROOT / "bench" / "results" / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_figures_of_the_page_of_performance_are_those_of_their_rows():
+    page = " ".join(PAGES["performance.md"].split())
+    steps = {(row["method"], row["variant"]): row for row in rows_of("step.csv") if row["pair"] == "cifar"}
+    ours, plain = steps["adaad", "distiller-compiled"], steps["adaad", "reference"]
+    adaiad = steps["adaiad", "distiller-compiled"]
+    claims = [
+        "compiled: {:.2f} s for the inner loop, {:.2f} s for the outer loss and its backward pass".format(
+            *[float(ours[stage]) / 1e3 for stage in ("inner_ms", "outer_ms")]
+        ),
+        f"The plain program: {float(plain['inner_ms']) / 1e3:.2f}, {float(plain['outer_ms']) / 1e3:.2f} and",
+        f"is {float(ours['gflop']):,.0f} GFLOP",
+        f"at {float(ours['gflop_per_s']):.0f} GFLOP/s: {float(ours['of_matrix_product']):.2f} times",
+        f"and {float(ours['of_convolutions']):.2f} times that of the same convolutions",
+        f"takes {float(ours['overhead_p50']):.2f} times as long as the bare networks",
+        f"The plain program runs at {float(plain['of_convolutions']):.2f} times the convolutions' rate",
+        "ours is {:.2f} times ({:.2f} to {:.2f})".format(*[float(ours[f"ratio_{p}"]) for p in ("p50", "p20", "p80")]),
+        "it is {:.2f} times ({:.2f} to {:.2f})".format(*[float(adaiad[f"ratio_{p}"]) for p in ("p50", "p20", "p80")]),
+        f"is {float(ours['inner_peak_of_reference']):.2f} times the plain program's",
+    ]
+    reached = [row for row in rows_of("policies-kl.csv") if row["policy"].startswith("refreshed")]
+    for epsilon, text in (
+        ("0.1", "{} for `refreshed(every=10)`, {} for `(every=8)`, {} for"),
+        ("0.2", "{}, {} and {}"),
+    ):
+        shares = {row["policy"]: f"{float(row['kl_of_exact']):.2f}" for row in reached if row["epsilon"] == epsilon}
+        claims.append(text.format(*[shares[f"refreshed(every={every})"] for every in (10, 8, 3)]))
+    assert [claim for claim in claims if claim not in page] == []
+    assert {row["host_synchronisations"] for row in steps.values()} <= {"0", ""}
+
+
+def test_the_recommended_policy_gains_and_costs_what_the_pages_say():
+    speeds = {(row["policy"], row["teacher_precision"]): row for row in rows_of("policies-speed.csv")}
+    accuracies: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows_of("policies.csv"):
+        key = row["policy"], row["teacher_precision"], row["attack"]
+        accuracies.setdefault(key, []).append(100 * float(row["accuracy"]))
+
+    def change(attack: str) -> float:
+        exact, cheap = (accuracies[policy, "fp32", attack] for policy in ("exact", "refreshed(every=10)"))
+        return statistics.fmean(cheap) - statistics.fmean(exact)
+
+    times = f"{float(speeds['refreshed(every=10)', 'fp32']['times_exact_p50']):.1f} times as fast"
+    for page in (PAGES["performance.md"], (ROOT / "README.md").read_text()):
+        words = " ".join(page.split())
+        assert times in words
+        assert f"by {-change('natural'):.1f} points" in words
+    assert change("pgd20") > 0  # robustness did not fall
