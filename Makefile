@@ -40,10 +40,10 @@ STEP := $(BIN)/python -m bench step
 # One thread for the operations, whose shapes are small; all of them for the steps.
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench ops --rewrite
-	$(STEP) --pair cifar --rounds 5 --rewrite
-	$(STEP) --pair cifar --method adaiad --rounds 3 --no-details
-	$(STEP) --pair demo --pair fashion-mnist --rounds 10
-	$(STEP) --pair small --method all --rounds 10 --modes eager --no-details
+	$(STEP) --pair cifar --modes compiled --rounds 5 --rewrite
+	$(STEP) --pair cifar --method adaiad --modes compiled --rounds 3 --no-details
+	$(STEP) --pair demo --pair fashion-mnist --rounds 20 --no-details
+	$(STEP) --pair small --method all --rounds 7 --modes eager --no-details
 	$(BIN)/python -m bench policies --speed
 	$(BIN)/python -m bench measures
 	$(BIN)/python -m bench roofline

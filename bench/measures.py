@@ -17,6 +17,7 @@ from rich.table import Table
 from fastadaad import InnerConfig, InnerMaximizer, folding, inner_networks
 
 from .networks import PAIRS, Pair, Program, Variant
+from .readme import Row, markdown
 from .tables import print_table
 from .timing import RESULTS, Spread, alternate, ratios, write_rows
 
@@ -62,6 +63,20 @@ def rows(pair_name: str, rounds: int, device: torch.device) -> Iterator[dict[str
             "n": len(milliseconds),
         }
         before = milliseconds
+
+
+def measures_table(measured: list[Row]) -> str:
+    """In Markdown: each measure's milliseconds and its gains, a pair of networks beside the other."""
+    pairs = list(dict.fromkeys(row["pair"] for row in measured))
+    lines = []
+    for name in dict.fromkeys(row["measure"] for row in measured):
+        cells = [name]
+        for row in (row for row in measured if row["measure"] == name):
+            gain, in_all = float(row["times_before_p50"]), float(row["times_plain_p50"])
+            cells += [f"{float(row['p50_ms']):.0f}", f"{gain:.2f}", f"{in_all:.2f}"]
+        lines.append(cells)
+    columns = [f"{pair}, {what}" for pair in pairs for what in ("ms", "times the one before", "times the plain")]
+    return markdown(("measure", *columns), lines)
 
 
 def main(argv: list[str]) -> None:

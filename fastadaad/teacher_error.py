@@ -14,7 +14,7 @@ from fastadaad.config import TeacherPolicy
 TOLERATED = (0.05, 0.2)
 ALARMING = 0.5
 # The share of images whose most likely class differs, above which it warns too.
-ALARMING_CLASSES = 0.25
+ALARMING_CLASSES = 0.4
 
 # Shares of the search from one answer of the teacher to the next, from seldom to often. The second asks twice, at the
 # first step and late: what the last steps do is not undone.

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.measures import measures_table
+from bench.policy_table import policy_lines, table
 from fastadaad import cli, load_model, methods, recipes
 from fastadaad.inner_step import pixel_gradient, tape_vjp
 from fastadaad.trainer import Trainer
@@ -119,6 +121,14 @@ def test_the_figures_of_the_page_of_performance_are_those_of_their_rows():
         claims.append(text.format(*[shares[f"refreshed(every={every})"] for every in (10, 8, 3)]))
     assert [claim for claim in claims if claim not in page] == []
     assert {row["host_synchronisations"] for row in steps.values()} <= {"0", ""}
+
+
+def test_the_table_of_measures_is_that_of_its_rows():
+    assert measures_table(rows_of("measures.csv")) in PAGES["performance.md"]
+
+
+def test_the_table_of_policies_is_that_of_its_rows():
+    assert table(policy_lines(ROOT / "bench" / "results")) in PAGES["performance.md"]
 
 
 def test_the_recommended_policy_gains_and_costs_what_the_pages_say():

@@ -36,12 +36,12 @@ PASSES = {
     ("trades", DISTILLER): (K + 3, 0, 0),
     ("ard", "reference"): (K + 2, 1, 0),
     ("iad", "reference"): (K + 3, 2, 0),
-    ("iad", DISTILLER): (K + 2, 2, 0),
+    ("iad", DISTILLER): (K + 2, 1, 0),
     ("rslad", "reference"): (K + 2, 1, 0),
     ("rslad", DISTILLER): (K + 2, 1, 0),
     ("akd", "reference"): (K + 1, 1, 0),
     ("saad", "reference"): (K + 3, 4, 1),
-    ("saad", DISTILLER): (K + 3, 3, 1),
+    ("saad", DISTILLER): (K + 3, 2, 1),
 }
 
 # A kl of softened or of nearly equal outputs is small, and its rounding, that of numbers near 1, is multiplied by this:
