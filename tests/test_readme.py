@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 import statistics
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def test_python_example_runs(example, capsys):
 
 @pytest.mark.parametrize("line", re.findall(r"^    fastadaad (.+)$", README, flags=re.MULTILINE))
 def test_command_line_example_parses(line):
-    arguments = cli.parse(line.split())
+    arguments = cli.parse(shlex.split(line))
     recipe = getattr(arguments, "recipe", None)
     if recipe is not None:
         methods = getattr(arguments, "methods", "") or getattr(arguments, "method", None) or "adaad"
