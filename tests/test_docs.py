@@ -112,6 +112,13 @@ def test_the_figures_of_the_page_of_performance_are_those_of_their_rows():
         "it is {:.2f} times ({:.2f} to {:.2f})".format(*[float(adaiad[f"ratio_{p}"]) for p in ("p50", "p20", "p80")]),
         f"is {float(ours['inner_peak_of_reference']):.2f} times the plain program's",
     ]
+    small = {(row["pair"], row["variant"]): row for row in rows_of("step.csv") if row["method"] == "adaad"}
+    for pair, name in (("demo", "the demo's"), ("fashion-mnist", "Fashion-MNIST's")):
+        quantiles = [float(small[pair, "distiller-compiled"][f"ratio_{p}"]) for p in ("p50", "p20", "p80")]
+        claims.append(f"{name} {{:.2f}} times ({{:.2f}} to {{:.2f}})".format(*quantiles))
+    for text, variant in (("run at {} and {} times the rate", "distiller-compiled"), ("at {} and {}.", "reference")):
+        rates = [f"{float(small[pair, variant]['of_convolutions']):.2f}" for pair in ("demo", "fashion-mnist")]
+        claims.append(text.format(*rates))
     reached = [row for row in rows_of("policies-kl.csv") if row["policy"].startswith("refreshed")]
     for epsilon, text in (
         ("0.1", "{} for `refreshed(every=10)`, {} for `(every=8)`, {} for"),
