@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -14,15 +13,9 @@ from rich.table import Table
 import fastadaad
 from fastadaad import layout, ops, self_check
 from fastadaad.compilation import compile_cache
+from fastadaad.machine_memory import version
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "scikit-learn", "safetensors", "tensorboard", "matplotlib")
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "missing"
 
 
 def _devices() -> str:
@@ -36,7 +29,7 @@ def dali_status() -> str:
     """NVIDIA DALI, or the package to install; PyPI's `nvidia-dali` is an empty decoy and is named as such."""
     if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
         return "found"
-    if _version("nvidia-dali") != "missing":
+    if version("nvidia-dali") != "missing":
         return "nvidia-dali is an empty decoy: pip uninstall nvidia-dali, then pip install 'fastadaad[dali]'"
     return "missing (optional): pip install 'fastadaad[dali]'"
 
@@ -88,7 +81,7 @@ def print_report(console: Console) -> None:
     table = Table(title=f"fastadaad {fastadaad.__version__}", show_header=False)
     table.add_row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in PACKAGES:
-        table.add_row(package, _version(package))
+        table.add_row(package, version(package))
     table.add_row("device", _devices())
     table.add_row("NVIDIA DALI", escape(dali_status()))  # [dali] is no markup
     table.add_row("NVIDIA apex", apex_status())

@@ -78,7 +78,7 @@ def remember(section: str, key: str, value: Any) -> None:
 def machine_key(device: torch.device | str) -> str:
     """All that a fact about this machine depends on, in words: hardware, driver, versions, the kernels' bytes."""
     device = torch.device(device)
-    triton = "triton " + _version("triton")
+    triton = "triton " + version("triton")
     versions = f"torch {torch.__version__}, {triton}, fastadaad {fastadaad.__version__}"
     kernels = f"kernels {_kernels_digest()} ({os.environ.get(KERNELS_VARIABLE, 'auto')})"
     return f"{hardware(device)}; {versions}; {kernels}"
@@ -111,7 +111,8 @@ def _say_once(message: str) -> None:
     warnings.warn(message, stacklevel=4)
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Of an installed package, or `missing`."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
