@@ -45,7 +45,7 @@ bench: setup
 	$(STEP) --pair demo --pair fashion-mnist --rounds 20 --no-details
 	$(STEP) --pair small --method all --rounds 7 --modes eager --no-details
 	$(BIN)/python -m bench policies --speed
-	$(BIN)/python -m bench measures
+	$(BIN)/python -m bench measures --rounds 5
 	$(BIN)/python -m bench roofline
 	$(BIN)/python -m bench policies --draw
 	$(BIN)/python -m bench readme

@@ -290,8 +290,7 @@ def _scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def _multiply_patches(graph: fx.Graph, attributes: dict[str, Any], memory_format: torch.memory_format) -> None:
     """On the CPU, turn convolutions of a few pixels of a few channels into products of their patches with the weight.
 
-    oneDNN runs them at a twentieth of its speed: for 128 images of 1x28x28 and 48 channels, forward and gradient took
-    16 ms on one core of a Zen 4, and take 3.5 as compiled products.
+    oneDNN is slow at them; bench/results/measures.csv has what the product gains.
     """
     for node in _convolutions(graph):
         weight, others = attributes[node.args[1].target], node.args[3:]  # stride, padding, dilation, groups
