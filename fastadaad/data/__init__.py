@@ -1,8 +1,25 @@
-"""Data sets as uint8 tensors, and batches of them as a pure function of (seed, epoch, position)."""
+"""Data sets, and engines that make batches of them as a pure function of (seed, epoch, batch number)."""
 
-from fastadaad.data.dataset import DataError, Dataset
+from fastadaad.data.augmentation import Augmentation
+from fastadaad.data.dataset import DataError, Dataset, ImageFiles
 from fastadaad.data.datasets import DATASETS, load_dataset
+from fastadaad.data.engines import make_pipeline
+from fastadaad.data.pipeline import Pipeline
 from fastadaad.data.resident import ResidentPipeline
+from fastadaad.data.sampling import Sampling
 from fastadaad.data.splits import split_validation, subset
 
-__all__ = ["DATASETS", "DataError", "Dataset", "ResidentPipeline", "load_dataset", "split_validation", "subset"]
+__all__ = [
+    "DATASETS",
+    "Augmentation",
+    "DataError",
+    "Dataset",
+    "ImageFiles",
+    "Pipeline",
+    "ResidentPipeline",
+    "Sampling",
+    "load_dataset",
+    "make_pipeline",
+    "split_validation",
+    "subset",
+]

@@ -1,77 +1,67 @@
-"""Which sample comes when, and how it is cropped and mirrored: pure functions of (seed, epoch, sample index).
+"""How the images of an epoch are cropped, mirrored, cut out and coloured: pure functions of (seed, epoch, sample)."""
 
-Sample i of an epoch gets the i-th number of the splitmix64 generator (Steele, Lea, Flood: "Fast splittable
-pseudorandom number generators", 2014) whose state is derived from the seed, the epoch and the use. Integer arithmetic
-in int64 wraps alike on every device, so the numbers are the same everywhere.
-"""
-
-from enum import IntEnum
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-class Use(IntEnum):
-    """What hashes are for; each use has its own stream, so that order, augmentation and splits are independent."""
-
-    ORDER = 1
-    AUGMENTATION = 2
-    SPLIT = 3
+from fastadaad.data.hashing import Use, flag, hash_bits, integer, uniform
+from fastadaad.data.resized_crop import NUM_DRAWS as RESIZED_CROP_DRAWS
 
 
-# The constants of splitmix64 as signed 64-bit integers.
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - 2**64
-MULTIPLIER_2 = 0x94D049BB133111EB - 2**64
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What is done to a training image, in this order; the default is nothing."""
 
-FIELD_BITS = 24  # of the 64 bits of a hash: 24 for top, 24 for left, the next one for flip
-FIELD_MASK = 2**FIELD_BITS - 1
+    min_crop_scale: float = 1.0
+    """Random resized crops of image files of at least this share of the area; 1: the centre of the image instead."""
+    padding: int = 0
+    """Random crops of the image padded by so many black pixels on each side."""
+    flip: bool = False
+    """Random horizontal flips."""
+    color_jitter: float = 0.0
+    """Of image files: brightness, contrast and saturation are multiplied by factors in [1 - it, 1 + it]."""
+    cutout: int = 0
+    """Side in pixels of a black square at a random place, partly outside near the border; 0: none."""
 
 
-def augmentation(seed: int, epoch: int, indices: Tensor, padding: int, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Crop corners and mirror flags of the samples `indices` [B] in an epoch, on the device of `indices`.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Draws:
+    """The random numbers of B samples; None where the augmentation needs none."""
 
-    Returns top, left int64 [B], uniform in [0, 2*padding] (to within 2**-24), and flip bool [B], each with probability
-    1/2, or all False without `flip`.
+    top: Tensor
+    """int64 [B] in [0, 2 padding]: first row of the crop in the padded image."""
+    left: Tensor
+    flip: Tensor
+    """bool [B]."""
+    cutout_center: Tensor | None = None
+    """int64 [B, 2], a row and a column of the finished crop."""
+    resized_crop: Tensor | None = None
+    """float32 [B, RESIZED_CROP_DRAWS] in [0, 1), see resized_crop.py."""
+    color: Tensor | None = None
+    """float32 [B, 3]: the factors of brightness, contrast and saturation."""
+
+
+def draw(augmentation: Augmentation, seed: int, epoch: int, indices: Tensor, height: int, width: int) -> Draws:
+    """The draws of the samples `indices` int64 [B] in an epoch, on their device, for images of height x width.
+
+    Crop corners are uniform to within 2**-24; a mirror flag has probability 1/2, or 0 without `flip`.
     """
     bits = hash_bits(seed, Use.AUGMENTATION, epoch, indices)
-    num_offsets = 2 * padding + 1
-    top = ((bits & FIELD_MASK) * num_offsets) >> FIELD_BITS
-    left = (((bits >> FIELD_BITS) & FIELD_MASK) * num_offsets) >> FIELD_BITS
-    mirrored = ((bits >> 2 * FIELD_BITS) & 1).bool() & flip
-    return top, left, mirrored
-
-
-def epoch_order(seed: int, epoch: int, num_samples: int, device: torch.device | str = "cpu") -> Tensor:
-    """The permutation int64 [num_samples] in which an epoch visits the samples."""
-    return hash_order(seed, Use.ORDER, epoch, num_samples, device)
-
-
-def hash_order(seed: int, use: Use, epoch: int, num_samples: int, device: torch.device | str = "cpu") -> Tensor:
-    """The permutation int64 [num_samples] that sorts the hashes; they never tie, so it is the same on every device."""
-    return torch.argsort(hash_bits(seed, use, epoch, torch.arange(num_samples, device=device)))
-
-
-def hash_bits(seed: int, use: Use, epoch: int, indices: Tensor) -> Tensor:
-    """64 random bits per sample, int64 with the shape of `indices`; distinct indices have distinct bits."""
-    for name, number in (("seed", seed), ("epoch", epoch)):
-        if not 0 <= number < 2**63:
-            raise ValueError(f"{name} {number} is outside 0..2**63 - 1: choose a non-negative {name}")
-    # The state stays a CPU scalar: combined with `indices` on an accelerator it is a kernel argument, not a copy.
-    state = torch.zeros((), dtype=torch.int64)
-    for number in (seed, use, epoch):
-        state = splitmix64(state ^ number, 0)
-    return splitmix64(state, indices)
-
-
-def splitmix64(state: Tensor, index: int | Tensor) -> Tensor:
-    """Output number `index` (from 0) of the generator started at `state`; 64 bits as int64, a bijection of either."""
-    bits = state + (index + 1) * GOLDEN
-    bits = (bits ^ _logical_shift_right(bits, 30)) * MULTIPLIER_1
-    bits = (bits ^ _logical_shift_right(bits, 27)) * MULTIPLIER_2
-    return bits ^ _logical_shift_right(bits, 31)
-
-
-def _logical_shift_right(bits: Tensor, count: int) -> Tensor:
-    """`bits >> count` with zeros moving in, where `>>` of a negative int64 would move ones in."""
-    return (bits >> count) & (2 ** (64 - count) - 1)
+    num_offsets = 2 * augmentation.padding + 1
+    center = resized_crop = color = None
+    if augmentation.cutout:
+        place = hash_bits(seed, Use.CUTOUT, epoch, indices)
+        center = torch.stack([integer(place, 0, height), integer(place, 1, width)], dim=1)
+    if augmentation.min_crop_scale < 1:
+        resized_crop = uniform(seed, Use.RESIZED_CROP, epoch, indices, RESIZED_CROP_DRAWS)
+    if augmentation.color_jitter:
+        color = 1 + augmentation.color_jitter * (2 * uniform(seed, Use.COLOR, epoch, indices, 3) - 1)
+    return Draws(
+        top=integer(bits, 0, num_offsets),
+        left=integer(bits, 1, num_offsets),
+        flip=flag(bits) & augmentation.flip,
+        cutout_center=center,
+        resized_crop=resized_crop,
+        color=color,
+    )

@@ -1,83 +1,81 @@
-"""The resident pipeline: the whole data set lives on the device as uint8, and batches are cut from it there."""
+"""The resident engine: the whole data set as uint8 on the device, from which batches are cut there in one pass."""
 
-import copy
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastadaad.data.augmentation import augmentation, epoch_order
+from fastadaad.data.augmentation import Draws
+from fastadaad.data.dataset import ImageFiles, Images
+from fastadaad.data.host_images import uploaded
+from fastadaad.data.pipeline import Batch, Pipeline
 from fastadaad.ops import crop_flip
 
+# The networks and their activations need the rest.
+SHARE_OF_FREE_MEMORY = 0.5
 
-class ResidentPipeline:
-    """Batches of a data set, each a pure function of (seed, epoch, batch number); it has no hidden position.
 
-    images: uint8 [M, H, W, C]; labels: int64 [M]; both are moved to `device`. Crops pad with `padding` black pixels.
-    Without `drop_last` the last batch may be smaller and every image is visited once.
+class ResidentPipeline(Pipeline):
+    """See Pipeline; images are an array.
+
+    It lives on the device, as its only copy there, if it is no larger than `max_bytes`; None: half of the free memory.
+    Else it stays where it is, in memory or a memory map, and batches are gathered from it ahead of their use.
+    `channels_last`: x_natural has that memory format.
     """
 
     def __init__(
         self,
-        images: Tensor,
+        images: Images,
         labels: Tensor,
         *,
-        batch_size: int,
-        seed: int = 0,
-        padding: int = 0,
-        flip: bool = False,
-        shuffle: bool = True,
-        drop_last: bool = False,
-        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        max_bytes: float | None = None,
+        **options: Any,
     ):
-        _check(images, labels, batch_size, drop_last)
-        self.images = images.to(device).contiguous()
-        self.labels = labels.to(device)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.padding = padding
-        self.flip = flip
-        self.shuffle = shuffle
-        self.drop_last = drop_last
+        super().__init__(images, labels, **options)
+        if isinstance(images, ImageFiles):
+            raise ValueError(f"{images.root} holds image files: run fastadaad pack, or set data.engine=dali or torch")
+        if self.augmentation.color_jitter or self.augmentation.min_crop_scale < 1:
+            raise ValueError("color_jitter and min_crop_scale are for image files: leave them out")
+        self.channels_last = channels_last
+        self.is_on_device = images.nbytes <= (_free_bytes(self.device) if max_bytes is None else max_bytes)
+        self._images = images.to(self.device) if self.is_on_device else images
+        self._samples, self._labels = self.samples.to(self.device), self.labels.to(self.device)
 
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        whole, rest = divmod(len(self.images), self.batch_size)
-        return whole if self.drop_last else whole + (rest > 0)
+    def _read(self, epoch: int, batches: Sequence[Tensor]) -> Iterator[Batch]:
+        if not batches:
+            return
+        # One copy to the device for an epoch; the splits are as the batches were.
+        on_device = torch.cat(list(batches)).to(self.device).split(self.sampling.batch_size)
+        if self.is_on_device:
+            for batch in on_device:
+                yield self._cut(self._images, self._samples[batch], epoch, batch)
+        else:
+            gathered = uploaded(self._images, [self.samples[batch] for batch in batches], self.device)
+            for batch, images in zip(on_device, gathered, strict=True):
+                yield self._cut(images, torch.arange(len(batch), device=self.device), epoch, batch)
 
-    def shard(self, index: int, count: int) -> "ResidentPipeline":
-        """The same for every `count`-th image from the `index`-th on."""
-        part = copy.copy(self)
-        part.images, part.labels = self.images[index::count], self.labels[index::count]
-        return part
-
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(x_natural fp32 [B, C, H, W] in [0, 1], labels int64 [B]) for the batches from `start_batch` on."""
-        if not 0 <= start_batch <= len(self):
-            raise ValueError(f"start_batch {start_batch} is outside 0..{len(self)}, the number of batches of an epoch")
-        order = self._order(epoch)
-        return (self._batch(epoch, order, number) for number in range(start_batch, len(self)))
-
-    def _order(self, epoch: int) -> Tensor:
-        if self.shuffle:
-            return epoch_order(self.seed, epoch, len(self.images), self.images.device)
-        return torch.arange(len(self.images), device=self.images.device)
-
-    def _batch(self, epoch: int, order: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        indices = order[number * self.batch_size : (number + 1) * self.batch_size]
-        top, left, mirrored = augmentation(self.seed, epoch, indices, self.padding, self.flip)
-        return crop_flip(self.images, indices, top, left, mirrored, self.padding), self.labels[indices]
-
-
-def _check(images: Tensor, labels: Tensor, batch_size: int, drop_last: bool) -> None:
-    if images.dtype != torch.uint8 or images.dim() != 4:
-        raise ValueError(f"images are {images.dtype} {list(images.shape)}: give uint8 [M, H, W, C]")
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}: give int64 [{len(images)}], one per image")
-    if batch_size < 1:
-        raise ValueError(f"batch_size {batch_size} is not positive: give at least 1")
-    if drop_last and batch_size > len(images):
-        raise ValueError(
-            f"batch_size {batch_size} exceeds the {len(images)} images and drop_last leaves no batch: "
-            f"choose batch_size <= {len(images)}"
+    def _cut(self, images: Tensor, indices: Tensor, epoch: int, batch: Tensor) -> Batch:
+        draws: Draws = self._draw(epoch, batch)
+        x_natural = crop_flip(
+            images,
+            indices,
+            draws.top,
+            draws.left,
+            draws.flip,
+            self.augmentation.padding,
+            cutout=self.augmentation.cutout,
+            cutout_center=draws.cutout_center,
+            channels_last=self.channels_last,
         )
+        return x_natural, self._labels[batch]
+
+
+def _free_bytes(device: torch.device) -> float:
+    """What images may take of the memory of a device; on the CPU they are where they are."""
+    if device.type != "cuda":
+        return math.inf
+    free, _ = torch.cuda.mem_get_info(device)
+    return SHARE_OF_FREE_MEMORY * free

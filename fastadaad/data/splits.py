@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastadaad.data.augmentation import Use, hash_order
+from fastadaad.data.hashing import Use, hash_order
 
 
 def subset(labels: Tensor, num_samples: int, seed: int) -> Tensor:

@@ -1,0 +1,127 @@
+"""The torch engine: torchvision's transforms in the workers of a DataLoader. Plain and slow; the others' oracle."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision.transforms.v2 import functional as TF
+
+from fastadaad.data.augmentation import Augmentation
+from fastadaad.data.dataset import DataError, ImageFiles, Images
+from fastadaad.data.image_decoding import decode
+from fastadaad.data.pipeline import Batch, Failure, Pipeline
+from fastadaad.data.resized_crop import center_window, resized_crop_windows
+
+
+class Request(NamedTuple):
+    """A sample as a worker is asked for it, with its draws."""
+
+    index: int
+    label: int
+    top: int
+    left: int
+    flip: bool
+    cutout_center: list[int] | None
+    resized_crop: Tensor | None
+    color: list[float] | None
+
+
+class Response(NamedTuple):
+    """A sample as a worker gives it back, or why it is left out."""
+
+    x_natural: Tensor | None
+    label: int
+    failure: Failure | None = None
+
+
+class TorchPipeline(Pipeline):
+    """See Pipeline; `num_workers` processes read and augment the images, 0: this one does."""
+
+    def __init__(self, images: Images, labels: Tensor, *, num_workers: int = 2, **options: Any):
+        super().__init__(images, labels, **options)
+        self.num_workers = num_workers
+
+    def _read(self, epoch: int, batches: Sequence[Tensor]) -> Iterator[Batch]:
+        loader = DataLoader(
+            _Samples(self.images, self.augmentation),
+            batch_sampler=(self._requests(epoch, batch) for batch in batches),  # type: ignore[arg-type]
+            num_workers=self.num_workers,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+        )
+        for x_natural, labels, failures in loader:
+            self._skip(failures, len(labels))
+            yield x_natural.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def _requests(self, epoch: int, batch: Tensor) -> list[Request]:
+        draws = self._draw(epoch, batch)
+
+        def listed(values: Tensor | None) -> list:
+            return [None] * len(batch) if values is None else values.tolist()
+
+        columns = (self.samples[batch], self.labels[batch], draws.top, draws.left, draws.flip, draws.cutout_center)
+        crops = [None] * len(batch) if draws.resized_crop is None else draws.resized_crop.unsqueeze(1)
+        return [Request(*row) for row in zip(*map(listed, columns), crops, listed(draws.color), strict=True)]
+
+
+class _Samples(TorchDataset):
+    """The images of a pipeline, one by one, in a worker."""
+
+    def __init__(self, images: Images, augmentation: Augmentation) -> None:
+        self.images, self.augmentation = images, augmentation
+
+    def __getitem__(self, request: Request) -> Response:
+        try:
+            image = self._image(request)
+        except DataError as error:
+            assert isinstance(self.images, ImageFiles)
+            if self.images.on_error == "raise":
+                raise
+            return Response(None, request.label, Failure(self.images.path(request.index), str(error)))
+        return Response(self._augmented(image, request), request.label)
+
+    def _image(self, request: Request) -> Tensor:
+        """uint8 [C, H, W], of files resized."""
+        if not isinstance(self.images, ImageFiles):
+            return self.images[request.index].permute(2, 0, 1)
+        image = decode(self.images.path(request.index))
+        if request.resized_crop is None:
+            window = center_window(image.height, image.width, self.images.center_share)
+        else:
+            size = torch.tensor([[image.height, image.width]])
+            window = resized_crop_windows(size, request.resized_crop, self.augmentation.min_crop_scale)[0].tolist()
+        return TF.pil_to_tensor(TF.resized_crop(image, *window, [self.images.image_size] * 2))
+
+    def _augmented(self, image: Tensor, request: Request) -> Tensor:
+        """fp32 [C, H, W] in [0, 1]."""
+        _, height, width = image.shape
+        if self.augmentation.padding:
+            image = TF.crop(TF.pad(image, [self.augmentation.padding]), request.top, request.left, height, width)
+        if request.flip:
+            image = TF.horizontal_flip(image)
+        if request.color is not None:
+            brightness, contrast, saturation = request.color
+            image = TF.adjust_contrast(TF.adjust_brightness(image, brightness), contrast)
+            image = TF.adjust_saturation(image, saturation)
+        if request.cutout_center is not None:
+            image = TF.erase(image, *self._cutout(request.cutout_center, height, width), torch.zeros(()).to(image))
+        # A quotient, as everywhere here; TF.to_dtype multiplies by 1/255, which differs in the last bit.
+        return image.float() / 255
+
+    def _cutout(self, center: list[int], height: int, width: int) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of the part of the square that is inside."""
+        side = self.augmentation.cutout
+        first = [max(0, middle - side // 2) for middle in center]
+        end = [min(middle - side // 2 + side, size) for middle, size in zip(center, (height, width), strict=True)]
+        return first[0], first[1], end[0] - first[0], end[1] - first[1]
+
+
+def _collate(responses: list[Response]) -> tuple[Tensor, Tensor, list[Failure]]:
+    """The images of a batch, their labels, and the files that are left out of it."""
+    read = [response for response in responses if response.x_natural is not None]
+    failures = [response.failure for response in responses if response.failure is not None]
+    x_natural = torch.stack([response.x_natural for response in read]) if read else torch.empty(0)
+    return x_natural, torch.tensor([response.label for response in read]), failures
