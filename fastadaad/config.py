@@ -17,6 +17,8 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 PolicyKind = Literal["exact", "refreshed", "linearized"]
 OptimizerName = Literal["sgd", "lars", "lamb"]
 OptimizerBackend = Literal["auto", "foreach", "apex"]
+Engine = Literal["auto", "resident", "dali", "torch"]
+OnError = Literal["raise", "skip"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -150,7 +152,7 @@ class TeacherPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, in which batches, augmented how."""
+    """Which images, in which batches, read and augmented how."""
 
     name: str
     root: str | None = None
@@ -161,18 +163,49 @@ class DataConfig:
     """Images held out of the training set, on which the best epoch is chosen."""
     batch_size: int = 128
     padding: int = 0
-    """Random crops of the image padded by so many zero pixels on each side."""
+    """Random crops of the image padded by so many black pixels on each side."""
     flip: bool = False
     """Random horizontal flips."""
+    cutout: int = 0
+    """Side in pixels of a black square at a random place; 0: none."""
+    image_size: int | None = None
+    """Of image files: side in pixels that they are resized to."""
+    center_share: float | None = None
+    """Of image files that are not cropped at random: side of the square that is kept over the shorter side.
+
+    None: 1, for imagenet 0.875.
+    """
+    min_crop_scale: float = 1.0
+    """Of image files: random resized crops of at least this share of the area, such as 0.08; 1: the centre instead."""
+    color_jitter: float = 0.0
+    """Of image files: brightness, contrast and saturation are multiplied by factors in [1 - it, 1 + it]."""
+    extra_images: str | None = None
+    """An .npz file with more images for training, such as generated ones; an epoch is as long as without them."""
+    extra_share: float = 0.7
+    """Share of each batch that comes from extra_images."""
+    engine: Engine = "auto"
+    """auto: resident for arrays, dali for image files, or torch where DALI is missing."""
+    num_workers: int = 2
+    """Threads of dali, processes of torch."""
+    on_error: OnError = "raise"
+    """What happens to an image file that cannot be decoded; skip: it is left out, and listed at the end."""
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, f"batch_size is {self.batch_size}: it must be 1 or more")
-        _require(self.padding >= 0, f"padding is {self.padding}: it must be 0 or more")
-        _require(self.validation_size >= 0, f"validation_size is {self.validation_size}: it must be 0 or more")
+        for name in ("batch_size", "num_samples", "image_size"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} is {value}: it must be 1 or more")
+        for name in ("padding", "cutout", "validation_size", "num_workers"):
+            _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}: it must be 0 or more")
+        for name in ("min_crop_scale", "center_share"):
+            share = getattr(self, name)
+            _require(share is None or 0 < share <= 1, f"{name} is {share}: it is a share, in (0, 1]")
+        _require(0 <= self.color_jitter <= 1, f"color_jitter is {self.color_jitter}: it must lie in [0, 1]")
+        _require(0 < self.extra_share < 1, f"extra_share is {self.extra_share}: it is a share of a batch, in (0, 1)")
         _require(
-            self.num_samples is None or self.num_samples >= 1,
-            f"num_samples is {self.num_samples}: give 1 or more, or leave it out for all images",
+            self.engine in ("auto", "resident", "dali", "torch"),
+            f"engine is {self.engine!r}: choose auto, resident, dali or torch",
         )
+        _require(self.on_error in ("raise", "skip"), f"on_error is {self.on_error!r}: choose raise or skip")
 
 
 @dataclass(frozen=True, kw_only=True)

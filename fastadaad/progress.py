@@ -1,11 +1,14 @@
 """Live progress of anything that takes more than two seconds: images/s, a note, time left."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
 
 
 class _Elapsed:
@@ -27,6 +30,7 @@ class ImageProgress:
         self._timed_images = 0
         self._note = ""
         self._stopped_s = 0.0
+        self._waited_s = 0.0
         self._started_at = time.perf_counter()
         self._stopped_at: float | None = None
 
@@ -40,6 +44,22 @@ class ImageProgress:
     def images_per_s(self) -> float:
         """Without the images that passed while the clock stood."""
         return self._timed_images / max(self.seconds, 1e-9)
+
+    @property
+    def waited_share(self) -> float:
+        """Of the seconds, those that `waited_for` spent waiting."""
+        return self._waited_s / max(self.seconds, 1e-9)
+
+    def waited_for(self, items: Iterable[Item]) -> Iterator[Item]:
+        """`items`, with the time that each of them takes to come counted as waiting."""
+        iterator = iter(items)
+        while True:
+            before = time.perf_counter()
+            item = next(iterator, None)
+            self._waited_s += time.perf_counter() - before
+            if item is None:
+                return
+            yield item
 
     def advance(self, num_images: int, note: str | None = None) -> None:
         """Count `num_images` more and show `note` beside the bar; None: leave the note."""

@@ -19,6 +19,7 @@ METRICS = (
     "robust_accuracy",
     "images_per_s",
     "seconds",
+    "data_wait",  # share of the seconds
     # Of a teacher policy other than exact, see TeacherError.
     "teacher_logit_error",
     "teacher_kl_error",

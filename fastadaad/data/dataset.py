@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
-OnError = Literal["raise", "skip"]
+from fastadaad.config import OnError
 
 
 class DataError(ValueError):

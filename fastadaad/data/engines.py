@@ -3,14 +3,14 @@
 import importlib
 import importlib.util
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
+from fastadaad.config import Engine
 from fastadaad.data.dataset import ImageFiles, Images
 from fastadaad.data.pipeline import Pipeline
 
-Engine = Literal["auto", "resident", "dali", "torch"]
 # Module and class; resident reads no files, so it has no workers.
 ENGINES = {
     "resident": ("resident", "ResidentPipeline"),
