@@ -58,3 +58,5 @@ class Dataset:
     test_images: Images
     test_labels: Tensor
     class_names: tuple[str, ...]
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """(mean, std) of the training images per channel in pixel units, where they are known without reading all."""
