@@ -1,43 +1,83 @@
 """One encoded image -> uint8 pixels, as people see it, or one line that names the file."""
 
+import re
+import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
-from fastadaad.data.dataset import DataError
+from fastadaad.data.dataset import DataError, ImageFiles
+from fastadaad.data.file_checks import looks_like_html, one_line, start_of
+from fastadaad.data.resized_crop import center_window
 
-SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # Pillow would clip these at 255 instead of scaling them
+# Pillow's other readers are for documents and rarities; some of them start programs.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+SUFFIXES = frozenset(("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif", "ppm", "pgm", "pbm"))
+"""Of the files of a folder that are taken for images, in lower case; the contents tell the format."""
+
+REMEDY = "replace it, or set data.on_error=skip to leave such files out"
+# What Pillow remarks about files that it reads nevertheless, such as a damaged EXIF.
+PILLOWS_REMARKS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 def decode(path: Path) -> Image.Image:
     """The image in RGB: turned as its EXIF says, grey in three channels, CMYK converted, alpha dropped.
 
-    Raises DataError for a file that is missing, empty, truncated or no image.
+    Of 16 bits the upper 8 are kept; of an animation the first picture. Raises DataError for a file that is missing,
+    empty, truncated, no image or of pixels whose range is not known.
     """
+    # Not warnings.catch_warnings: threads that decode at the same time would undo each other's filters.
+    if PILLOWS_REMARKS not in warnings.filters:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
     except Exception as error:  # Pillow's plugins raise what they like: SyntaxError, struct.error, ...
-        raise DataError(f"{path} {_what_is_wrong(path, error)}") from error
-    if upright.mode in SIXTEEN_BIT:
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    return upright.convert("RGB")
+        raise DataError(f"{path} {_what_is_wrong(path, error)}: {REMEDY}") from error
+
+
+def decode_resized(images: ImageFiles, index: int) -> Tensor:
+    """Image `index` as it is evaluated, uint8 [image_size, image_size, 3]: its middle, resized. Raises DataError."""
+    image = decode(images.path(index))
+    top, left, height, width = center_window(image.height, image.width, images.center_share)
+    middle = image.crop((left, top, left + width, top + height))
+    resized = middle.resize((images.image_size, images.image_size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("it holds floating-point pixels, whose range is not known")
+    if image.mode.startswith("I"):
+        return _rgb_of_integers(np.asarray(image))
+    return image.convert("RGB")
+
+
+def _rgb_of_integers(pixels: np.ndarray) -> Image.Image:
+    """Pillow would clip these at 255 instead of scaling them, and has no name for what is above 16 bits."""
+    if pixels.min() < 0 or pixels.max() >= 2**16:
+        raise ValueError("it holds pixels of 32 bits, whose range is not known")
+    return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:
-    remedy = "replace it, or set data.on_error=skip to leave such files out"
+    if path.is_dir():
+        return "is a folder, not an image"
     if not path.is_file():
-        return f"does not exist: {remedy}"
-    start = path.read_bytes()[:64]
+        return "does not exist"
+    try:
+        start = start_of(path)
+    except OSError:
+        return f"cannot be read ({one_line(error)})"
     if not start:
-        return f"is empty: {remedy}"
+        return "is empty"
     if looks_like_html(start):
-        return f"is a web page, not an image: {remedy}"
-    return f"cannot be decoded ({' '.join(str(error).split())}): {remedy}"
-
-
-def looks_like_html(start: bytes) -> bool:
-    """Whether the first bytes of a file are those of a web page, as servers send instead of a file."""
-    return start.lstrip().lower().startswith((b"<!doctype", b"<html"))
+        return "is a web page, not an image"
+    if isinstance(error, UnidentifiedImageError):
+        return f"is not an image of a known format ({', '.join(FORMATS)})"
+    return f"cannot be decoded ({one_line(error)})"

@@ -1,0 +1,37 @@
+"""What every reader of files asks of them, and how it says what is wrong: in one line."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from fastadaad.data.dataset import DataError
+
+START = 256  # bytes that tell what a file is
+
+
+def start_of(path: Path) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(START)
+
+
+def looks_like_html(start: bytes) -> bool:
+    """Whether the first bytes of a file are those of a web page, as servers send instead of a file."""
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype", b"<html", b"<head", b"<!--"))
+
+
+def is_web_page(path: Path) -> bool:
+    """Whether `path` is a file that holds a web page, of whatever name."""
+    return path.is_file() and looks_like_html(start_of(path))
+
+
+def check_labels(path: Path, labels: Tensor, num_classes: int, remedy: str) -> None:
+    """Raises DataError where a label of `path`, int64 [M], is outside 0..num_classes - 1."""
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise DataError(f"{path} holds the label {outside[0]}, outside 0..{num_classes - 1}: {remedy}")
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, or its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

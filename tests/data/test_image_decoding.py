@@ -1,0 +1,71 @@
+"""Odd image files against the arrays they were made of, and broken ones against their line."""
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import odd_images
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as TF
+
+from fastadaad.data import DataError, ImageFiles
+from fastadaad.data.image_decoding import decode, decode_resized
+
+
+def test_readable_files_are_seen_as_meant(tmp_path):
+    for path, expected in odd_images.write_readable(tmp_path).items():
+        image = decode(path)
+        assert image.mode == "RGB", path
+        assert np.asarray(image).shape == expected.pixels.shape, path
+        difference = np.abs(np.asarray(image).astype(int) - expected.pixels).max()
+        assert difference <= expected.tolerance, f"{path} is off by {difference}"
+
+
+def test_orientations_differ():
+    """Else a reader that ignores the EXIF could pass the test above."""
+    turned = [turn(odd_images.SMOOTH).tobytes() for turn in odd_images.ORIENTATIONS.values()]
+    assert len(set(turned)) == 8
+
+
+def test_the_cmyk_file_is_one_of_those_with_inverted_numbers(tmp_path):
+    path = next(path for path in odd_images.write_readable(tmp_path) if path.name == "cmyk.jpg")
+    assert b"Adobe" in path.read_bytes()[:100]
+
+
+def test_broken_files_are_named_in_one_line(tmp_path):
+    broken = odd_images.write_broken(tmp_path) | {tmp_path / "missing.jpg": "does not exist"}
+    for path, words in broken.items():
+        with pytest.raises(DataError) as caught:
+            decode(path)
+        message = str(caught.value)
+        assert message.startswith(f"{path} "), message
+        assert words in message, message
+        assert "data.on_error=skip" in message
+        assert "\n" not in message
+
+
+def test_pillows_remarks_stay_inside(tmp_path):
+    names = ("bad_exif.jpg", "palette_transparent.png")
+    paths = [path for path in odd_images.write_readable(tmp_path) if path.name in names]
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        for path in paths:
+            Image.open(path).convert("RGB")
+        assert len(remarks) >= len(paths)  # of Pillow itself
+        remarks.clear()
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(decode, paths * 5))
+        assert not remarks
+
+
+@pytest.mark.parametrize(("size", "share"), [(16, 1.0), (16, 0.75), (50, 0.5)])
+def test_resized_images_are_torchvisions(tmp_path, size, share):
+    """torchvision crops the middle square and resizes it, in two calls."""
+    odd_images.write_readable(tmp_path)
+    files = ImageFiles(root=tmp_path, names=["rgb.png"], image_size=size, center_share=share)
+    side = round(share * odd_images.HEIGHT)
+    middle = TF.center_crop(Image.fromarray(odd_images.SMOOTH), [side, side])
+    expected = TF.pil_to_tensor(TF.resize(middle, [size, size])).permute(1, 2, 0)
+    assert torch.equal(decode_resized(files, 0), expected)
