@@ -42,14 +42,15 @@ class Pipeline(ABC):
         augmentation: Augmentation | None = None,
         device: torch.device | str = "cpu",
     ):
-        _check(images, labels)
+        augmentation = augmentation or Augmentation()
+        _check(images, labels, augmentation)
         self.images = images
         self.samples = torch.arange(len(images)) if samples is None else samples
         sampling.check(len(self.samples))
         self.labels = labels[self.samples]
         """int64 on the CPU, of the samples of all shards."""
         self.sampling = sampling
-        self.augmentation = augmentation or Augmentation()
+        self.augmentation = augmentation
         self.device = torch.device(device)
         self.skipped: dict[Path, str] = {}
         """Image files that were left out so far, and why."""
@@ -84,9 +85,14 @@ class Pipeline(ABC):
         return draw(self.augmentation, self.sampling.seed, epoch, batch, height, width)
 
     def _skip(self, failures: Sequence[Failure], batch_size: int) -> None:
-        """Count files that are left out of a batch, of which `batch_size` images stay. Raises DataError for 0."""
+        """Note files that are left out of a batch, of which `batch_size` images stay; one without any does not come.
+
+        Raises DataError where the files must not be left out, or where that costs a training a whole batch.
+        """
+        if failures and isinstance(self.images, ImageFiles) and self.images.on_error == "raise":
+            raise DataError(failures[0].reason)
         self.skipped.update(failures)
-        if not batch_size:
+        if not batch_size and self.sampling.drop_last:
             raise DataError(f"no image of a batch can be read: {failures[0].reason}")
 
     @abstractmethod
@@ -94,8 +100,13 @@ class Pipeline(ABC):
         """The images and labels of each batch of positions in `samples`, drawn for `epoch`."""
 
 
-def _check(images: Images, labels: Tensor) -> None:
-    if not isinstance(images, ImageFiles) and (images.dtype != torch.uint8 or images.dim() != 4):
-        raise ValueError(f"images are {images.dtype} {list(images.shape)}: give uint8 [M, H, W, C]")
+def _check(images: Images, labels: Tensor, augmentation: Augmentation) -> None:
+    if not isinstance(images, ImageFiles):
+        if images.dtype != torch.uint8 or images.dim() != 4:
+            raise ValueError(f"images are {images.dtype} {list(images.shape)}: give uint8 [M, H, W, C]")
+        if augmentation.color_jitter or augmentation.min_crop_scale < 1:
+            raise ValueError(
+                "color_jitter and min_crop_scale are for image files, and these are arrays: leave them out"
+            )
     if labels.dtype != torch.int64 or labels.shape != (len(images),):
         raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}: give int64 [{len(images)}], one per image")

@@ -37,8 +37,6 @@ class ResidentPipeline(Pipeline):
         super().__init__(images, labels, **options)
         if isinstance(images, ImageFiles):
             raise ValueError(f"{images.root} holds image files: run fastadaad pack, or set data.engine=dali or torch")
-        if self.augmentation.color_jitter or self.augmentation.min_crop_scale < 1:
-            raise ValueError("color_jitter and min_crop_scale are for image files: leave them out")
         self.channels_last = channels_last
         self.is_on_device = images.nbytes <= (_free_bytes(self.device) if max_bytes is None else max_bytes)
         self._images = images.to(self.device) if self.is_on_device else images

@@ -11,9 +11,9 @@ from torchvision.transforms.v2 import functional as TF
 
 from fastadaad.data.augmentation import Augmentation
 from fastadaad.data.dataset import DataError, ImageFiles, Images
-from fastadaad.data.image_decoding import decode
+from fastadaad.data.image_decoding import decode, decode_resized
 from fastadaad.data.pipeline import Batch, Failure, Pipeline
-from fastadaad.data.resized_crop import center_window, resized_crop_windows
+from fastadaad.data.resized_crop import resized_crop_windows
 
 
 class Request(NamedTuple):
@@ -54,7 +54,8 @@ class TorchPipeline(Pipeline):
         )
         for x_natural, labels, failures in loader:
             self._skip(failures, len(labels))
-            yield x_natural.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            if len(labels):
+                yield x_natural.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
     def _requests(self, epoch: int, batch: Tensor) -> list[Request]:
         draws = self._draw(epoch, batch)
@@ -78,22 +79,20 @@ class _Samples(TorchDataset):
             image = self._image(request)
         except DataError as error:
             assert isinstance(self.images, ImageFiles)
-            if self.images.on_error == "raise":
-                raise
             return Response(None, request.label, Failure(self.images.path(request.index), str(error)))
         return Response(self._augmented(image, request), request.label)
 
     def _image(self, request: Request) -> Tensor:
         """uint8 [C, H, W], of files resized."""
-        if not isinstance(self.images, ImageFiles):
-            return self.images[request.index].permute(2, 0, 1)
-        image = decode(self.images.path(request.index))
+        images = self.images
+        if not isinstance(images, ImageFiles):
+            return images[request.index].permute(2, 0, 1)
         if request.resized_crop is None:
-            window = center_window(image.height, image.width, self.images.center_share)
-        else:
-            size = torch.tensor([[image.height, image.width]])
-            window = resized_crop_windows(size, request.resized_crop, self.augmentation.min_crop_scale)[0].tolist()
-        return TF.pil_to_tensor(TF.resized_crop(image, *window, [self.images.image_size] * 2))
+            return decode_resized(images, request.index).permute(2, 0, 1)
+        image = decode(images.path(request.index))
+        size = torch.tensor([[image.height, image.width]])
+        window = resized_crop_windows(size, request.resized_crop, self.augmentation.min_crop_scale)[0].tolist()
+        return TF.pil_to_tensor(TF.resized_crop(image, *window, [images.image_size] * 2))
 
     def _augmented(self, image: Tensor, request: Request) -> Tensor:
         """fp32 [C, H, W] in [0, 1]."""
