@@ -48,11 +48,25 @@ def _random_start(side: int) -> Case:
     return Case(f"3x{side}x{side}", lambda: random_start(pixels, pixels, pixels, 0.1, 0.0, 1.0), loads, ("x_adv_ptr",))
 
 
-def _crop_flip(side: int) -> Case:
+def _crop_flip(side: int, channels_last: bool = False) -> Case:
+    arguments, loads = _crops(side)
+    name = f"{side}x{side}x3" + channels_last * " channels-last"
+    return Case(name, lambda: crop_flip(*arguments, channels_last=channels_last), loads, ("out_ptr",))
+
+
+def _crop_flip_cutout(side: int, channels_last: bool = False) -> Case:
+    arguments, loads = _crops(side)
+    center = _meta(_BATCH, 2, dtype=torch.int64)
+    loads += 2 * ("cutout_center_ptr",)
+    name = f"{side}x{side}x3" + channels_last * " channels-last"
+    return Case(name, lambda: crop_flip(*arguments, side // 2, center, channels_last), loads, ("out_ptr",))
+
+
+def _crops(side: int) -> tuple[tuple, tuple[str, ...]]:
+    """Arguments of crop_flip without options, and what it reads."""
     images, index = _meta(50_000, side, side, 3, dtype=torch.uint8), _meta(_BATCH, dtype=torch.int64)
     flip = _meta(_BATCH, dtype=torch.bool)
-    loads = "images_ptr", "indices_ptr", "top_ptr", "left_ptr", "flip_ptr"
-    return Case(f"{side}x{side}x3", lambda: crop_flip(images, index, index, index, flip, 4), loads, ("out_ptr",))
+    return (images, index, index, index, flip, 4), ("images_ptr", "indices_ptr", "top_ptr", "left_ptr", "flip_ptr")
 
 
 CASES = (
@@ -72,4 +86,7 @@ CASES = (
     _step(l2_step, 224, torch.float32, loads=2 * _STEP_LOADS + ("grad_x_ptr",)),
     _random_start(32),
     _crop_flip(32),
+    _crop_flip(32, channels_last=True),
+    _crop_flip_cutout(32),
+    _crop_flip_cutout(32, channels_last=True),
 )

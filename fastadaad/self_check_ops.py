@@ -222,6 +222,11 @@ def _crop_flip(generator: torch.Generator) -> Iterator[OpCase]:
     images, *rest = draw(7, 9, 5, 3, 3)
     planes = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     yield OpCase("images stored as planes", (planes, *rest))
+    yield OpCase("channels-last", (images, *rest, 0, None, True))
+    center = torch.stack((torch.arange(37) % 9, torch.arange(37) % 5), dim=1)
+    for cutout in (1, 4, 5):
+        yield OpCase(f"cutout {cutout}", (images, *rest, cutout, center))
+        yield OpCase(f"cutout {cutout}, channels-last", (images, *rest, cutout, center, True))
 
 
 # Name in torch.ops.fastadaad -> its cases, drawn with the generator given.

@@ -7,12 +7,30 @@ from . import checks
 from .registration import register
 
 
-def crop_flip(images: Tensor, indices: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
+def crop_flip(
+    images: Tensor,
+    indices: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    padding: int,
+    *,
+    cutout: int = 0,
+    cutout_center: Tensor | None = None,
+    channels_last: bool = False,
+) -> Tensor:
     """Sample b is image indices[b], zero-padded, cropped at (top[b], left[b]) and mirrored where flip[b]; pixel / 255.
 
     images: uint8 [M, H, W, C], any strides, padded by `padding` on each side; indices: int64 [B], each in [0, M);
-    top, left: int64 [B], each in [0, 2 padding]; flip: bool [B]. Returns x_natural fp32 [B, C, H, W], contiguous, in
-    [0, 1]. Raises ValueError for arguments that do not fit, and on the CPU also for values out of range.
+    top, left: int64 [B], each in [0, 2 padding]; flip: bool [B]. Returns x_natural fp32 [B, C, H, W] in [0, 1],
+    contiguous or, with `channels_last`, in torch.channels_last.
+
+    cutout: side in pixels of a black square over the finished sample, 0 for none (DeVries and Taylor: "Improved
+    regularization of convolutional neural networks with cutout", 2017). Its rows are [row - cutout // 2,
+    row - cutout // 2 + cutout), its columns likewise, as far as they are inside; cutout_center: int64 [B, 2], (row,
+    column) in [0, H) and [0, W), with a cutout only.
+
+    Raises ValueError for arguments that do not fit; the kernels for the CPU raise RuntimeError for values out of range.
     """
     if images.dim() != 4:
         raise ValueError(f"images has shape {tuple(images.shape)}: it must be [M, H, W, C]")
@@ -27,28 +45,83 @@ def crop_flip(images: Tensor, indices: Tensor, top: Tensor, left: Tensor, flip: 
         checks.check_device(name, tensor, "images", images)
     if padding < 0:
         raise ValueError(f"padding is {padding}: it must be a number of pixels >= 0")
-    return _op(images, indices, top, left, flip, padding)
+    _check_cutout(cutout, cutout_center, images, indices)
+    return _op(images, indices, top, left, flip, padding, cutout, cutout_center, channels_last)
 
 
-def crop_flip_ref(images: Tensor, indices: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
+def _check_cutout(cutout: int, cutout_center: Tensor | None, images: Tensor, indices: Tensor) -> None:
+    if cutout < 0:
+        raise ValueError(f"cutout is {cutout}: it must be a number of pixels >= 0")
+    if cutout_center is None:
+        if cutout > 0:
+            raise ValueError(f"cutout is {cutout} without cutout_center: give the rows and columns, int64 [B, 2]")
+        return
+    if cutout == 0:
+        raise ValueError("cutout_center is given and cutout is 0: give the side of the square, or no cutout_center")
+    checks.check_dtype("cutout_center", cutout_center, torch.int64)
+    checks.check_shape("cutout_center", cutout_center, (len(indices), 2), "a row and a column for each of indices")
+    checks.check_device("cutout_center", cutout_center, "images", images)
+
+
+def crop_flip_ref(
+    images: Tensor,
+    indices: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    padding: int,
+    cutout: int = 0,
+    cutout_center: Tensor | None = None,
+    channels_last: bool = False,
+) -> Tensor:
     """crop_flip in plain torch: gather with rows and columns inside the unpadded image, black elsewhere."""
     height, width = images.shape[1:3]
-    offsets = torch.arange(width, device=images.device)
-    rows = top[:, None] - padding + torch.arange(height, device=images.device)
-    columns = left[:, None] - padding + torch.where(flip[:, None], width - 1 - offsets, offsets)
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+    out_rows, out_columns = (torch.arange(size, device=images.device) for size in (height, width))
+    rows = top[:, None] - padding + out_rows
+    columns = left[:, None] - padding + torch.where(flip[:, None], width - 1 - out_columns, out_columns)
+    visible = _rectangle(_within(rows, 0, height), _within(columns, 0, width))
+    if cutout_center is not None:
+        first_row, first_column = (cutout_center - cutout // 2)[..., None].unbind(1)
+        visible &= ~_rectangle(_within(out_rows, first_row, cutout), _within(out_columns, first_column, cutout))
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-    pixels = images[indices[:, None, None], rows[:, :, None], columns[:, None, :]] * inside[..., None]
-    return (pixels.permute(0, 3, 1, 2).float() / 255).clone(memory_format=torch.contiguous_format)
+    pixels = images[indices[:, None, None], rows[:, :, None], columns[:, None, :]] * visible[..., None]
+    return (pixels.permute(0, 3, 1, 2).float() / 255).clone(memory_format=_memory_format(channels_last))
 
 
-def _fake(images: Tensor, indices: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
+def _within(places: Tensor, first: Tensor | int, size: int) -> Tensor:
+    """Which of the places are in [first, first + size)."""
+    return (places >= first) & (places < first + size)
+
+
+def _rectangle(rows: Tensor, columns: Tensor) -> Tensor:
+    """bool [B, H, W] from the rows [B, H] and the columns [B, W] that belong to it."""
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def _memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _fake(
+    images: Tensor,
+    indices: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    padding: int,
+    cutout: int = 0,
+    cutout_center: Tensor | None = None,
+    channels_last: bool = False,
+) -> Tensor:
     _, height, width, channels = images.shape
-    return images.new_empty((indices.shape[0], channels, height, width), dtype=torch.float32)
+    shape = indices.shape[0], channels, height, width
+    memory_format = _memory_format(channels_last)
+    return torch.empty(shape, dtype=torch.float32, device=images.device, memory_format=memory_format)
 
 
 _op = register(
-    "crop_flip(Tensor images, Tensor indices, Tensor top, Tensor left, Tensor flip, int padding) -> Tensor",
+    "crop_flip(Tensor images, Tensor indices, Tensor top, Tensor left, Tensor flip, int padding, int cutout=0, "
+    "Tensor? cutout_center=None, bool channels_last=False) -> Tensor",
     crop_flip_ref,
     _fake,
 )

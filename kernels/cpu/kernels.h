@@ -1,6 +1,7 @@
 // The kernels that library.cpp registers, one source file each; documented at the operations in fastadaad/ops.
 #pragma once
 
+#include <optional>
 #include <tuple>
 
 #include <torch/csrc/stable/tensor.h>
@@ -18,6 +19,6 @@ void l2_step_(Tensor x_adv, const Tensor x_natural, const Tensor grad_x, double 
               double lower, double upper);
 void random_start_(Tensor x_adv, const Tensor x_natural, const Tensor noise, double scale, double lower, double upper);
 Tensor crop_flip(const Tensor images, const Tensor indices, const Tensor top, const Tensor left, const Tensor flip,
-                 int64_t padding);
+                 int64_t padding, int64_t cutout, const std::optional<Tensor> cutout_center, bool channels_last);
 
 }  // namespace fastadaad

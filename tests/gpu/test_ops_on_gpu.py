@@ -69,15 +69,22 @@ def test_l2_step(side: int):
     torch.testing.assert_close(x_adv, expected, rtol=0, atol=1e-6)
 
 
-def test_crop_flip():
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("cutout", [0, 15, 16])
+def test_crop_flip(cutout: int, channels_last: bool):
     """Against the reference on the CPU: on CUDA torch divides by 255 as a product with its rounded inverse."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (11, 32, 32, 3), dtype=torch.uint8, generator=generator)
     indices = torch.randint(11, (129,), generator=generator)
     top, left = torch.randint(9, (2, 129), generator=generator)
     arguments = images, indices, top, left, top > left
-    result = ops.crop_flip(*(x.cuda() for x in arguments), 4)
-    assert torch.equal(result.cpu(), crop_flip_ref(*arguments, 4))
+    center = torch.randint(32, (129, 2), generator=generator) if cutout else None
+    options = {"cutout": cutout, "channels_last": channels_last}
+    expected = crop_flip_ref(*arguments, 4, cutout_center=center, **options)
+    on_device = [x.cuda() for x in arguments]
+    result = ops.crop_flip(*on_device, 4, cutout_center=None if center is None else center.cuda(), **options)
+    assert torch.equal(result.cpu(), expected)
+    assert result.stride() == expected.stride()
 
 
 def test_step_is_captured_in_a_graph():
