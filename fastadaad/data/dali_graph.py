@@ -1,0 +1,152 @@
+"""The operators of the dali engine, from paths or pixels to x_natural. Importing this needs DALI.
+
+No operator draws a number or keeps a state: what is random comes in with each batch.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn
+from nvidia.dali.fn.io.file import read
+from nvidia.dali.pipeline import Pipeline as Graph
+from nvidia.dali.plugin.pytorch import feed_ndarray
+from nvidia.dali.types import Constant, DALIImageType, DALIInterpType
+from torch import Tensor
+
+from fastadaad.data.augmentation import Augmentation
+from fastadaad.data.dataset import ImageFiles, Images, image_shape
+from fastadaad.data.resized_crop import center_window, resized_crop_windows
+
+PREFETCH = 3  # batches: one is handed over while the next two are made
+
+
+def build(
+    source: Callable[[], Sequence[Any]],
+    names: Sequence[str],
+    images: Images,
+    augmentation: Augmentation,
+    *,
+    batch_size: int,
+    num_threads: int,
+    device: torch.device,
+) -> Graph:
+    """A graph that gives x_natural, and of image files also the first and last two bytes, uint8 [B, 4].
+
+    `source` gives a batch of each input of `names`, see DaliPipeline._inputs; the first is `image`.
+    """
+    graph = Graph(
+        batch_size=batch_size,
+        num_threads=num_threads,
+        device_id=_device_id(device),
+        prefetch_queue_depth=PREFETCH,
+    )
+    with graph:
+        layout = None if isinstance(images, ImageFiles) else ["HWC"]
+        columns = fn.external_source(source=source, num_outputs=len(names), layout=layout)
+        inputs = dict(zip(names, columns, strict=True))
+        if isinstance(images, ImageFiles):
+            content = read(inputs["image"])
+            image = _resized(content, inputs, images, augmentation.min_crop_scale, device)
+            ends = [fn.cat(content[:2], content[-2:])]
+        else:
+            image, ends = inputs["image"].gpu() if device.type == "cuda" else inputs["image"], []
+        graph.set_outputs(_augmented(image, inputs, images, augmentation.cutout), *ends)
+    return graph
+
+
+def run(graph: Graph, device: torch.device) -> tuple[Tensor, np.ndarray | None]:
+    """The next batch of `graph`, for use on the current stream. Raises what DALI raises, StopIteration at the end.
+
+    The stream waits for the batch, the host does not.
+    """
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    images, *ends = (output.as_tensor() for output in graph.run(stream))
+    # A copy: memory that is shared by DLPack is given back by a thread of DALI that synchronises with the device first,
+    # and that breaks the capture of a CUDA graph.
+    x_natural = torch.empty(images.shape(), device=device)
+    feed_ndarray(images, x_natural, cuda_stream=stream)
+    return x_natural, np.array(ends[0]) if ends else None
+
+
+def encoded(path: Path) -> np.ndarray:
+    """A path as DALI's file.read expects it."""
+    return np.frombuffer(os.fsencode(path), np.uint8)
+
+
+def can_decode(path: Path, device: torch.device) -> bool:
+    """Whether DALI decodes a file that exists."""
+    graph = Graph(batch_size=1, num_threads=1, device_id=_device_id(device))
+    with graph:
+        content = read(Constant(encoded(path)))
+        graph.set_outputs(fn.decoders.image(content, device=_decoder(device)))
+    try:
+        graph.run()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _device_id(device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _decoder(device: torch.device) -> str:
+    return "mixed" if device.type == "cuda" else "cpu"
+
+
+def _resized(content: Any, inputs: dict[str, Any], files: ImageFiles, min_scale: float, device: torch.device) -> Any:
+    """uint8 [S, S, 3] of an encoded image, turned as its EXIF says."""
+    windows, arguments = partial(_center_windows, share=files.center_share), [fn.peek_image_shape(content)]
+    if "resized_crop" in inputs:
+        windows = partial(_random_windows, min_scale=min_scale)
+        arguments.append(inputs["resized_crop"])
+    window = fn.python_function(*arguments, function=windows, batch_processing=True)
+    image = fn.decoders.image_slice(
+        content,
+        start=window[:2],
+        shape=window[2:],
+        axes=(0, 1),
+        device=_decoder(device),
+        jpeg_fancy_upsampling=True,  # as on the CPU and in Pillow
+    )
+    return fn.resize(image, size=[files.image_size] * 2, interp_type=DALIInterpType.INTERP_LINEAR, antialias=True)
+
+
+def _random_windows(shapes: list[np.ndarray], draws: list[np.ndarray], min_scale: float) -> list[np.ndarray]:
+    sizes, numbers = torch.from_numpy(np.stack(shapes)[:, :2]), torch.from_numpy(np.stack(draws))
+    return list(resized_crop_windows(sizes, numbers, min_scale).int().numpy())
+
+
+def _center_windows(shapes: list[np.ndarray], share: float) -> list[np.ndarray]:
+    return [np.array(center_window(int(height), int(width), share), np.int32) for height, width, _ in shapes]
+
+
+def _augmented(image: Any, inputs: dict[str, Any], images: Images, cutout: int) -> Any:
+    """fp32 [C, H, W] in [0, 1] of uint8 [H, W, C]."""
+    height, width, _ = image_shape(images)
+    if "corner" in inputs:
+        image = fn.slice(image, start=inputs["corner"], shape=[height, width], axes=(0, 1), out_of_bounds_policy="pad")
+    if "flip" in inputs:
+        image = fn.flip(image, horizontal=inputs["flip"])
+    if "color" in inputs:
+        image = _colored(image, inputs["color"])
+    if "cutout" in inputs:
+        image = fn.erase(image, anchor=inputs["cutout"], shape=[cutout, cutout], axes=(0, 1))
+    # A quotient, not a product with 1/255: what crop_flip gives, to the last bit.
+    return fn.transpose(image, perm=[2, 0, 1]) / 255.0
+
+
+def _colored(image: Any, factors: Any) -> Any:
+    """`image` with other brightness, contrast and saturation, rounded after each where torchvision rounds down."""
+    image = fn.brightness(image, brightness=factors[0])
+    grey = fn.color_space_conversion(image, image_type=DALIImageType.RGB, output_type=DALIImageType.GRAY)
+    mean = fn.reductions.mean(grey).cpu()  # parameters of operators are on the CPU
+    image = fn.contrast(image, contrast=factors[1], contrast_center=mean)
+    return fn.saturation(image, saturation=factors[2])
