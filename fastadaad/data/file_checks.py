@@ -6,13 +6,13 @@ from torch import Tensor
 
 from fastadaad.data.dataset import DataError
 
-START = 256  # bytes that tell what a file is
+NUM_START_BYTES = 256  # which tell what a file is
 
 
 def start_of(path: Path) -> bytes:
     """The first bytes of a file."""
     with path.open("rb") as file:
-        return file.read(START)
+        return file.read(NUM_START_BYTES)
 
 
 def looks_like_html(start: bytes) -> bool:

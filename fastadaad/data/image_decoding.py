@@ -15,7 +15,7 @@ from fastadaad.data.resized_crop import center_window
 
 # Pillow's other readers are for documents and rarities; some of them start programs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
-SUFFIXES = frozenset(("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif", "ppm", "pgm", "pbm"))
+SUFFIXES = frozenset(("jpg", "jpeg", "jpe", "jfif", "png", "bmp", "webp", "tif", "tiff", "gif", "ppm", "pgm", "pbm"))
 """Of the files of a folder that are taken for images, in lower case; the contents tell the format."""
 
 REMEDY = "replace it, or set data.on_error=skip to leave such files out"

@@ -5,47 +5,93 @@ alphabetical order of their WordNet ids, as by torchvision's ImageFolder and so 
 of wnids.txt is another one.
 """
 
+import os
+import tempfile
+import warnings
 from collections.abc import Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
 
 from fastadaad.data.dataset import DataError, Dataset
+from fastadaad.data.file_checks import is_web_page, one_line
+from fastadaad.data.image_decoding import decode
+from fastadaad.data.source import Source
 
 IMAGE_SIZE = 64
-REMEDY = "set data.root=FOLDER to the folder tiny-imagenet-200 of the unpacked archive"
+FOLDER = "tiny-imagenet-200"
+ARCHIVE = f"{FOLDER}.zip"
+URL = f"http://cs231n.stanford.edu/{ARCHIVE}"
+MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+REMEDY = f"set data.root=FOLDER to the folder {FOLDER} of the unpacked archive, or set data.download=true"
 
 
-def load_tiny_imagenet(root: Path, download: bool) -> Dataset:
-    """Decodes all 110,000 images; nothing is downloaded. Raises DataError."""
-    if download:
-        raise DataError(f"tiny-imagenet is not downloaded by this program: fetch and unpack its archive, then {REMEDY}")
-    folder = root if (root / "wnids.txt").is_file() else root / "tiny-imagenet-200"
+def load_tiny_imagenet(source: Source) -> Dataset:
+    """Decodes all 110,000 images; with on_error=skip those that cannot be decoded are left out, in one warning.
+
+    A downloaded archive is checked by its MD5. Raises DataError.
+    """
+    folder = _folder(source)
     class_names = sorted(_lines(folder / "wnids.txt"))
     label_of = {name: label for label, name in enumerate(class_names)}
     train = [(path, label_of[name]) for name in class_names for path in _images(folder / "train" / name / "images")]
     test = [_annotated(folder / "val", line, label_of) for line in _lines(folder / "val" / "val_annotations.txt")]
+    train_images, train_labels = _read(train, "training", source)
+    test_images, test_labels = _read(test, "validation", source)
     return Dataset(
         name="tiny-imagenet",
-        train_images=_decode([path for path, _ in train], "training"),
-        train_labels=torch.tensor([label for _, label in train]),
-        test_images=_decode([path for path, _ in test], "validation"),
-        test_labels=torch.tensor([label for _, label in test]),
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
         class_names=tuple(class_names),
     )
+
+
+def _folder(source: Source) -> Path:
+    """The folder of the set: `root`, or the one of its name below, which is downloaded where it is missing."""
+    if (source.root / "wnids.txt").is_file():
+        return source.root
+    folder = source.root / FOLDER
+    if source.download and not folder.exists():
+        _download(source.root)
+    return folder
+
+
+def _download(root: Path) -> None:
+    """Fetches the archive into `root`, or takes the one that is there, and unpacks it."""
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    archive = root / ARCHIVE
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        # Renamed when all of it is there, so that what was cut off is not taken for the whole set.
+        with tempfile.TemporaryDirectory(dir=root, prefix=f"{FOLDER}-") as unpacked:
+            download_and_extract_archive(URL, download_root=str(root), extract_root=unpacked, filename=ARCHIVE, md5=MD5)
+            Path(unpacked, FOLDER).rename(root / FOLDER)
+    except (OSError, RuntimeError) as error:
+        page = f"{archive} is a web page, not an archive: " if is_web_page(archive) else ""
+        raise DataError(
+            f"{page}{URL} could not be downloaded ({one_line(error)}): fetch it by other means, put it into {root} as "
+            f"{ARCHIVE} and set data.download=true again"
+        ) from error
 
 
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise DataError(f"{path} does not exist: {REMEDY}")
-    return path.read_text().split("\n")[:-1]
+    if is_web_page(path):
+        raise DataError(f"{path} is a web page: delete it, then {REMEDY}")
+    return [line for line in path.read_text().splitlines() if line]
 
 
 def _images(folder: Path) -> list[Path]:
     """The images of one class, in the order of their names."""
-    paths = sorted(folder.glob("*.JPEG"))
+    paths = sorted(path for path in folder.glob("*.JPEG") if not path.name.startswith("."))
     if not paths:
         raise DataError(f"{folder} holds no .JPEG files: {REMEDY}")
     return paths
@@ -59,20 +105,39 @@ def _annotated(folder: Path, line: str, label_of: dict[str, int]) -> tuple[Path,
     return folder / "images" / file_name, label_of[wordnet_id]
 
 
-def _decode(paths: Sequence[Path], part: str) -> Tensor:
-    """uint8 [M, 64, 64, 3], grey images as three equal channels."""
-    from torchvision.io import ImageReadMode, decode_image
+def _read(files: Sequence[tuple[Path, int]], part: str, source: Source) -> tuple[Tensor, Tensor]:
+    """uint8 [M, 64, 64, 3] and labels int64 [M] of the files that can be decoded."""
 
-    images = torch.empty(len(paths), IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
-    for image, path in zip(images, track(paths, f"tiny-imagenet, {part} images", transient=True), strict=True):
+    def attempt(file: tuple[Path, int]) -> np.ndarray | DataError:
         try:
-            pixels = decode_image(str(path), ImageReadMode.RGB)
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"{path} cannot be decoded ({' '.join(str(error).split())}): unpack the archive again"
-            ) from error
-        if pixels.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE):
-            size = f"{pixels.shape[1]}x{pixels.shape[2]}"
-            raise DataError(f"{path} has {size} pixels, not {IMAGE_SIZE}x{IMAGE_SIZE}: unpack the archive again")
-        image.copy_(pixels.permute(1, 2, 0))
-    return images
+            return _pixels(file[0])
+        except DataError as error:
+            return error
+
+    images = np.empty((len(files), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    labels: list[int] = []
+    failures: list[DataError] = []
+    with ThreadPool(os.cpu_count()) as pool:
+        attempts = pool.imap(attempt, files, chunksize=64)
+        shown = track(attempts, f"tiny-imagenet, {part} images", total=len(files), transient=True)
+        for (_, label), found in zip(files, shown, strict=True):
+            if isinstance(found, DataError):
+                failures.append(found)
+                if source.on_error == "raise":
+                    raise found
+            else:
+                images[len(labels)] = found
+                labels.append(label)
+    if failures:
+        warnings.warn(
+            f"{len(failures)} {part} images of tiny-imagenet are left out, the first: {failures[0]}", stacklevel=4
+        )
+    return torch.from_numpy(images[: len(labels)]), torch.tensor(labels)
+
+
+def _pixels(path: Path) -> np.ndarray:
+    pixels = np.asarray(decode(path))
+    if pixels.shape[:2] != (IMAGE_SIZE, IMAGE_SIZE):
+        size = f"{pixels.shape[0]}x{pixels.shape[1]}"
+        raise DataError(f"{path} has {size} pixels, not {IMAGE_SIZE}x{IMAGE_SIZE}: unpack the archive again")
+    return pixels
