@@ -92,7 +92,8 @@ def _write_jpeg(folder: Path) -> dict[str, OddImage]:
     image.save(folder / "progressive.JPEG", progressive=True, **JPEG)
     image.save(folder / "jpeg_named.png", **JPEG)
     # With Adobe's marker, which says that the stored numbers are inverted.
-    Image.fromarray(np.dstack([255 - SMOOTH, np.zeros_like(GREY)]), mode="CMYK").save(folder / "cmyk.jpg", **JPEG)
+    inks = [Image.fromarray(ink) for ink in (*np.moveaxis(255 - SMOOTH, 2, 0), np.zeros_like(GREY))]
+    Image.merge("CMYK", inks).save(folder / "cmyk.jpg", **JPEG)
     image.save(folder / "bad_exif.jpg", exif=b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x40no directory of tags", **JPEG)
     expected = {"grey.jpg": OddImage(_three_channels(GREY), JPEG_ERROR)}
     for orientation, turned in ORIENTATIONS.items():
