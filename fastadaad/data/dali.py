@@ -43,8 +43,10 @@ class DaliPipeline(Pipeline):
         """Takes batches from the front of `pending`, up to the first with files that are to be skipped from now on."""
         from fastadaad.data import dali_graph
 
+        # As of now: another iterator may find more, and what was asked for has to be what is labelled.
+        skipped = dict(self.skipped)
         # DALI asks for inputs ahead of their use, and takes no empty ones.
-        readable = filter(len, (self._readable(batch)[0] for batch in tuple(pending)))
+        readable = filter(len, (self._readable(batch, skipped)[0] for batch in tuple(pending)))
         inputs = (self._inputs(epoch, batch) for batch in readable)
         graph = dali_graph.build(
             lambda: tuple(next(inputs).values()),
@@ -56,7 +58,7 @@ class DaliPipeline(Pipeline):
             device=self.device,
         )
         while pending:
-            batch, failures = self._readable(pending[0])
+            batch, failures = self._readable(pending[0], skipped)
             self._skip(failures, len(batch))
             if len(batch):
                 x_natural = self._next(graph, batch)
@@ -104,13 +106,13 @@ class DaliPipeline(Pipeline):
         assert isinstance(self.images, ImageFiles)
         return [self.images.path(index) for index in self.samples[batch].tolist()]
 
-    def _readable(self, batch: Tensor) -> tuple[Tensor, list[Failure]]:
-        """`batch` without the files that are known to be unreadable, and these."""
-        if not self.skipped:
+    def _readable(self, batch: Tensor, skipped: dict[Path, str]) -> tuple[Tensor, list[Failure]]:
+        """`batch` without the files that are `skipped`, and these."""
+        if not skipped:
             return batch, []
         paths = self._paths(batch)
-        failures = [Failure(path, self.skipped[path]) for path in paths if path in self.skipped]
-        return batch[torch.tensor([path not in self.skipped for path in paths])], failures
+        failures = [Failure(path, skipped[path]) for path in paths if path in skipped]
+        return batch[torch.tensor([path not in skipped for path in paths])], failures
 
     def _check_ends(self, batch: Tensor, ends: np.ndarray) -> None:
         """RuntimeError for a truncated JPEG, which a decoder on a GPU need not notice."""

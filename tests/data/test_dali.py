@@ -249,6 +249,17 @@ def test_what_is_left_of_a_batch_has_the_pixels_of_its_names(tmp_path):
     assert batches == [([0, 50], [0, 2]), ([100, 150], [4, 5])]
 
 
+def test_two_iterators_of_a_pipeline_do_not_disturb_each_other(tmp_path):
+    files, _ = odd_files(tmp_path, on_error="skip")
+    alone = whole_epoch(pipeline(files, shuffle=True).epoch(1))
+    run = pipeline(files, shuffle=True)
+    begun = run.epoch(1)
+    first = next(begun)
+    list(run.epoch(0))  # finds all files that cannot be read, some of which DALI has been asked for
+    for part, expected in zip(whole_epoch([first, *begun]), alone, strict=True):
+        assert torch.equal(part, expected)
+
+
 def test_a_training_batch_of_which_nothing_can_be_read_is_an_error(tmp_path):
     broken = [path.name for path in write_broken(tmp_path) if path.name != "floats.tif"]
     files = ImageFiles(root=tmp_path, names=broken, image_size=16, on_error="skip")
