@@ -29,7 +29,7 @@ _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}  # bytes; an opcode without one moves 4
 _PER_ROW = ("kl_ptr", "loss_ptr")  # one element for each row of the block
 _BROADCAST = ("labels_ptr",)  # likewise, but each thread reads that of every row in which it holds an element
-_PER_PROGRAM = ("indices_ptr", "top_ptr", "left_ptr", "flip_ptr")  # one element
+_PER_PROGRAM = ("indices_ptr", "top_ptr", "left_ptr", "flip_ptr", "cutout_center_ptr")  # one element at a time
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import nn
 
 from fastadaad import methods
 from fastadaad.checkpoint import write_atomically
-from fastadaad.config import EvaluationConfig, ModelConfig, RunConfig
+from fastadaad.config import DataConfig, EvaluationConfig, ModelConfig, RunConfig
 from fastadaad.evaluation import AttackResult
 from fastadaad.trainer import Trainer, build_model, build_teacher, evaluate_on_test_set, resolve_device
 from fastadaad.training_data import TrainingData, training_data
@@ -29,9 +29,12 @@ from fastadaad.weights import checkpoint_path
 # Seconds between two looks at the cells that other processes work on.
 POLL_S = 2.0
 
+# Data sets whose name does not tell which images they are.
+USERS_OWN = ("folder", "packed")
+
 # What changes neither the weights of a run nor which epoch is its best.
 _IRRELEVANT = {
-    "data": ("root", "download"),
+    "data": ("download", "num_workers"),
     "evaluation": ("attacks", "restarts", "batch_size", "num_images"),
 }
 
@@ -53,10 +56,16 @@ def _sha256(checkpoint: str | None) -> str | None:
     return None if checkpoint is None else hashlib.sha256(checkpoint_path(checkpoint).read_bytes()).hexdigest()
 
 
+def _place(data: DataConfig) -> str | None:
+    """Where the images are, as far as it tells which they are."""
+    return str(Path(data.root).resolve()) if data.name in USERS_OWN and data.root is not None else None
+
+
 def training_facts(config: RunConfig) -> dict:
     """All that the weights of a run depend on, the teacher's by its contents."""
     facts = asdict(config)
     del facts["log_every"]
+    facts["data"]["root"] = _place(config.data)
     for section, names in _IRRELEVANT.items():
         for name in names:
             del facts[section][name]
@@ -78,7 +87,9 @@ class Cell:
         if is_teacher:
             assert config.teacher is not None
             self.network, self.name = config.teacher.name, "teacher"
-            facts: object = [config.teacher.name, _sha256(config.teacher.checkpoint), config.data.name]
+            facts: object = [
+                config.teacher.name, _sha256(config.teacher.checkpoint), config.data.name, _place(config.data),
+            ]  # fmt: skip
         else:
             self.network, self.name = config.student.name, f"{config.student.name} {config.method} seed {config.seed}"
             facts = training_facts(config)

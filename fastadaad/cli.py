@@ -4,12 +4,14 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import NoReturn
 
 from rich.console import Console
 
 COMMANDS = (
-    "train", "evaluate", "compare", "sweep-epsilon", "recipes", "methods", "teachers", "inspect", "export", "doctor",
+    "train", "evaluate", "compare", "sweep-epsilon", "recipes", "methods", "teachers", "inspect", "export",
+    "show-batch", "doctor",
 )  # fmt: skip
 
 
@@ -24,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="fastadaad",
         description="Robust students from robust teachers, fast.",
         epilog="example: fastadaad train demo",
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=20),  # a line for the longest command too
     )
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
@@ -47,6 +50,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest
+    if getattr(arguments, "download", False):
+        arguments.overrides.append("data.download=true")
     return arguments
 
 

@@ -28,6 +28,9 @@ from fastadaad.self_check import ensure_checked
 from fastadaad.training_data import TrainingData, training_data
 from fastadaad.weights import checkpoint_path
 
+# Share of the time of a training.
+WORTH_A_THOUGHT = 0.05
+
 
 @dataclass(kw_only=True)
 class TrainingState:
@@ -88,15 +91,23 @@ def checked_mode(mode: Mode, device: torch.device, say: Callable[[str], object])
 
 def build_model(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:
     """The network of `config` for the classes and channels of `data`, on `device`."""
-    statistics = {"mean": data.mean, "std": data.std} if config.normalize else {}
+    statistics = dict(zip(("mean", "std"), data.statistics, strict=True)) if config.normalize else {}
     model = load_model(
         config.name,
         num_classes=data.num_classes,
         checkpoint=None if config.checkpoint is None else checkpoint_path(config.checkpoint),
-        in_channels=len(data.mean),
+        in_channels=data.num_channels,
         **statistics,
     )
     return model.to(device)
+
+
+def build_student(config: RunConfig, data: TrainingData, device: torch.device) -> nn.Module:
+    """The student before its first update; its initial weights are a function of the seed."""
+    # Only they come from torch's global generator, and only inside this block.
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return build_model(config.student, data, device)
 
 
 def build_teacher(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:
@@ -130,7 +141,8 @@ class Trainer:
     """Trains the student of `config` and writes everything about the run to `folder`.
 
     Files: config.json, metrics.csv, tensorboard/, last.safetensors, best.safetensors of the epoch with the highest
-    robust accuracy on the validation split, and precision.json where a network is not in fp32.
+    robust accuracy on the validation split, precision.json where a network is not in fp32, and skipped_images.txt where
+    image files were left out.
     """
 
     def __init__(self, config: RunConfig, folder: Path, console: Console | None = None) -> None:
@@ -151,10 +163,7 @@ class Trainer:
 
     def _initial_state(self) -> TrainingState:
         optim = self.config.optim
-        # Only the initial weights come from torch's global generator, and only inside this block.
-        with torch.random.fork_rng():
-            torch.manual_seed(self.config.seed)
-            student = build_model(self.config.student, self.data, self.device)
+        student = build_student(self.config, self.data, self.device)
         averaged = None
         if optim.ema_decay or optim.swa_begin is not None:
             averaged = AveragedModel(
@@ -198,6 +207,7 @@ class Trainer:
         )
         self._report_precision("end")
         self._report_teacher_policy()
+        self._report_data(progress)
         return result
 
     def _train_epoch(self, progress: ImageProgress) -> float:
@@ -206,7 +216,7 @@ class Trainer:
         steps_per_epoch = len(self.data.train)
         loss_sum, num_steps = torch.zeros((), device=self.device), 0
         start_batch = state.step - state.epoch * steps_per_epoch
-        for x_natural, labels in self.data.train.epoch(state.epoch, start_batch=start_batch):
+        for x_natural, labels in progress.waited_for(self.data.train.epoch(state.epoch, start_batch=start_batch)):
             share_done = state.step / (config.optim.epochs * steps_per_epoch)
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(share_done, config.optim, config.data.batch_size)
@@ -281,6 +291,19 @@ class Trainer:
             known = f"kl off by {error.kl_error:.1%}, another top class in {error.top_class_differs:.1%} of the images"
         self._say(f"teacher policy {policy}: asked every {self.distiller.maximizer.asking_interval} steps, {known}")
 
+    def _report_data(self, progress: ImageProgress) -> None:
+        """What waiting for data cost, where it is worth a thought, and the files that were left out."""
+        if progress.waited_share > WORTH_A_THOUGHT:
+            self._say(
+                f"{progress.waited_share:.0%} of the time was spent waiting for data: raise data.num_workers, or run "
+                "fastadaad pack once and train from what it writes"
+            )
+        skipped = self.data.skipped
+        if skipped:
+            path = self.folder / "skipped_images.txt"
+            path.write_text("".join(f"{reason}\n" for reason in skipped.values()))
+            self._say(f"{len(skipped)} image files could not be decoded and were left out: see {path}")
+
     def _metrics(self, train_loss: float, validation: dict, progress: ImageProgress) -> dict[str, float | None]:
         error = self.distiller.read_teacher_error() or self.distiller.teacher_error
         return {
@@ -292,6 +315,7 @@ class Trainer:
             "robust_accuracy": validation.get("robust_accuracy"),
             "images_per_s": progress.images_per_s,
             "seconds": progress.seconds,
+            "data_wait": progress.waited_share,
             "teacher_logit_error": None if error is None else error.logit_error,
             "teacher_kl_error": None if error is None else error.kl_error,
             "teacher_top_class_differs": None if error is None else error.top_class_differs,
@@ -325,7 +349,7 @@ def evaluate_on_test_set(
 ) -> list[AttackResult]:
     """The attacks of `config.evaluation` on the test images of `data`, with live progress; `state` as in evaluate."""
     evaluation = config.evaluation
-    with image_progress(console, title, num_parts(evaluation.attacks) * len(data.test.labels)) as progress:
+    with image_progress(console, title, num_parts(evaluation.attacks) * data.test.num_images) as progress:
         return evaluate(
             model,
             partial(data.test.epoch, 0),

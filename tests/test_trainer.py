@@ -23,12 +23,12 @@ from fastadaad import training_data as training_data_module
 from fastadaad.checkpoint import save_weights, write_atomically
 from fastadaad.config import ModelConfig, OptimConfig, RunConfig, TeacherConfig, TeacherPolicy
 from fastadaad.config_io import override, read_config
-from fastadaad.data import Dataset
+from fastadaad.data import Dataset, Pipeline
 from fastadaad.evaluation import evaluate
 from fastadaad.models import read_state_dict
 from fastadaad.run_log import METRICS, read_metrics
 from fastadaad.trainer import Trainer, build_model, evaluate_on_test_set, resolve_device
-from fastadaad.training_data import channel_statistics, training_data
+from fastadaad.training_data import training_data
 
 CPU = torch.device("cpu")
 
@@ -330,7 +330,7 @@ def test_a_teacher_without_weights_and_an_unusable_device_are_refused(tmp_path):
     assert resolve_device("cpu") == CPU
 
 
-def numbered_dataset(name, root, download) -> Dataset:
+def numbered_dataset(name, **options) -> Dataset:
     """200 training and 50 test images whose pixels spell their number; four classes of unequal size."""
 
     def images(first: int, count: int) -> Tensor:
@@ -348,8 +348,8 @@ def numbered_dataset(name, root, download) -> Dataset:
     )
 
 
-def numbers(images: Tensor) -> list[int]:
-    high, low = images.reshape(-1, 2).long().unbind(1)
+def numbers_in(pipeline: Pipeline) -> list[int]:
+    high, low = pipeline.images[pipeline.samples].reshape(-1, 2).long().unbind(1)
     return (256 * high + low).tolist()
 
 
@@ -359,39 +359,29 @@ def test_the_splits_are_disjoint_balanced_and_a_function_of_the_seed(monkeypatch
     config = replace(config, data=replace(config.data, num_samples=100, validation_size=40, batch_size=30))
     config = replace(config, evaluation=replace(config.evaluation, num_images=20))
     data = training_data(config, CPU)
-    train, validation = numbers(data.train.images), numbers(data.validation.images)
+    train, validation = numbers_in(data.train), numbers_in(data.validation)
     assert (len(set(train)), len(set(validation))) == (100, 40)
     assert not set(train) & set(validation)
     assert set(train) | set(validation) <= set(range(200))
-    assert numbers(data.test.images) == list(range(1000, 1020))
+    assert numbers_in(data.test) == list(range(1000, 1020))
     assert data.validation.labels.bincount().tolist() == [4, 4, 4, 28]  # shares 0.1, 0.1, 0.1, 0.7
     assert data.train.labels.bincount().tolist() == [10, 10, 10, 70]
     assert data.num_classes == 4
     for pipeline in (data.train, data.validation):
-        assert [(number % 10 if number % 10 < 3 else 3) for number in numbers(pipeline.images)] == (
+        assert [(number % 10 if number % 10 < 3 else 3) for number in numbers_in(pipeline)] == (
             pipeline.labels.tolist()
         )
     again = training_data(config, CPU)
-    assert numbers(again.train.images) == train
+    assert numbers_in(again.train) == train
     other = training_data(replace(config, seed=1), CPU)
-    assert set(numbers(other.validation.images)) != set(validation)
-
-
-def test_channel_statistics_are_those_of_the_pixels():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (50, 5, 4, 3), dtype=torch.uint8, generator=generator)
-    images[..., 1] //= 4
-    pixels = images.double() / 255
-    mean, std = channel_statistics(images)
-    assert mean == pytest.approx(pixels.mean((0, 1, 2)).tolist(), rel=1e-9)
-    assert std == pytest.approx(pixels.std((0, 1, 2), correction=0).tolist(), rel=1e-9)
+    assert set(numbers_in(other.validation)) != set(validation)
 
 
 def test_a_normalised_model_gets_the_training_images_statistics(tmp_path):
     run = trainer(tiny_run(), tmp_path)
-    assert run.state.student.normalize.mean.item() == pytest.approx(run.data.mean[0], rel=1e-6)
-    assert run.state.student.normalize.std.item() == pytest.approx(run.data.std[0], rel=1e-6)
-    assert not math.isclose(run.data.std[0], 1.0)
+    assert run.state.student.normalize.mean.item() == pytest.approx(run.data.statistics[0][0], rel=1e-6)
+    assert run.state.student.normalize.std.item() == pytest.approx(run.data.statistics[1][0], rel=1e-6)
+    assert not math.isclose(run.data.statistics[1][0], 1.0)
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])

@@ -16,6 +16,11 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_download(parser: argparse.ArgumentParser) -> None:
+    """Short for the setting, see cli.parse."""
+    parser.add_argument("--download", action="store_true", help="fetch the data set where it is missing")
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """The recipe, as the first word or by its name; see recipe_and_overrides."""
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="see fastadaad recipes")
@@ -53,6 +58,12 @@ def new_run_folder(given: str | None, *words: object) -> Path:
 
 def commas(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
+
+
+def positive(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
 
 
 def seeds(text: str) -> list[int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from fastadaad.commands.arguments import add_overrides, add_recipe, commas, recipe_and_overrides, seeds
+from fastadaad.commands.arguments import add_download, add_overrides, add_recipe, commas, recipe_and_overrides, seeds
 
 if TYPE_CHECKING:
     from fastadaad.cells import Cell
@@ -20,6 +20,7 @@ EXAMPLE = "fastadaad compare fashion-mnist --methods all --seeds 0,1"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_overrides(parser)
+    add_download(parser)
     parser.add_argument("--methods", default="pgd-at,adaad", metavar="LIST", help="or all; default: %(default)s")
     parser.add_argument("--students", default="", metavar="LIST", help="networks; default: the recipe's")
     parser.add_argument("--seeds", type=seeds, default="0", metavar="LIST", help="default: %(default)s")

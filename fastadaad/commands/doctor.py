@@ -1,4 +1,4 @@
-"""Show what is installed, in use and missing, and what the self-check found."""
+"""Show what is installed, in use, missing and found wrong."""
 
 import argparse
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from fastadaad.commands.arguments import add_overrides, add_run_folder, new_run_folder
+from fastadaad.commands.arguments import add_download, add_overrides, add_run_folder, new_run_folder
 
 EXAMPLE = "fastadaad train fashion-mnist optim.epochs=12 teacher.policy=linearized"
 
@@ -17,6 +17,7 @@ EXAMPLE = "fastadaad train fashion-mnist optim.epochs=12 teacher.policy=lineariz
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="see fastadaad recipes")
     add_overrides(parser)
+    add_download(parser)
     parser.add_argument("--method", help="see fastadaad methods; default: the recipe's")
     parser.add_argument("--print-config", action="store_true", help="print the settings and stop")
     add_run_folder(parser)

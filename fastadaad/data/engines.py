@@ -1,7 +1,6 @@
 """The engines by name; each is imported where it is used, as DALI may not be installed."""
 
 import importlib
-import importlib.util
 import warnings
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from fastadaad.config import Engine
 from fastadaad.data.dataset import ImageFiles, Images
 from fastadaad.data.pipeline import Pipeline
+from fastadaad.doctor import dali_status
 
 # Module and class; resident reads no files, so it has no workers.
 ENGINES = {
@@ -19,7 +19,7 @@ ENGINES = {
 }
 
 
-def make_pipeline(engine: Engine, images: Images, labels: Tensor, *, num_workers: int, **options: Any) -> Pipeline:
+def make_pipeline(engine: Engine, images: Images, labels: Tensor, *, num_workers: int = 2, **options: Any) -> Pipeline:
     """A pipeline of the engine; auto: resident for arrays, and for image files dali, or torch where DALI is missing.
 
     num_workers: threads of dali, processes of torch. options: as of Pipeline. Raises ValueError for an engine that
@@ -35,10 +35,8 @@ def make_pipeline(engine: Engine, images: Images, labels: Tensor, *, num_workers
 def _chosen(images: Images) -> Engine:
     if not isinstance(images, ImageFiles):
         return "resident"
-    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
+    status = dali_status()
+    if status == "found":
         return "dali"
-    warnings.warn(
-        "image files are read by torch, which is slower, as NVIDIA DALI is missing: pip install 'fastadaad[dali]'",
-        stacklevel=3,
-    )
+    warnings.warn(f"image files are read by torch, which is slower than NVIDIA DALI: {status}", stacklevel=3)
     return "torch"
