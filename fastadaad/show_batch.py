@@ -42,9 +42,8 @@ def shown_batch(config: RunConfig, data: TrainingData, num_images: int, epoch: i
     device = x_natural.device
     student = build_student(config, data, device)
     teacher = build_teacher(config.teacher, data, device) if method.needs_teacher and config.teacher else None
-    maximizer = InnerMaximizer(
-        student, teacher, method=method, inner=config.inner, teacher_policy=config.teacher and config.teacher.policy
-    )
+    policy = config.teacher.policy if teacher is not None and config.teacher else None
+    maximizer = InnerMaximizer(student, teacher, method=method, inner=config.inner, teacher_policy=policy)
     x_adv = maximizer(x_natural, labels, generator=torch.Generator(device).manual_seed(config.seed))
     return ShownBatch(
         x_natural=batch.x_natural,

@@ -64,12 +64,16 @@ def run(graph: Graph, device: torch.device) -> tuple[Tensor, np.ndarray | None]:
 
     The stream waits for the batch, the host does not.
     """
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-    images, *ends = (output.as_tensor() for output in graph.run(stream))
-    # A copy: memory that is shared by DLPack is given back by a thread of DALI that synchronises with the device first,
-    # and that breaks the capture of a CUDA graph.
-    x_natural = torch.empty(images.shape(), device=device)
-    feed_ndarray(images, x_natural, cuda_stream=stream)
+    if device.type == "cuda":
+        stream = torch.cuda.current_stream(device)
+        images, *ends = (output.as_tensor() for output in graph.run(stream))
+        # A copy: memory that is shared by DLPack is given back by a thread of DALI that synchronises with the device
+        # first, and that breaks the capture of a CUDA graph.
+        x_natural = torch.empty(images.shape(), device=device)
+        feed_ndarray(images, x_natural, cuda_stream=stream)
+    else:
+        images, *ends = (output.as_tensor() for output in graph.run())
+        x_natural = torch.from_dlpack(images)
     return x_natural, np.array(ends[0]) if ends else None
 
 
@@ -130,17 +134,22 @@ def _center_windows(shapes: list[np.ndarray], share: float) -> list[np.ndarray]:
 
 def _augmented(image: Any, inputs: dict[str, Any], images: Images, cutout: int) -> Any:
     """fp32 [C, H, W] in [0, 1] of uint8 [H, W, C]."""
-    height, width, _ = image_shape(images)
+    height, width, channels = image_shape(images)
     if "corner" in inputs:
         image = fn.slice(image, start=inputs["corner"], shape=[height, width], axes=(0, 1), out_of_bounds_policy="pad")
-    if "flip" in inputs:
-        image = fn.flip(image, horizontal=inputs["flip"])
     if "color" in inputs:
         image = _colored(image, inputs["color"])
+    image = fn.crop_mirror_normalize(
+        image,
+        mirror=inputs.get("flip", 0),
+        mean=[0.0] * channels,
+        std=[1.0] * channels,
+        output_layout="CHW",
+    )
     if "cutout" in inputs:
-        image = fn.erase(image, anchor=inputs["cutout"], shape=[cutout, cutout], axes=(0, 1))
-    # A quotient, not a product with 1/255: what crop_flip gives, to the last bit.
-    return fn.transpose(image, perm=[2, 0, 1]) / 255.0
+        image = fn.erase(image, anchor=inputs["cutout"], shape=[cutout, cutout], axes=(1, 2))
+    # A quotient, not a product with 1/255 as by std: what crop_flip gives, to the last bit.
+    return image / 255.0
 
 
 def _colored(image: Any, factors: Any) -> Any:

@@ -19,7 +19,7 @@ from fastadaad.data.resized_crop import resized_crop_windows
 class Request(NamedTuple):
     """A sample as a worker is asked for it, with its draws."""
 
-    index: int
+    image_index: int
     label: int
     top: int
     left: int
@@ -47,7 +47,7 @@ class TorchPipeline(Pipeline):
     def _read(self, epoch: int, batches: Sequence[Tensor]) -> Iterator[Batch]:
         loader = DataLoader(
             _Samples(self.images, self.augmentation),
-            batch_sampler=(self._requests(epoch, batch) for batch in batches),  # type: ignore[arg-type]
+            batch_sampler=(self._requests(epoch, batch) for batch in batches),
             num_workers=self.num_workers,
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
@@ -79,17 +79,17 @@ class _Samples(TorchDataset):
             image = self._image(request)
         except DataError as error:
             assert isinstance(self.images, ImageFiles)
-            return Response(None, request.label, Failure(self.images.path(request.index), str(error)))
+            return Response(None, request.label, Failure(self.images.path(request.image_index), str(error)))
         return Response(self._augmented(image, request), request.label)
 
     def _image(self, request: Request) -> Tensor:
         """uint8 [C, H, W], of files resized."""
         images = self.images
         if not isinstance(images, ImageFiles):
-            return images[request.index].permute(2, 0, 1)
+            return images[request.image_index].permute(2, 0, 1)
         if request.resized_crop is None:
-            return decode_resized(images, request.index).permute(2, 0, 1)
-        image = decode(images.path(request.index))
+            return decode_resized(images, request.image_index).permute(2, 0, 1)
+        image = decode(images.path(request.image_index))
         size = torch.tensor([[image.height, image.width]])
         window = resized_crop_windows(size, request.resized_crop, self.augmentation.min_crop_scale)[0].tolist()
         return TF.pil_to_tensor(TF.resized_crop(image, *window, [images.image_size] * 2))
@@ -120,7 +120,7 @@ class _Samples(TorchDataset):
 
 def _collate(responses: list[Response]) -> tuple[Tensor, Tensor, list[Failure]]:
     """The images of a batch, their labels, and the files that are left out of it."""
-    read = [response for response in responses if response.x_natural is not None]
+    images = [response.x_natural for response in responses if response.x_natural is not None]
+    labels = [response.label for response in responses if response.x_natural is not None]
     failures = [response.failure for response in responses if response.failure is not None]
-    x_natural = torch.stack([response.x_natural for response in read]) if read else torch.empty(0)
-    return x_natural, torch.tensor([response.label for response in read]), failures
+    return torch.stack(images) if images else torch.empty(0), torch.tensor(labels), failures
