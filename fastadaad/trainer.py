@@ -350,7 +350,7 @@ def evaluate_on_test_set(
     """The attacks of `config.evaluation` on the test images of `data`, with live progress; `state` as in evaluate."""
     evaluation = config.evaluation
     with image_progress(console, title, num_parts(evaluation.attacks) * data.test.num_images) as progress:
-        return evaluate(
+        results = evaluate(
             model,
             partial(data.test.epoch, 0),
             evaluation.attacks,
@@ -360,3 +360,6 @@ def evaluate_on_test_set(
             progress=lambda part, num_images: progress.advance(num_images, part),
             state=state,
         )
+    skipped = data.test.skipped.values()
+    notes = [f"{len(skipped)} image files are left out, the first: {next(iter(skipped))}"] if skipped else []
+    return [replace(result, notes=(*result.notes, *notes)) for result in results]

@@ -52,7 +52,7 @@ class TrainingData:
     def skipped(self) -> dict[Path, str]:
         """Image files that were left out so far, and why."""
         pipelines = [pipeline for pipeline in (self.train, self.validation, self.test) if pipeline is not None]
-        return {path: why for pipeline in pipelines for path, why in pipeline.skipped.items()}
+        return dict(self.dataset.skipped) | {path: why for part in pipelines for path, why in part.skipped.items()}
 
 
 def training_data(config: RunConfig, device: torch.device) -> TrainingData:

@@ -1,7 +1,7 @@
 """What a data set is once it has been read."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -60,3 +60,5 @@ class Dataset:
     class_names: tuple[str, ...]
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """(mean, std) of the training images per channel in pixel units, where they are known without reading all."""
+    skipped: Mapping[Path, str] = field(default_factory=dict)
+    """Image files that were left out when the set was read into arrays, and why."""

@@ -40,8 +40,8 @@ def load_tiny_imagenet(source: Source) -> Dataset:
     label_of = {name: label for label, name in enumerate(class_names)}
     train = [(path, label_of[name]) for name in class_names for path in _images(folder / "train" / name / "images")]
     test = [_annotated(folder / "val", line, label_of) for line in _lines(folder / "val" / "val_annotations.txt")]
-    train_images, train_labels = _read(train, "training", source)
-    test_images, test_labels = _read(test, "validation", source)
+    train_images, train_labels, train_skipped = _read(train, "training", source)
+    test_images, test_labels, test_skipped = _read(test, "validation", source)
     return Dataset(
         name="tiny-imagenet",
         train_images=train_images,
@@ -49,6 +49,7 @@ def load_tiny_imagenet(source: Source) -> Dataset:
         test_images=test_images,
         test_labels=test_labels,
         class_names=tuple(class_names),
+        skipped=train_skipped | test_skipped,
     )
 
 
@@ -105,8 +106,8 @@ def _annotated(folder: Path, line: str, label_of: dict[str, int]) -> tuple[Path,
     return folder / "images" / file_name, label_of[wordnet_id]
 
 
-def _read(files: Sequence[tuple[Path, int]], part: str, source: Source) -> tuple[Tensor, Tensor]:
-    """uint8 [M, 64, 64, 3] and labels int64 [M] of the files that can be decoded."""
+def _read(files: Sequence[tuple[Path, int]], part: str, source: Source) -> tuple[Tensor, Tensor, dict[Path, str]]:
+    """uint8 [M, 64, 64, 3] and labels int64 [M] of the files that can be decoded, and why the others cannot."""
 
     def attempt(file: tuple[Path, int]) -> np.ndarray | DataError:
         try:
@@ -116,23 +117,22 @@ def _read(files: Sequence[tuple[Path, int]], part: str, source: Source) -> tuple
 
     images = np.empty((len(files), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     labels: list[int] = []
-    failures: list[DataError] = []
+    skipped: dict[Path, str] = {}
     with ThreadPool(os.cpu_count()) as pool:
         attempts = pool.imap(attempt, files, chunksize=64)
         shown = track(attempts, f"tiny-imagenet, {part} images", total=len(files), transient=True)
-        for (_, label), found in zip(files, shown, strict=True):
+        for (path, label), found in zip(files, shown, strict=True):
             if isinstance(found, DataError):
-                failures.append(found)
                 if source.on_error == "raise":
                     raise found
+                skipped[path] = str(found)
             else:
                 images[len(labels)] = found
                 labels.append(label)
-    if failures:
-        warnings.warn(
-            f"{len(failures)} {part} images of tiny-imagenet are left out, the first: {failures[0]}", stacklevel=4
-        )
-    return torch.from_numpy(images[: len(labels)]), torch.tensor(labels)
+    if skipped:
+        first = next(iter(skipped.values()))
+        warnings.warn(f"{len(skipped)} {part} images of tiny-imagenet are left out, the first: {first}", stacklevel=4)
+    return torch.from_numpy(images[: len(labels)]), torch.tensor(labels), skipped
 
 
 def _pixels(path: Path) -> np.ndarray:
