@@ -302,7 +302,7 @@ class Trainer:
         if skipped:
             path = self.folder / "skipped_images.txt"
             path.write_text("".join(f"{reason}\n" for reason in skipped.values()))
-            self._say(f"{len(skipped)} image files could not be decoded and were left out: see {path}")
+            self._say(f"image files that could not be decoded and were left out: {len(skipped)}, see {path}")
 
     def _metrics(self, train_loss: float, validation: dict, progress: ImageProgress) -> dict[str, float | None]:
         error = self.distiller.read_teacher_error() or self.distiller.teacher_error
@@ -361,5 +361,5 @@ def evaluate_on_test_set(
             state=state,
         )
     skipped = data.test.skipped.values()
-    notes = [f"{len(skipped)} image files are left out, the first: {next(iter(skipped))}"] if skipped else []
+    notes = [f"image files that are left out: {len(skipped)}, the first: {next(iter(skipped))}"] if skipped else []
     return [replace(result, notes=(*result.notes, *notes)) for result in results]
