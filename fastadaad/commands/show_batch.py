@@ -1,6 +1,7 @@
 """Draw a training batch as the networks see it.
 
-Natural images above adversarial ones above their scaled difference. Of a recipe, before its first update; of a run folder, with the student of its best epoch.
+Natural images above adversarial ones above their scaled difference: of a recipe before its first update,
+of a run folder with the student of its best epoch.
 """
 
 import argparse

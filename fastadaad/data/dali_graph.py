@@ -124,8 +124,7 @@ def _resized(content: Any, inputs: dict[str, Any], files: ImageFiles, min_scale:
 
 
 def _random_windows(shapes: list[np.ndarray], draws: list[np.ndarray], min_scale: float) -> list[np.ndarray]:
-    sizes, numbers = torch.from_numpy(np.stack(shapes)[:, :2]), torch.from_numpy(np.stack(draws))
-    return list(resized_crop_windows(sizes, numbers, min_scale).int().numpy())
+    return list(resized_crop_windows(np.stack(shapes)[:, :2], np.stack(draws), min_scale).astype(np.int32))
 
 
 def _center_windows(shapes: list[np.ndarray], share: float) -> list[np.ndarray]:
@@ -139,17 +138,19 @@ def _augmented(image: Any, inputs: dict[str, Any], images: Images, cutout: int) 
         image = fn.slice(image, start=inputs["corner"], shape=[height, width], axes=(0, 1), out_of_bounds_policy="pad")
     if "color" in inputs:
         image = _colored(image, inputs["color"])
+    # The product with 1/255 comes for nothing here. Arrays get the quotient: then they are as by crop_flip to the last
+    # bit, which resized files cannot be.
+    is_quotient = not isinstance(images, ImageFiles)
     image = fn.crop_mirror_normalize(
         image,
         mirror=inputs.get("flip", 0),
         mean=[0.0] * channels,
-        std=[1.0] * channels,
+        std=[1.0 if is_quotient else 255.0] * channels,
         output_layout="CHW",
     )
     if "cutout" in inputs:
         image = fn.erase(image, anchor=inputs["cutout"], shape=[cutout, cutout], axes=(1, 2))
-    # A quotient, not a product with 1/255 as by std: what crop_flip gives, to the last bit.
-    return image / 255.0
+    return image / 255.0 if is_quotient else image
 
 
 def _colored(image: Any, factors: Any) -> Any:

@@ -5,40 +5,37 @@ Source: Szegedy et al. 2015, "Going deeper with convolutions", section 6.
 
 import math
 
-import torch
-from torch import Tensor
+import numpy as np
 
 NUM_TRIES = 10
 NUM_DRAWS = 2 * NUM_TRIES + 2  # an area and an aspect ratio for each try, then a place
 MIN_RATIO, MAX_RATIO = 3 / 4, 4 / 3  # of width to height
 
 
-def resized_crop_windows(sizes: Tensor, draws: Tensor, min_scale: float) -> Tensor:
+def resized_crop_windows(sizes: np.ndarray, draws: np.ndarray, min_scale: float) -> np.ndarray:
     """(top, left, height, width) int64 [B, 4] of the windows in images of `sizes` int64 [B, 2], height and width.
 
     draws: float32 [B, NUM_DRAWS] in [0, 1). A window has a share of the area uniform in [min_scale, 1] and a ratio of
     width to height log-uniform in [3/4, 4/3]: the first try that fits the image. Where none does, it is the largest
     window of an allowed ratio in the middle.
     """
-    height, width = sizes.double().unsqueeze(2).unbind(1)  # [B, 1] each
-    area, ratio = draws[:, : 2 * NUM_TRIES].double().unflatten(1, (2, NUM_TRIES)).unbind(1)
-    area = height * width * (min_scale + (1 - min_scale) * area)
-    ratio = torch.exp(math.log(MIN_RATIO) + (math.log(MAX_RATIO) - math.log(MIN_RATIO)) * ratio)
-    tried = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], dim=2).round().long()
-    fits = ((tried > 0) & (tried <= sizes.unsqueeze(1))).all(2)
-    first = fits.long().argmax(1)
-    shape = torch.where(fits.any(1, keepdim=True), tried[torch.arange(len(tried)), first], _largest(sizes))
-    corner = ((sizes - shape + 1) * draws[:, 2 * NUM_TRIES :].double()).long()
-    corner = torch.where(fits.any(1, keepdim=True), corner, (sizes - shape) // 2)
-    return torch.cat([corner, shape], dim=1)
+    draws = draws.astype(np.float64)
+    area = sizes.prod(axis=1, keepdims=True) * (min_scale + (1 - min_scale) * draws[:, :NUM_TRIES])
+    log_ratio = math.log(MIN_RATIO) + (math.log(MAX_RATIO) - math.log(MIN_RATIO)) * draws[:, NUM_TRIES : 2 * NUM_TRIES]
+    ratio = np.exp(log_ratio)
+    tried = np.rint(np.sqrt(np.stack([area / ratio, area * ratio], axis=2))).astype(np.int64)
+    fits = ((tried > 0) & (tried <= sizes[:, None])).all(axis=2)
+    found = fits.any(axis=1, keepdims=True)
+    shape = np.where(found, tried[np.arange(len(tried)), fits.argmax(axis=1)], _largest(sizes))
+    corner = ((sizes - shape + 1) * draws[:, 2 * NUM_TRIES :]).astype(np.int64)
+    corner = np.where(found, corner, (sizes - shape) // 2)
+    return np.concatenate([corner, shape], axis=1)
 
 
-def _largest(sizes: Tensor) -> Tensor:
+def _largest(sizes: np.ndarray) -> np.ndarray:
     """Height and width of the largest window of an allowed ratio in images of `sizes` [B, 2]."""
-    height, width = sizes.double().unbind(1)
-    return torch.stack(
-        [torch.minimum(height, (width / MIN_RATIO).round()), torch.minimum(width, (height * MAX_RATIO).round())], dim=1
-    ).long()
+    others = np.rint(sizes[:, ::-1] * (1 / MIN_RATIO, MAX_RATIO)).astype(np.int64)
+    return np.minimum(sizes, others)
 
 
 def center_window(height: int, width: int, share: float) -> tuple[int, int, int, int]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -25,7 +26,7 @@ class Request(NamedTuple):
     left: int
     flip: bool
     cutout_center: list[int] | None
-    resized_crop: Tensor | None
+    resized_crop: np.ndarray | None
     color: list[float] | None
 
 
@@ -64,7 +65,7 @@ class TorchPipeline(Pipeline):
             return [None] * len(batch) if values is None else values.tolist()
 
         columns = (self.samples[batch], self.labels[batch], draws.top, draws.left, draws.flip, draws.cutout_center)
-        crops = [None] * len(batch) if draws.resized_crop is None else draws.resized_crop.unsqueeze(1)
+        crops = [None] * len(batch) if draws.resized_crop is None else draws.resized_crop.numpy()[:, None]
         return [Request(*row) for row in zip(*map(listed, columns), crops, listed(draws.color), strict=True)]
 
 
@@ -90,7 +91,7 @@ class _Samples(TorchDataset):
         if request.resized_crop is None:
             return decode_resized(images, request.image_index).permute(2, 0, 1)
         image = decode(images.path(request.image_index))
-        size = torch.tensor([[image.height, image.width]])
+        size = np.array([[image.height, image.width]])
         window = resized_crop_windows(size, request.resized_crop, self.augmentation.min_crop_scale)[0].tolist()
         return TF.pil_to_tensor(TF.resized_crop(image, *window, [images.image_size] * 2))
 

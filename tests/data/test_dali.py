@@ -92,8 +92,8 @@ def test_jpegs_are_decoded_as_by_pillow_bit_for_bit(photos, tmp_path):
         decode(photos.root / name).crop((0, 0, side, side)).save(tmp_path / name, quality=90)
     files = ImageFiles(root=tmp_path, names=photos.names, image_size=side)
     x_natural, _ = whole_epoch(pipeline(files).epoch(0))
-    expected = [TF.pil_to_tensor(decode(files.path(index))).float() / 255 for index in range(NUM_PHOTOS)]
-    assert torch.equal(x_natural, torch.stack(expected))
+    expected = torch.stack([TF.pil_to_tensor(decode(files.path(index))) for index in range(NUM_PHOTOS)])
+    assert torch.equal(x_natural, expected * (1 / torch.tensor(255.0)))
 
 
 @pytest.mark.parametrize("min_crop_scale", [1.0, 0.08])
@@ -107,8 +107,8 @@ def test_windows_are_torchvisions_resized_crops(photos, min_crop_scale):
         if draws.resized_crop is None:
             window = center_window(image.height, image.width, photos.center_share)
         else:
-            size = torch.tensor([[image.height, image.width]])
-            window = resized_crop_windows(size, draws.resized_crop[number : number + 1], min_crop_scale)[0].tolist()
+            size, numbers = np.array([[image.height, image.width]]), draws.resized_crop[number : number + 1].numpy()
+            window = resized_crop_windows(size, numbers, min_crop_scale)[0].tolist()
         crop = TF.pil_to_tensor(TF.resized_crop(image, *window, [PHOTO_SIZE, PHOTO_SIZE])).float() / 255
         expected.append(crop.flip(-1) if draws.flip[number] else crop)
     assert sorted(names.tolist()) == list(range(NUM_PHOTOS))

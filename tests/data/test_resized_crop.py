@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
@@ -14,7 +15,8 @@ NUM_WINDOWS = 6_000
 
 def ours(height: int, width: int, min_scale: float) -> torch.Tensor:
     draws = uniform(0, Use.RESIZED_CROP, 0, torch.arange(NUM_WINDOWS), NUM_DRAWS)
-    return resized_crop_windows(torch.tensor([[height, width]]).expand(NUM_WINDOWS, 2), draws, min_scale)
+    sizes = np.tile([[height, width]], (NUM_WINDOWS, 1))
+    return torch.from_numpy(resized_crop_windows(sizes, draws.numpy(), min_scale))
 
 
 def torchvisions(height: int, width: int, min_scale: float) -> torch.Tensor:

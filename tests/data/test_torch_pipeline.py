@@ -49,10 +49,9 @@ def test_random_resized_crops_are_pillows_at_the_drawn_windows(files, num_worker
     expected = []
     for number in range(NUM_FILES):
         with Image.open(files.path(number)) as image:
-            size = torch.tensor([[image.height, image.width]])
-            top, left, height, width = resized_crop_windows(size, draws.resized_crop[number : number + 1], 0.1)[
-                0
-            ].tolist()
+            size = np.array([[image.height, image.width]])
+            window = resized_crop_windows(size, draws.resized_crop[number : number + 1].numpy(), 0.1)
+            top, left, height, width = window[0].tolist()
             crop = image.crop((left, top, left + width, top + height)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
         expected.append(pixels(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draws.flip[number] else crop))
     assert torch.equal(torch.cat([x_natural for x_natural, _ in found]), torch.stack(expected))
