@@ -46,8 +46,10 @@ bench: setup
 	$(STEP) --pair small --method all --rounds 7 --modes eager --no-details
 	$(BIN)/python -m bench policies --speed
 	$(BIN)/python -m bench measures --rounds 5
+	$(BIN)/python -m bench data --rewrite
 	$(BIN)/python -m bench roofline
 	$(BIN)/python -m bench policies --draw
+	$(BIN)/python -m bench data --draw
 	$(BIN)/python -m bench readme
 
 GPU := bench/results/gpu
@@ -61,6 +63,7 @@ bench-gpu: setup
 		--rewrite --output $(GPU)/precision.csv
 	$(STEP) --device cuda --pair cifar --modes compiled,graph --batch-sizes 128,256,512,1024,2048,4096 --no-details \
 		--rewrite --output $(GPU)/batch.csv
+	$(BIN)/python -m bench data --device cuda --rewrite --output $(GPU)/data.csv
 
 clean:
 	rm -rf $(VENV) build *.egg-info kernels/*.so

@@ -1,0 +1,118 @@
+"""`python -m bench data`: the engines against each other and against DataLoader as people write it.
+
+Images/s on generated arrays and JPEG files; the share of a training that it waits for data; how far dali's pixels are
+from torch's. `--draw` writes the tables of docs/data.md from the rows instead.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fastadaad.data import load_dataset
+
+from . import data_contests, data_speed, data_wait
+from .data_table import beside, tables, write_page
+from .image_tree import TreeSpec, image_tree
+from .tables import print_table
+from .timing import RESULTS, write_rows
+
+PAGE = RESULTS.parents[1] / "docs" / "data.md"
+IMAGE_SIZE = 224
+PIXEL_IMAGES = 256
+SHOWN = {
+    "speed": ("images", "engine", "images_per_s_p50", "times_torch_p50", "times_dataloader_p50", "first_batch_p50_ms"),
+    "wait": ("recipe", "engine", "waiting_share_p50", "images_per_s_p50"),
+    "pixels": ("path", "setting", "mean_difference", "max_difference"),
+}
+
+Rows = Iterable[dict[str, object]]
+
+
+def arrays(options: argparse.Namespace) -> Rows:
+    contest = data_contests.arrays(options.arrays, options.workers, options.device)
+    return data_speed.rows(contest, options.rounds)
+
+
+def files(options: argparse.Namespace) -> Rows:
+    contest = data_contests.files(_tree(options), IMAGE_SIZE, options.workers, options.device)
+    return data_speed.rows(contest, options.rounds)
+
+
+def steps(options: argparse.Namespace) -> Rows:
+    return data_wait.rows(data_wait.EPOCHS, options.rounds, options.workers, str(options.device))
+
+
+def pixels(options: argparse.Namespace) -> Rows:
+    from . import pixel_differences  # only here is DALI needed at import
+
+    images = load_dataset("folder", _tree(options), image_size=IMAGE_SIZE).train_images
+    every = max(1, len(images) // PIXEL_IMAGES)
+    return pixel_differences.rows(replace(images, names=images.names[::every]), options.device)
+
+
+def _tree(options: argparse.Namespace) -> Path:
+    return image_tree(TreeSpec(num_images=options.images), Console())
+
+
+# Kind of rows, each with a file of its own, and what measures them.
+PARTS: dict[str, tuple[str, Callable[[argparse.Namespace], Rows]]] = {
+    "arrays": ("speed", arrays),
+    "files": ("speed", files),
+    "steps": ("wait", steps),
+    "pixels": ("pixels", pixels),
+}
+
+
+def print_rows(kind: str, rows: list[dict[str, object]]) -> None:
+    table = Table(*SHOWN[kind])
+    for row in rows:
+        table.add_row(*[str(row[column]) for column in SHOWN[kind]])
+    print_table(table)
+
+
+def file_of(output: Path, kind: str) -> Path:
+    """The CSV file of a kind of rows; speed's is `output` itself."""
+    return output if kind == "speed" else beside(output, kind)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench data", description=__doc__)
+    parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each engine; default: %(default)s")
+    parser.add_argument("--arrays", type=int, default=50_000, metavar="N", help="default: %(default)s")
+    parser.add_argument("--images", type=int, default=2000, metavar="N", help="JPEG files; default: %(default)s")
+    parser.add_argument("--workers", type=int, default=2, help="processes, or threads; default: %(default)s")
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS / "data.csv", help="and others beside it; rows are added"
+    )
+    parser.add_argument("--rewrite", action="store_true", help="start the CSV files of the parts anew")
+    parser.add_argument("--draw", action="store_true", help="write the tables of the page from the rows instead")
+    parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/data.md")
+    options = parser.parse_args(argv)
+    options.parts = options.parts.split(",")
+    unknown = set(options.parts) - PARTS.keys()
+    if unknown:
+        parser.error(f"no part is called {', '.join(sorted(unknown))}: choose from {','.join(PARTS)}")
+    return options
+
+
+def main(argv: list[str]) -> None:
+    options = _parse(argv)
+    if options.draw:
+        write_page(options.page, tables(options.output))
+        return
+    torch.set_num_threads(options.workers)  # of all engines, and of the training
+    if options.rewrite:
+        for kind in {PARTS[part][0] for part in options.parts}:
+            file_of(options.output, kind).unlink(missing_ok=True)
+    for part in options.parts:
+        kind, measure = PARTS[part]
+        rows = list(measure(options))
+        write_rows(file_of(options.output, kind), rows, options.device)  # at once: what stops later keeps what it has
+        print_rows(kind, rows)

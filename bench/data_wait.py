@@ -1,0 +1,62 @@
+"""Share of a training's time that it waits for its data, as the Trainer counts it."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from fastadaad import recipes
+from fastadaad.config import Engine, RunConfig
+from fastadaad.run_log import read_metrics
+from fastadaad.trainer import Trainer
+
+from .timing import Spread
+
+EPOCHS = {"demo": 20, "fashion-mnist": 1}
+"""Of each recipe, for some seconds on two cores."""
+ENGINES: tuple[Engine, ...] = ("resident", "torch")
+
+
+def rows(epochs: dict[str, int], rounds: int, num_workers: int, device: str) -> Iterator[dict[str, object]]:
+    """One per recipe and engine; the engines take turns."""
+    for recipe, num_epochs in epochs.items():
+        configs = {engine: short_config(recipe, num_epochs, engine, num_workers, device) for engine in ENGINES}
+        runs: dict[Engine, list[dict[str, float]]] = {engine: [] for engine in ENGINES}
+        for number in range(rounds):
+            for engine in ENGINES[:: (-1) ** number]:
+                runs[engine].append(train(configs[engine]))
+        for engine, metrics in runs.items():
+            yield row(configs[engine], metrics)
+
+
+def short_config(recipe: str, epochs: int, engine: Engine, num_workers: int, device: str) -> RunConfig:
+    """The recipe without a validation split."""
+    config = recipes.get(recipe)
+    data = replace(config.data, engine=engine, num_workers=num_workers, validation_size=0)
+    return replace(config, data=data, optim=replace(config.optim, epochs=epochs), device=device)
+
+
+def train(config: RunConfig) -> dict[str, float]:
+    """The last line of the run's metrics.csv."""
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(config, Path(folder), Console()).train()
+        return read_metrics(Path(folder))[-1]
+
+
+def row(config: RunConfig, metrics: list[dict[str, float]]) -> dict[str, object]:
+    """Of the runs of one configuration."""
+    return {
+        "recipe": config.recipe,
+        "student": config.student.name,
+        "method": config.method,
+        "epochs": config.optim.epochs,
+        "batch_size": config.data.batch_size,
+        "engine": config.data.engine,
+        "workers": 0 if config.data.engine == "resident" else config.data.num_workers,
+        **Spread.of([run["data_wait"] for run in metrics]).columns("waiting_share_{}"),
+        **Spread.of([run["images_per_s"] for run in metrics]).columns("images_per_s_{}"),
+        **Spread.of([run["seconds"] for run in metrics]).columns("{}_s"),
+        "n": len(metrics),
+    }
