@@ -29,8 +29,16 @@ def run_example(page: str) -> dict:
     return namespace
 
 
-def test_there_are_two_pages_with_an_example():
-    assert {name for name, examples in EXAMPLES.items() if examples} == {"methods.md", "models.md"}
+def test_there_are_three_pages_with_an_example():
+    assert {name for name, examples in EXAMPLES.items() if examples} == {"data.md", "methods.md", "models.md"}
+
+
+def test_the_example_of_data_gives_the_same_batch_by_each_engine(capsys):
+    run_example("data.md")
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert [engine for engine, _ in lines] == ["resident", "dali", "torch"]
+    assert len({batch for _, batch in lines}) == 1
+    assert lines[0][1].startswith("(64, 1, 8, 8)")
 
 
 def test_the_example_of_models_prints_the_parameters_of_the_network(tmp_path, monkeypatch, capsys):

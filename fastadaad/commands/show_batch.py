@@ -44,6 +44,6 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     batch = shown_batch(config, data, min(arguments.images, config.data.batch_size), arguments.epoch)
     if batch.x_adv is None:
         console.print("only natural images are shown: the teacher has no weights, set teacher.checkpoint=FILE")
-    student = "of the best epoch" if folder.is_dir() else "untrained"
-    plot_batch(arguments.output, batch, f"{config.recipe}, {config.method}, student {student}")
+    student = f"untrained {config.student.name}" if config.student.checkpoint is None else config.student.name
+    plot_batch(arguments.output, batch, f"{config.recipe}, {config.method}, student: {student}")
     console.print(f"drawn: {arguments.output}")
