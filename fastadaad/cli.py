@@ -11,7 +11,7 @@ from rich.console import Console
 
 COMMANDS = (
     "train", "evaluate", "compare", "sweep-epsilon", "recipes", "methods", "teachers", "inspect", "export",
-    "show-batch", "doctor",
+    "pack", "show-batch", "doctor",
 )  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=partial(argparse.HelpFormatter, max_help_position=20),  # a line for the longest command too
     )
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND ARGUMENTS", parser_class=_Parser)
     for name in COMMANDS:
         module = importlib.import_module(f"fastadaad.commands.{name.replace('-', '_')}")
         description = (module.__doc__ or "").strip()
