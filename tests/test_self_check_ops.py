@@ -92,6 +92,12 @@ def mirrored_about_another_column(arguments, x_natural):
     x_natural[arguments[4]] = x_natural[arguments[4]].roll(1, dims=3)
 
 
+def darker_below_the_cutout(arguments, x_natural):
+    if len(arguments) > 6 and arguments[6]:
+        for image, (row, column) in zip(x_natural, arguments[7].tolist(), strict=True):
+            image[:, row - arguments[6] // 2 + arguments[6] :, column] *= 0.5
+
+
 FAULTS = [
     ("kl_grad", off_in_last_class),
     ("kl_grad", off_in_one_of_many_classes),
@@ -116,6 +122,7 @@ FAULTS = [
     ("random_start_", nan_in_the_next_sample),
     ("crop_flip", one_of_255_levels),
     ("crop_flip", mirrored_about_another_column),
+    ("crop_flip", darker_below_the_cutout),
 ]
 
 
