@@ -4,12 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastadaad.config import Engine
 from fastadaad.data import Augmentation, Sampling, load_dataset, make_pipeline
 from fastadaad.data.dataset import Images
+from fastadaad.data.packed import load_packed
+from fastadaad.data.packing import pack
+from fastadaad.data.source import Source
 
 from . import data_loaders
 from .data_speed import Contest, Entrant
@@ -22,6 +26,7 @@ ARRAY_SIZE, ARRAY_BATCH = 32, 128
 ARRAY_AUGMENTATION = Augmentation(padding=4, flip=True)
 FILE_BATCH = 64
 FILE_AUGMENTATION = Augmentation(min_crop_scale=0.08, flip=True)
+PACKED_AUGMENTATION = Augmentation(padding=28, flip=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,26 +75,35 @@ def arrays(num_images: int, num_workers: int, device: torch.device) -> Contest:
     shape = (num_images, ARRAY_SIZE, ARRAY_SIZE, 3)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     labels = torch.randint(NUM_CLASSES, (num_images,), generator=generator)
-    engines: tuple[Engine, ...] = ("resident", "dali", "torch")
-    entrants = {engine: setting.engine(engine, images, labels, ARRAY_AUGMENTATION) for engine in engines}
     dataset = data_loaders.array_dataset(images, labels, ARRAY_AUGMENTATION.padding)
-    entrants[DATALOADER] = setting.dataloader(dataset, ARRAY_AUGMENTATION)
+    entrants = {
+        "resident": setting.engine("resident", images, labels, ARRAY_AUGMENTATION),
+        "dali": setting.engine("dali", images, labels, ARRAY_AUGMENTATION),
+        "torch": setting.engine("torch", images, labels, ARRAY_AUGMENTATION),
+        DATALOADER: setting.dataloader(dataset, ARRAY_AUGMENTATION),
+    }
     return setting.contest(f"{num_images} arrays of {ARRAY_SIZE}x{ARRAY_SIZE}x3", num_images, entrants)
 
 
 def files(tree: Path, image_size: int, num_workers: int, device: torch.device) -> Contest:
-    """The training images of a tree that image_tree() wrote, brought to `image_size`."""
+    """The training images of a tree that image_tree() wrote, brought to `image_size`.
+
+    The pack is made beside the tree. Its images are cropped out of a border, as resized crops need files.
+    """
     setting = _Setting(batch_size=FILE_BATCH, num_workers=num_workers, device=device)
     source = load_dataset("folder", tree, image_size=image_size)
-    engines: tuple[Engine, ...] = ("dali", "torch")
-    entrants = {
-        engine: setting.engine(engine, source.train_images, source.train_labels, FILE_AUGMENTATION)
-        for engine in engines
-    }
+    images, labels = source.train_images, source.train_labels
+    packed = tree.with_name(f"{tree.name}-packed-{image_size}")
+    pack(source, packed, num_workers=num_workers, console=Console())
+    packed_images = load_packed(Source(root=packed)).train_images
     dataset = data_loaders.file_dataset(tree / "train", image_size, FILE_AUGMENTATION.min_crop_scale)
-    entrants[DATALOADER] = setting.dataloader(dataset, FILE_AUGMENTATION)
-    num_images = len(source.train_labels)
-    return setting.contest(f"{num_images} JPEG files to {image_size}x{image_size}x3", num_images, entrants)
+    entrants = {
+        "resident, packed": setting.engine("resident", packed_images, labels, PACKED_AUGMENTATION),
+        "dali": setting.engine("dali", images, labels, FILE_AUGMENTATION),
+        "torch": setting.engine("torch", images, labels, FILE_AUGMENTATION),
+        DATALOADER: setting.dataloader(dataset, FILE_AUGMENTATION),
+    }
+    return setting.contest(f"{len(labels)} JPEG files to {image_size}x{image_size}x3", len(labels), entrants)
 
 
 def _in_words(augmentation: Augmentation) -> str:

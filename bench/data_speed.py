@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -13,7 +14,7 @@ from .timing import Spread, ratios
 
 MIN_MARGIN = 4  # dali keeps three batches
 
-Epoch = Callable[[int], Iterator[Batch]]
+Epoch = Callable[[int], Generator[Batch, None, None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,8 @@ def take_turns(contest: Contest, rounds: int) -> dict[str, list[Sample]]:
     for number in range(rounds + 1):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            samples[name].append(_sample(contest, contest.entrants[name].epoch(number)))
+            with closing(contest.entrants[name].epoch(number)) as batches:
+                samples[name].append(_sample(contest, batches))
     return {name: taken[1:] for name, taken in samples.items()}
 
 
@@ -109,8 +111,6 @@ def _sample(contest: Contest, batches: Iterator[Batch]) -> Sample:
     first_s, _ = _consume(batches, 1, contest.device)
     _consume(batches, contest.margin, contest.device)
     seconds, num_images = _consume(batches, contest.num_timed, contest.device)
-    if isinstance(batches, Generator):
-        batches.close()
     return Sample(num_images / seconds, 1e3 * first_s)
 
 

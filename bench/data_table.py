@@ -17,11 +17,12 @@ def spread(row: Row, column: str, digits: int, scale: float = 1.0) -> str:
 def speed_table(rows: Iterable[Row]) -> str:
     """Each engine on each set of images; a later row replaces an earlier one of the same engine."""
     latest = {(row["images"], row["engine"]): row for row in rows}
-    columns = ("images", "engine", "images/s", "times torch", "times DataLoader", "first batch, ms")
+    columns = ("images", "engine", "what it does", "images/s", "times torch", "times DataLoader", "first batch, ms")
     lines = [
         [
             row["images"],
             row["engine"],
+            row["work"],
             spread(row, "images_per_s_{}", 0),
             spread(row, "times_torch_{}", 2),
             spread(row, "times_dataloader_{}", 2),

@@ -1,7 +1,7 @@
 """How far dali's pixels are from torch's on the same image files: another decoder and another resize. Needs DALI."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,14 @@ from nvidia.dali.pipeline import Pipeline as Graph
 from nvidia.dali.types import DALIInterpType
 
 from fastadaad.config import Engine
-from fastadaad.data import Augmentation, ImageFiles, Sampling, make_pipeline
+from fastadaad.data import ImageFiles, Sampling, make_pipeline
 from fastadaad.data.hashing import Use, uniform
 from fastadaad.data.image_decoding import decode
 from fastadaad.data.resized_crop import NUM_DRAWS, resized_crop_windows
 
-MIN_CROP_SCALE = 0.08
+from .data_contests import FILE_AUGMENTATION
+
+AUGMENTATION = replace(FILE_AUGMENTATION, flip=False)
 BATCH_SIZE = 16
 
 Pixels = Iterable[np.ndarray]
@@ -62,7 +64,7 @@ def crop_windows(decoded: Sequence[np.ndarray]) -> np.ndarray:
     """(top, left, height, width) int64 [M, 4] of the crops of all images for epoch 0 with seed 0."""
     sizes = np.array([image.shape[:2] for image in decoded])
     draws = uniform(0, Use.RESIZED_CROP, 0, torch.arange(len(decoded)), NUM_DRAWS).numpy()
-    return resized_crop_windows(sizes, draws, MIN_CROP_SCALE)
+    return resized_crop_windows(sizes, draws, AUGMENTATION.min_crop_scale)
 
 
 def engine_images(engine: Engine, files: ImageFiles, device: torch.device | str) -> Pixels:
@@ -72,7 +74,7 @@ def engine_images(engine: Engine, files: ImageFiles, device: torch.device | str)
         files,
         torch.zeros(len(files), dtype=torch.int64),
         sampling=Sampling(batch_size=BATCH_SIZE, shuffle=False),
-        augmentation=Augmentation(min_crop_scale=MIN_CROP_SCALE),
+        augmentation=AUGMENTATION,
         num_workers=0,
         device=device,
     )

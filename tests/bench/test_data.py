@@ -210,7 +210,7 @@ def test_small_trials_write_rows_and_the_page(monkeypatch, tmp_path, tree, threa
     rows = rows_of(output)
     assert [(row["images"].split()[1], row["engine"], row["workers"]) for row in rows] == [
         ("arrays", "resident", "0"), ("arrays", "dali", "1"), ("arrays", "torch", "1"), ("arrays", "DataLoader", "1"),
-        ("JPEG", "dali", "1"), ("JPEG", "torch", "1"), ("JPEG", "DataLoader", "1"),
+        ("JPEG", "resident, packed", "0"), ("JPEG", "dali", "1"), ("JPEG", "torch", "1"), ("JPEG", "DataLoader", "1"),
     ]  # fmt: skip
     assert all(row["times_torch_p50"] == "1.0" for row in rows if row["engine"] == "torch")
     assert conditions(CPU).keys() <= rows[0].keys()
@@ -228,11 +228,11 @@ def test_small_trials_write_rows_and_the_page(monkeypatch, tmp_path, tree, threa
 
 def test_a_table_shows_the_latest_row_and_a_new_page_gets_its_markers(tmp_path):
     quantiles = {f"{name}_{key}": "2" for name in ("times_torch", "times_dataloader") for key in ("p20", "p50", "p80")}
-    row = {"images": "i", "engine": "e", "first_batch_p50_ms": "3.4", **quantiles}
+    row = {"images": "i", "engine": "e", "work": "w", "first_batch_p50_ms": "3.4", **quantiles}
     rates = [{f"images_per_s_{key}": rate for key in ("p20", "p50", "p80")} for rate in ("1", "2345.6")]
     text = speed_table([row | rate for rate in rates])
     assert text.splitlines()[2:] == [
-        "| i | e | 2,346 (2,346 to 2,346) | 2.00 (2.00 to 2.00) | 2.00 (2.00 to 2.00) | 3 |"
+        "| i | e | w | 2,346 (2,346 to 2,346) | 2.00 (2.00 to 2.00) | 2.00 (2.00 to 2.00) | 3 |"
     ]
     write_page(tmp_path / "new.md", text)
     write_page(tmp_path / "new.md", text)
