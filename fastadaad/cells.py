@@ -21,6 +21,7 @@ from torch import nn
 from fastadaad import methods
 from fastadaad.checkpoint import write_atomically
 from fastadaad.config import DataConfig, EvaluationConfig, ModelConfig, RunConfig
+from fastadaad.data.datasets import OWN_DATASETS
 from fastadaad.evaluation import AttackResult
 from fastadaad.trainer import Trainer, build_model, build_teacher, evaluate_on_test_set, resolve_device
 from fastadaad.training_data import TrainingData, training_data
@@ -28,9 +29,6 @@ from fastadaad.weights import checkpoint_path
 
 # Seconds between two looks at the cells that other processes work on.
 POLL_S = 2.0
-
-# Data sets whose name does not tell which images they are.
-USERS_OWN = ("folder", "packed")
 
 # What changes neither the weights of a run nor which epoch is its best.
 _IRRELEVANT = {
@@ -58,7 +56,7 @@ def _sha256(checkpoint: str | None) -> str | None:
 
 def _place(data: DataConfig) -> str | None:
     """Where the images are, as far as it tells which they are."""
-    return str(Path(data.root).resolve()) if data.name in USERS_OWN and data.root is not None else None
+    return str(Path(data.root).resolve()) if data.name in OWN_DATASETS and data.root is not None else None
 
 
 def training_facts(config: RunConfig) -> dict:

@@ -11,6 +11,7 @@ from fastadaad.data.dataset import DataError, Dataset
 from fastadaad.data.digits import load_digits
 from fastadaad.data.fashion_mnist import load_fashion_mnist
 from fastadaad.data.image_folder import load_folder, load_imagenet
+from fastadaad.data.packed import load_packed
 from fastadaad.data.source import Source
 from fastadaad.data.tiny_imagenet import load_tiny_imagenet
 
@@ -22,10 +23,11 @@ DATASETS: dict[str, Callable[[Source], Dataset]] = {
     "tiny-imagenet": load_tiny_imagenet,
     "imagenet": load_imagenet,
     "folder": load_folder,
+    "packed": load_packed,
 }
 FILE_DATASETS = ("imagenet", "folder")
 """Those of image files, which image_size and center_share are for."""
-OWN_DATASETS = FILE_DATASETS
+OWN_DATASETS = ("folder", "packed")
 """Those of which the name alone does not tell the images; `root` does."""
 
 
