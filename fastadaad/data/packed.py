@@ -59,8 +59,9 @@ class PackedSplit:
     num_images: int
     labels_sha256: str
     """Of the bytes of the file."""
-    chunks: list[tuple[int, str]]
-    """Number of images and sha256 of each part of the file of images."""
+    chunk_images: list[int]
+    """How many images each part of their file has."""
+    chunk_sha256: list[str]
     skipped: dict[str, str]
     """Files that could not be decoded and why."""
 
@@ -113,7 +114,7 @@ def load_packed(source: Source) -> Dataset:
         test_labels=labels["test"],
         class_names=pack.class_names,
         statistics=(pack.mean, pack.std),
-        skipped={Path(path): why for split in SPLITS for path, why in pack.splits[split].skipped.items()},
+        skipped={Path(split, name): why for split in SPLITS for name, why in pack.splits[split].skipped.items()},
     )
 
 
@@ -143,9 +144,9 @@ def verify_pack(root: Path, pack: Pack, advance: Callable[[int], object]) -> Non
     for split in SPLITS:
         _labels(root, pack, split)
         _check_size(root, pack, split)
-        path, first = images_path(root, split), 0
+        path, packed, first = images_path(root, split), pack.splits[split], 0
         with path.open("rb") as file:
-            for num_images, sha256 in pack.splits[split].chunks:
+            for num_images, sha256 in zip(packed.chunk_images, packed.chunk_sha256, strict=True):
                 if hashlib.sha256(file.read(num_images * pack.origin.image_bytes)).hexdigest() != sha256:
                     place = f"in images {first} to {first + num_images - 1}"
                     raise DataError(f"{path} is damaged {place}: {_remedy(root)}")
@@ -183,8 +184,9 @@ def _labels(root: Path, pack: Pack, split: str) -> Tensor:
     if hashlib.sha256(content).hexdigest() != packed.labels_sha256:
         raise DataError(f"{path} is damaged: {_remedy(root)}")
     labels = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
-    if labels.shape != (packed.num_images,):
-        raise DataError(f"{path} has {len(labels)} labels for {packed.num_images} images: {_remedy(root)}")
+    if labels.dtype != torch.int64 or labels.shape != (packed.num_images,):
+        found = f"{labels.dtype} {list(labels.shape)}"
+        raise DataError(f"{path} holds {found}, not int64 labels of {packed.num_images} images: {_remedy(root)}")
     check_labels(path, labels, len(pack.class_names), _remedy(root))
     return labels
 

@@ -2,7 +2,8 @@
 
 import io
 import shutil
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -19,14 +20,18 @@ from fastadaad.checkpoint import write_atomically
 from fastadaad.data.dataset import DataError, Dataset, ImageFiles, Images
 from fastadaad.data.image_decoding import REMEDY, decode_resized
 from fastadaad.data.packed import LOG, SPLITS, SUMMARY, Origin, Pack, PackedSplit, labels_path, read_pack
-from fastadaad.data.packing_log import Chunk, PackingLog, packing_log
+from fastadaad.data.packing_log import PackingLog, packing_log
 from fastadaad.data.rank_agreement import fingerprint
 from fastadaad.data.statistics import statistics_of_counts
 from fastadaad.progress import ImageProgress, image_progress
 
-# Of a chunk: held in memory, and decoded again after an interruption.
-CHUNK_BYTES = 2**25
+# Of a chunk. About four of them are in memory, and up to two are decoded again after an interruption.
+CHUNK_BYTES = 2**24
 GO_ON = "run the command again, and it goes on where it stopped"
+
+
+Decoded = Iterator[Tensor | str]
+"""Of each file the image uint8 [S, S, 3], or what is wrong with it."""
 
 
 class _Split(NamedTuple):
@@ -91,38 +96,49 @@ def _check_room(splits: dict[str, _Split], log: PackingLog, origin: Origin) -> N
 def _pack_images(splits: dict[str, _Split], log: PackingLog, num_workers: int, console: Console) -> None:
     """Append all chunks to the log that it lacks."""
     num_files = sum(len(images) for images, _ in splits.values())
-    with (
-        ThreadPoolExecutor(num_workers) as pool,
-        image_progress(console, f"packing {log.folder.name}", num_files) as progress,
-    ):
-        with progress.clock_stopped():
-            progress.advance(sum(log.num_files(split) for split in SPLITS))
-        for split, (images, _) in splits.items():
-            step = max(1, CHUNK_BYTES // (3 * images.image_size**2))
-            for start in range(log.num_files(split), len(images), step):
-                files = range(start, min(start + step, len(images)))
-                log.append(split, len(files), *_decode(images, files, pool, progress))
+    pool = ThreadPoolExecutor(num_workers)
+    try:
+        with image_progress(console, f"packing {log.folder.name}", num_files) as progress:
+            with progress.clock_stopped():
+                progress.advance(sum(log.num_files(split) for split in SPLITS))
+            for split, (images, _) in splits.items():
+                for files, decoded in _chunks(images, log.num_files(split), pool):
+                    log.append(split, len(files), *_collect(images, files, decoded, progress))
+    finally:
+        pool.shutdown(cancel_futures=True)  # not decoding ahead to the end after an interruption
 
 
-def _decode(
-    images: ImageFiles, files: Sequence[int], pool: Executor, progress: ImageProgress
+def _chunks(images: ImageFiles, start: int, pool: Executor) -> Iterator[tuple[range, Decoded]]:
+    """The files of each chunk from `start` on, and what they decode to; the next one is decoded meanwhile."""
+    step = max(1, CHUNK_BYTES // (3 * images.image_size**2))
+    ahead: deque[tuple[range, Decoded]] = deque()
+    for first in range(start, len(images), step):
+        files = range(first, min(first + step, len(images)))
+        ahead.append((files, pool.map(partial(_decoded, images), files)))
+        if len(ahead) == 2:
+            yield ahead.popleft()
+    yield from ahead
+
+
+def _collect(
+    images: ImageFiles, files: range, decoded: Decoded, progress: ImageProgress
 ) -> tuple[np.ndarray, dict[str, str]]:
-    """uint8 [M, S, S, 3] of those of `files` that can be decoded, and the names of the others, with the reason."""
-    decoded = np.empty((len(files), images.image_size, images.image_size, 3), np.uint8)
+    """uint8 [M, S, S, 3] of those of `files` that could be decoded, and the names of the others, with the reason."""
+    pixels = np.empty((len(files), images.image_size, images.image_size, 3), np.uint8)
     skipped: dict[str, str] = {}
     num_images = 0
-    for index, result in zip(files, pool.map(partial(_decoded, images), files), strict=True):
+    for index, result in zip(files, decoded, strict=True):
         if isinstance(result, Tensor):
-            decoded[num_images] = result
+            pixels[num_images] = result
             num_images += 1
         else:
             skipped[images.names[index]] = result
         progress.advance(1)
-    return decoded[:num_images], skipped
+    return pixels[:num_images], skipped
 
 
 def _decoded(images: ImageFiles, index: int) -> Tensor | str:
-    """The image, or what is wrong with its file."""
+    """See Decoded."""
     try:
         return decode_resized(images, index)
     except DataError as error:
@@ -137,8 +153,7 @@ def _decoded(images: ImageFiles, index: int) -> Tensor | str:
 def _finish(splits: dict[str, _Split], log: PackingLog, origin: Origin, class_names: Sequence[str]) -> Pack:
     """Write the labels, then what says that the pack is complete."""
     packed = {split: _write_labels(log, split, *splits[split]) for split in SPLITS}
-    counts = torch.tensor([chunk.counts for chunk in log.of("train")]).sum(0)
-    mean, std = statistics_of_counts(counts)
+    mean, std = statistics_of_counts(log.counts["train"])
     pack = Pack(origin=origin, class_names=tuple(class_names), mean=mean, std=std, splits=packed)
     write_atomically(log.folder / SUMMARY, pack.to_json())
     (log.folder / LOG).unlink()
@@ -147,8 +162,7 @@ def _finish(splits: dict[str, _Split], log: PackingLog, origin: Origin, class_na
 
 def _write_labels(log: PackingLog, split: str, images: ImageFiles, labels: Tensor) -> PackedSplit:
     """Those of the images that are packed."""
-    chunks: list[Chunk] = log.of(split)
-    skipped = {name: reason for chunk in chunks for name, reason in chunk.skipped.items()}
+    skipped = {name: reason for chunk in log.chunks[split] for name, reason in chunk.skipped.items()}
     if len(skipped) == len(images):
         raise DataError(f"{images.root} holds no image that can be decoded: {next(iter(skipped.values()))}")
     content = io.BytesIO()
@@ -157,6 +171,7 @@ def _write_labels(log: PackingLog, split: str, images: ImageFiles, labels: Tenso
     return PackedSplit(
         num_images=len(images) - len(skipped),
         labels_sha256=sha256(content.getvalue()).hexdigest(),
-        chunks=[(chunk.num_images, chunk.sha256) for chunk in chunks],
+        chunk_images=[chunk.num_images for chunk in log.chunks[split]],
+        chunk_sha256=[chunk.sha256 for chunk in log.chunks[split]],
         skipped=skipped,
     )

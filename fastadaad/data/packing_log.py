@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastadaad.data.dataset import DataError
 from fastadaad.data.packed import LOG, SPLITS, SUMMARY, Origin, images_path
@@ -26,46 +27,81 @@ from fastadaad.data.statistics import count_values
 class Chunk:
     """Files of one split that follow each other, and what became of them."""
 
-    split: str
     num_files: int
     num_images: int
     sha256: str
     """Of their images."""
-    counts: list[list[int]]
-    """How often each value occurs in each channel."""
     skipped: dict[str, str]
     """Files that could not be decoded and why."""
 
 
 class PackingLog:
-    """The log in `folder`; `chunks` are those that are packed."""
+    """What is packed in `folder`; `file`: its log, open and locked."""
 
-    def __init__(self, folder: Path, file: BinaryIO, chunks: list[Chunk]) -> None:
-        self.folder, self._file, self.chunks = folder, file, chunks
-
-    def of(self, split: str) -> list[Chunk]:
-        return [chunk for chunk in self.chunks if chunk.split == split]
+    def __init__(self, folder: Path, file: BinaryIO) -> None:
+        self.folder, self._file = folder, file
+        self.chunks: dict[str, list[Chunk]] = {split: [] for split in SPLITS}
+        self.counts = {split: torch.zeros(3, 256, dtype=torch.int64) for split in SPLITS}
+        """How often each value occurs in each channel."""
 
     def num_files(self, split: str) -> int:
         """Packed or skipped so far."""
-        return sum(chunk.num_files for chunk in self.of(split))
+        return sum(chunk.num_files for chunk in self.chunks[split])
 
     def append(self, split: str, num_files: int, images: np.ndarray, skipped: dict[str, str]) -> None:
         """Add the images uint8 [M, S, S, 3] of the next `num_files` files of a split."""
         content = images.tobytes()
         with open(images_path(self.folder, split), "ab") as file:
             _write(file, content)
-        chunk = Chunk(
-            split=split,
-            num_files=num_files,
-            num_images=len(images),
-            sha256=hashlib.sha256(content).hexdigest(),
-            counts=count_values(torch.from_numpy(images)).tolist(),
-            skipped=skipped,
-        )
+        sha256 = hashlib.sha256(content).hexdigest()
+        chunk = Chunk(num_files=num_files, num_images=len(images), sha256=sha256, skipped=skipped)
+        counts = count_values(torch.from_numpy(images))
         # After the images, so that a chunk of which only a part reached the disk is in no line.
-        _write(self._file, json.dumps(asdict(chunk)).encode() + b"\n")
-        self.chunks.append(chunk)
+        self._write_line({"split": split, "chunk": asdict(chunk), "counts": counts.tolist()})
+        self._add(split, chunk, counts)
+
+    def go_on(self, origin: Origin) -> None:
+        """Read what is there, cut off what is not whole, and write the first line where there is none."""
+        self._file.seek(0)
+        lines = self._file.readlines()
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()
+        if lines:
+            origin.check_same(self._facts(lines[0]), self.folder)
+            num_chunks = self._read_chunks(lines[1:], origin.image_bytes)
+            self._file.truncate(sum(map(len, lines[: 1 + num_chunks])))
+        else:
+            self._file.truncate(0)
+            self._write_line(asdict(origin))
+        for split in SPLITS:
+            num_images = sum(chunk.num_images for chunk in self.chunks[split])
+            with open(images_path(self.folder, split), "ab") as file:
+                file.truncate(num_images * origin.image_bytes)
+
+    def _read_chunks(self, lines: list[bytes], image_bytes: int) -> int:
+        """Take over those before the first whose images are not all there; how many they are."""
+        room = {split: _size(images_path(self.folder, split)) for split in SPLITS}
+        for number, line in enumerate(lines):
+            facts = self._facts(line)
+            split, chunk = facts["split"], Chunk(**facts["chunk"])
+            room[split] -= chunk.num_images * image_bytes
+            if room[split] < 0:
+                return number
+            self._add(split, chunk, torch.tensor(facts["counts"]))
+        return len(lines)
+
+    def _facts(self, line: bytes) -> dict:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{self.folder / LOG} is damaged: delete {self.folder} and begin anew") from error
+
+    def _add(self, split: str, chunk: Chunk, counts: Tensor) -> None:
+        self.chunks[split].append(chunk)
+        self.counts[split] += counts
+
+    def _write_line(self, facts: dict[str, object]) -> None:
+        _write(self._file, json.dumps(facts).encode() + b"\n")
 
 
 @contextmanager
@@ -76,21 +112,9 @@ def packing_log(folder: Path, origin: Origin) -> Iterator[PackingLog]:
     """
     with open(folder / LOG, "a+b") as file:
         _lock(file, folder)
-        file.seek(0)
-        first, *others = file.read().split(b"\n")
-        chunks: list[Chunk] = []
-        if others:
-            origin.check_same(json.loads(first), folder)
-            chunks, size = _whole_chunks(folder, others[:-1], origin.image_bytes)
-            file.truncate(len(first) + 1 + size)
-        else:  # not even the first line is whole
-            file.truncate(0)
-            _write(file, json.dumps(asdict(origin)).encode() + b"\n")
-        for split in SPLITS:
-            num_images = sum(chunk.num_images for chunk in chunks if chunk.split == split)
-            with open(images_path(folder, split), "ab") as images:
-                images.truncate(num_images * origin.image_bytes)
-        yield PackingLog(folder, file, chunks)
+        log = PackingLog(folder, file)
+        log.go_on(origin)
+        yield log
 
 
 def _lock(file: BinaryIO, folder: Path) -> None:
@@ -100,20 +124,6 @@ def _lock(file: BinaryIO, folder: Path) -> None:
         raise DataError(f"{folder} is being packed by another process: wait for it, or end it") from error
     if (folder / SUMMARY).exists():  # and its log deleted, just before this one was opened
         raise DataError(f"{folder} was finished by another process just now: run the command again")
-
-
-def _whole_chunks(folder: Path, lines: list[bytes], image_bytes: int) -> tuple[list[Chunk], int]:
-    """The chunks up to the first whose images are not all there, and how many bytes of the log they are."""
-    chunks, size = [], 0
-    room = {split: _size(images_path(folder, split)) for split in SPLITS}
-    for line in lines:
-        chunk = Chunk(**json.loads(line))
-        room[chunk.split] -= chunk.num_images * image_bytes
-        if room[chunk.split] < 0:
-            break
-        chunks.append(chunk)
-        size += len(line) + 1
-    return chunks, size
 
 
 def _write(file: BinaryIO, content: bytes) -> None:
