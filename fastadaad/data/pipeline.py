@@ -72,6 +72,7 @@ class Pipeline(ABC):
         part = copy.copy(self)
         part.sampling = replace(self.sampling, shard=index, num_shards=count)
         part.sampling.check(len(part.samples))
+        part.skipped = {}
         return part
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
