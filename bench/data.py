@@ -5,6 +5,7 @@ from torch's. `--draw` writes the tables of docs/data.md from the rows instead.
 """
 
 import argparse
+import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,12 @@ def pixels(options: argparse.Namespace) -> Rows:
     return pixel_differences.rows(replace(images, names=images.names[::every]), options.device)
 
 
+def memory(options: argparse.Namespace) -> Rows:
+    from .data_memory import rows
+
+    return rows(options.device)
+
+
 def _tree(options: argparse.Namespace) -> Path:
     return image_tree(TreeSpec(num_images=options.images), Console())
 
@@ -65,13 +72,16 @@ PARTS: dict[str, tuple[str, Callable[[argparse.Namespace], Rows]]] = {
     "files": ("speed", files),
     "steps": ("wait", steps),
     "pixels": ("pixels", pixels),
+    "memory": ("memory", memory),
 }
+HAS_MEMORY = importlib.util.find_spec("bench.data_memory") is not None
 
 
 def print_rows(kind: str, rows: list[dict[str, object]]) -> None:
-    table = Table(*SHOWN[kind])
+    columns = SHOWN.get(kind, tuple(rows[0]))
+    table = Table(*columns)
     for row in rows:
-        table.add_row(*[str(row[column]) for column in SHOWN[kind]])
+        table.add_row(*[str(row[column]) for column in columns])
     print_table(table)
 
 
@@ -82,7 +92,8 @@ def file_of(output: Path, kind: str) -> Path:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench data", description=__doc__)
-    parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
+    parts = ",".join(part for part in PARTS if part != "memory" or HAS_MEMORY)
+    parser.add_argument("--parts", default=parts, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each engine; default: %(default)s")
     parser.add_argument("--arrays", type=int, default=50_000, metavar="N", help="default: %(default)s")
     parser.add_argument("--images", type=int, default=2000, metavar="N", help="JPEG files; default: %(default)s")

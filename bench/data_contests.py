@@ -11,9 +11,7 @@ from torch.utils.data import Dataset
 from fastadaad.config import Engine
 from fastadaad.data import Augmentation, Sampling, load_dataset, make_pipeline
 from fastadaad.data.dataset import Images
-from fastadaad.data.packed import load_packed
 from fastadaad.data.packing import pack
-from fastadaad.data.source import Source
 
 from . import data_loaders
 from .data_speed import Contest, Entrant
@@ -88,14 +86,14 @@ def arrays(num_images: int, num_workers: int, device: torch.device) -> Contest:
 def files(tree: Path, image_size: int, num_workers: int, device: torch.device) -> Contest:
     """The training images of a tree that image_tree() wrote, brought to `image_size`.
 
-    The pack is made beside the tree. Its images are cropped out of a border, as resized crops need files.
+    A pack of them is made beside the tree; its images are cropped out of a border, as resized crops need files.
     """
     setting = _Setting(batch_size=FILE_BATCH, num_workers=num_workers, device=device)
     source = load_dataset("folder", tree, image_size=image_size)
     images, labels = source.train_images, source.train_labels
     packed = tree.with_name(f"{tree.name}-packed-{image_size}")
     pack(source, packed, num_workers=num_workers, console=Console())
-    packed_images = load_packed(Source(root=packed)).train_images
+    packed_images = load_dataset("packed", packed).train_images
     dataset = data_loaders.file_dataset(tree / "train", image_size, FILE_AUGMENTATION.min_crop_scale)
     entrants = {
         "resident, packed": setting.engine("resident", packed_images, labels, PACKED_AUGMENTATION),

@@ -1,6 +1,7 @@
 """`python -m bench data`: the clock against a made-up one, the generated files, the rows of small trials."""
 
 import csv
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -240,6 +241,14 @@ def test_a_table_shows_the_latest_row_and_a_new_page_gets_its_markers(tmp_path):
     (tmp_path / "other.md").touch()
     with pytest.raises(ValueError, match=r"other.md has no <!-- data:begin -->"):
         write_page(tmp_path / "other.md", text)
+
+
+def test_the_rows_about_memory_get_a_file_of_their_own(monkeypatch, tmp_path, threads):
+    made_up = SimpleNamespace(rows=lambda device: [{"set": "a", "peak_bytes": 7, "kind": device.type}])
+    monkeypatch.setitem(sys.modules, "bench.data_memory", made_up)
+    data.main(["--parts", "memory", "--device", "cpu", "--output", str(tmp_path / "data.csv")])
+    (row,) = rows_of(tmp_path / "data-memory.csv")
+    assert (row["set"], row["peak_bytes"], row["kind"]) == ("a", "7", "cpu")
 
 
 def test_an_unknown_part_is_named(capsys):
