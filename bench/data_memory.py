@@ -30,6 +30,8 @@ IMAGE_BYTES = 3 * IMAGE_SIZE**2
 CHUNK_IMAGES = 2048
 MAX_S = 40  # of an epoch: a disk may be slow
 CGROUPS = Path("/sys/fs/cgroup/memory")  # of version 1
+# What is freed is handed back at once, so that the growth is what is in use; the rate suffers from it.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 NO_LIMIT = "none: needs root and cgroups of version 1"
 
 
@@ -49,7 +51,8 @@ def _measured(device: torch.device, *words: object, cgroup: Path | None = None) 
     command = [sys.executable, "-m", "bench.data_memory", str(device), *map(str, words)]
     if cgroup is not None:
         command = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(cgroup), *command]
-    result = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    environment = {**os.environ, **ALLOCATOR}
+    result = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {result.returncode}:\n{result.stderr}")
     return json.loads(result.stdout.splitlines()[-1])
