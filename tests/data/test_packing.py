@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import resource
 import shutil
 import signal
@@ -173,6 +174,15 @@ def test_whatever_part_of_the_files_reached_the_disk_it_goes_on(root, tmp_path, 
         pack(root, out)
         assert contents(out) == uninterrupted, (log_size, image_size)
         shutil.rmtree(out)
+
+
+def test_killed_twice_it_goes_on(root, tmp_path, uninterrupted):
+    out = tmp_path / "out"
+    interrupt(root, out, "decode_resized", 5)
+    os.truncate(out / LOG, (out / LOG).stat().st_size - 20)  # as if killed while it wrote the second chunk's line
+    interrupt(root, out, "decode_resized", 3)
+    pack(root, out)
+    assert contents(out) == uninterrupted
 
 
 KILLED = """
