@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fastadaad.data.read_ahead import read_ahead
+
 
 def uploaded(images: Tensor, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
     """images[indices], uint8 [B, H, W, C] on the CUDA device, for each `indices` of `batches`.
@@ -16,7 +18,7 @@ def uploaded(images: Tensor, batches: Sequence[Tensor], device: torch.device) ->
     shape = (max(map(len, batches), default=0), *images.shape[1:])
     buffers = [(torch.empty(shape, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()) for _ in range(2)]
     ahead: deque[tuple[Tensor, torch.cuda.Event]] = deque()
-    for number, indices in enumerate(batches):
+    for number, indices in enumerate(read_ahead(images, batches)):
         buffer, copied = buffers[number % 2]
         copied.synchronize()  # of the batch before the last, out of this buffer
         gathered = torch.index_select(images, 0, indices, out=buffer[: len(indices)])

@@ -6,6 +6,7 @@ of that is for nothing, and in less memory than the map is large it throws out w
 
 import ctypes
 import mmap
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -33,8 +34,8 @@ def read_ahead(images: Tensor, batches: Sequence[Tensor]) -> Iterator[Tensor]:
 
 
 def is_mapped(images: Tensor) -> bool:
-    """Whether `images` lie in a file that is mapped into memory, image behind image."""
-    if images.device.type != "cpu" or not images.is_contiguous():
+    """Whether `images` lie in a file that is mapped into memory, image behind image; only Linux is asked."""
+    if sys.platform != "linux" or images.device.type != "cpu" or not images.is_contiguous():
         return False
     address = images.data_ptr()
     for line in Path("/proc/self/maps").read_text().splitlines():

@@ -11,6 +11,7 @@ from fastadaad.data.augmentation import Draws
 from fastadaad.data.dataset import ImageFiles, Images
 from fastadaad.data.host_images import uploaded
 from fastadaad.data.pipeline import Batch, Pipeline
+from fastadaad.data.read_ahead import read_ahead
 from fastadaad.ops import crop_flip
 
 # The networks and their activations need the rest.
@@ -48,7 +49,8 @@ class ResidentPipeline(Pipeline):
         # One copy to the device for an epoch; the splits are as the batches were.
         on_device = torch.cat(list(batches)).to(self.device).split(self.sampling.batch_size)
         if self.is_on_device:
-            for batch in on_device:
+            indices = read_ahead(self._images, [self.samples[batch] for batch in batches])
+            for batch, _ in zip(on_device, indices, strict=True):
                 yield self._cut(self._images, self._samples[batch], epoch, batch)
         else:
             gathered = uploaded(self._images, [self.samples[batch] for batch in batches], self.device)
