@@ -360,6 +360,6 @@ def evaluate_on_test_set(
             progress=lambda part, num_images: progress.advance(num_images, part),
             state=state,
         )
-    skipped = data.test.skipped.values()
-    notes = [f"image files that are left out: {len(skipped)}, the first: {next(iter(skipped))}"] if skipped else []
+    skipped = [*data.dataset.skipped.values(), *data.test.skipped.values()]
+    notes = [f"image files of the data set that are left out: {len(skipped)}, the first: {skipped[0]}"] * bool(skipped)
     return [replace(result, notes=(*result.notes, *notes)) for result in results]

@@ -67,6 +67,7 @@ def training_data(config: RunConfig, device: torch.device) -> TrainingData:
     if data.num_samples is not None:
         train = train[subset(dataset.train_labels[train], data.num_samples, config.seed)]
     test = torch.arange(len(dataset.test_labels))[: evaluation.num_images]
+    images, labels, extra = _with_extra_images(data, dataset)
 
     def as_they_are(images: Images, labels: Tensor, samples: Tensor) -> Pipeline:
         return make_pipeline(
@@ -79,10 +80,27 @@ def training_data(config: RunConfig, device: torch.device) -> TrainingData:
             device=device,
         )
 
+    training = make_pipeline(
+        data.engine,
+        images,
+        labels,
+        samples=torch.cat([train, extra]),
+        sampling=Sampling(
+            batch_size=data.batch_size,
+            seed=config.seed,
+            drop_last=True,
+            num_extra=len(extra),
+            extra_share=data.extra_share,
+        ),
+        augmentation=_augmentation(data),
+        num_workers=data.num_workers,
+        device=device,
+    )
     return TrainingData(
         dataset=dataset,
-        train=_train(config, dataset, train, device),
-        validation=as_they_are(dataset.train_images, dataset.train_labels, validation) if len(validation) else None,
+        train=training,
+        # Of the images that the training has on the device already.
+        validation=as_they_are(training.images, labels, validation) if len(validation) else None,
         test=as_they_are(dataset.test_images, dataset.test_labels, test),
     )
 
@@ -98,44 +116,27 @@ def _load(data: DataConfig) -> Dataset:
     )
 
 
-def _train(config: RunConfig, dataset: Dataset, samples: Tensor, device: torch.device) -> Pipeline:
-    data = config.data
-    images, labels, num_extra = dataset.train_images, dataset.train_labels, 0
-    if data.extra_images is not None:
-        images, labels, num_extra = _with_extra_images(Path(data.extra_images), dataset)
-        samples = torch.cat([samples, torch.arange(len(labels) - num_extra, len(labels))])
-    return make_pipeline(
-        data.engine,
-        images,
-        labels,
-        samples=samples,
-        sampling=Sampling(
-            batch_size=data.batch_size,
-            seed=config.seed,
-            drop_last=True,
-            num_extra=num_extra,
-            extra_share=data.extra_share,
-        ),
-        augmentation=Augmentation(
-            min_crop_scale=data.min_crop_scale,
-            padding=data.padding,
-            flip=data.flip,
-            color_jitter=data.color_jitter,
-            cutout=data.cutout,
-        ),
-        num_workers=data.num_workers,
-        device=device,
+def _augmentation(data: DataConfig) -> Augmentation:
+    return Augmentation(
+        min_crop_scale=data.min_crop_scale,
+        padding=data.padding,
+        flip=data.flip,
+        color_jitter=data.color_jitter,
+        cutout=data.cutout,
     )
 
 
-def _with_extra_images(path: Path, dataset: Dataset) -> tuple[Tensor, Tensor, int]:
-    """Images and labels of the training set with those of `path` behind them, and how many these are."""
+def _with_extra_images(data: DataConfig, dataset: Dataset) -> tuple[Images, Tensor, Tensor]:
+    """Images and labels of the training set, those of data.extra_images behind them, and the indices of these."""
     own = dataset.train_images
+    if data.extra_images is None:
+        return own, dataset.train_labels, torch.arange(0)
     if isinstance(own, ImageFiles):
-        raise DataError(f"{path} has arrays and {own.root} has image files: run fastadaad pack for the latter")
-    extra = ExtraImages(path, num_classes=len(dataset.class_names), image_shape=image_shape(own))
+        raise DataError(f"{data.extra_images} has arrays and {own.root} has image files: run fastadaad pack for these")
+    path, num_classes = Path(data.extra_images), len(dataset.class_names)
+    extra = ExtraImages(path, num_classes=num_classes, image_shape=image_shape(own))
     # One array for both, into which the file is read directly: the extra images may be most of the memory.
     images = torch.empty(len(own) + len(extra), *own.shape[1:], dtype=torch.uint8)
     images[: len(own)] = own
     extra.read_into(images[len(own) :])
-    return images, torch.cat([dataset.train_labels, extra.labels]), len(extra)
+    return images, torch.cat([dataset.train_labels, extra.labels]), torch.arange(len(own), len(images))

@@ -68,7 +68,9 @@ def test_files_that_are_left_out_are_listed_at_the_end_and_beside_the_accuracy(t
     assert (tmp_path / "run" / "skipped_images.txt").read_text().startswith(f"{broken[0]} cannot be decoded")
     natural, _ = evaluate_on_test_set(run.state.student, config, run.data, Console(quiet=True), "")
     assert natural.num_images == 9
-    assert natural.notes[0].startswith(f"image files that are left out: 1, the first: {broken[1]} cannot be decoded")
+    assert natural.notes[0].startswith(
+        f"image files of the data set that are left out: 1, the first: {broken[1]} cannot be decoded"
+    )
 
 
 def test_a_file_that_cannot_be_read_ends_the_run_with_its_name(tmp_path):
@@ -111,7 +113,7 @@ def test_extra_images_for_image_files_are_refused(tmp_path):
     write_tree(tmp_path / "tree")
     write_extra(tmp_path / "extra.npz")
     config = of_folder(tmp_path / "tree", f"data.extra_images={tmp_path / 'extra.npz'}")
-    with pytest.raises(ValueError, match=r"has arrays and .* has image files: run fastadaad pack for the latter"):
+    with pytest.raises(ValueError, match=r"has arrays and .* has image files: run fastadaad pack for these"):
         training_data(config, CPU)
 
 
@@ -119,3 +121,9 @@ def test_more_images_in_a_batch_than_there_are_is_one_line(tmp_path):
     write_tree(tmp_path / "tree")
     with pytest.raises(ValueError, match=r"batch_size 128 exceeds the 32 images .*: choose batch_size <= 32"):
         training_data(of_folder(tmp_path / "tree", "data.batch_size=128"), CPU)
+
+
+def test_training_and_validation_share_one_array():
+    data = training_data(tiny_run(), CPU)
+    assert data.train.images.data_ptr() == data.validation.images.data_ptr()
+    assert data.train.images.data_ptr() == data.dataset.train_images.data_ptr()

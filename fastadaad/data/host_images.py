@@ -1,24 +1,22 @@
 """Images that stay in host memory or a memory map: a batch is gathered there and copied to the GPU ahead of its use."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from fastadaad.data.read_ahead import read_ahead
 
-
-def uploaded(images: Tensor, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """images[indices], uint8 [B, H, W, C] on the CUDA device, for each `indices` of `batches`.
+def uploaded(images: Tensor, batches: Iterable[Tensor], batch_size: int, device: torch.device) -> Iterator[Tensor]:
+    """images[indices], uint8 [B, H, W, C] on the CUDA device, for each `indices` of `batches`; B <= batch_size.
 
     The copy of the next batch, on a stream of its own, overlaps with what the consumer does with this one.
     """
     stream = torch.cuda.Stream(device)
-    shape = (max(map(len, batches), default=0), *images.shape[1:])
+    shape = (batch_size, *images.shape[1:])
     buffers = [(torch.empty(shape, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()) for _ in range(2)]
     ahead: deque[tuple[Tensor, torch.cuda.Event]] = deque()
-    for number, indices in enumerate(read_ahead(images, batches)):
+    for number, indices in enumerate(batches):
         buffer, copied = buffers[number % 2]
         copied.synchronize()  # of the batch before the last, out of this buffer
         gathered = torch.index_select(images, 0, indices, out=buffer[: len(indices)])

@@ -18,12 +18,8 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def read_ahead(images: Tensor, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The `batches` of indices int64 [B] into `images` as they are, of which the next is read meanwhile.
-
-    Nothing is read ahead of images that are in memory.
-    """
-    if not batches or not is_mapped(images):
-        yield from batches
+    """The `batches` of indices int64 [B] into mapped `images` as they are, of which the next is read meanwhile."""
+    if not batches:
         return
     _advise(images.data_ptr(), images.nbytes, mmap.MADV_RANDOM)
     _read(images, batches[0])

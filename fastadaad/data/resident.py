@@ -11,7 +11,7 @@ from fastadaad.data.augmentation import Draws
 from fastadaad.data.dataset import ImageFiles, Images
 from fastadaad.data.host_images import uploaded
 from fastadaad.data.pipeline import Batch, Pipeline
-from fastadaad.data.read_ahead import read_ahead
+from fastadaad.data.read_ahead import is_mapped, read_ahead
 from fastadaad.ops import crop_flip
 
 # The networks and their activations need the rest.
@@ -21,9 +21,9 @@ SHARE_OF_FREE_MEMORY = 0.5
 class ResidentPipeline(Pipeline):
     """See Pipeline; images are an array.
 
-    It lives on the device, as its only copy there, if it is no larger than `max_bytes`; None: half of the free memory.
-    Else it stays where it is, in memory or a memory map, and batches are gathered from it ahead of their use.
-    `channels_last`: x_natural has that memory format.
+    It lives on the device if it is no larger than `max_bytes`; None: half of the free memory. Else it stays where it
+    is, in memory or a memory map, and batches are gathered from it ahead of their use. The attribute `images` is where
+    it lives, for other pipelines to share. `channels_last`: x_natural has that memory format.
     """
 
     def __init__(
@@ -39,8 +39,11 @@ class ResidentPipeline(Pipeline):
         if isinstance(images, ImageFiles):
             raise ValueError(f"{images.root} holds image files: run fastadaad pack, or set data.engine=dali or torch")
         self.channels_last = channels_last
-        self.is_on_device = images.nbytes <= (_free_bytes(self.device) if max_bytes is None else max_bytes)
+        limit = _free_bytes(self.device) if max_bytes is None else max_bytes
+        self.is_on_device = images.is_cuda or images.nbytes <= limit
         self._images = images.to(self.device) if self.is_on_device else images
+        self.images = self._images
+        self._is_mapped = is_mapped(self._images)
         self._samples, self._labels = self.samples.to(self.device), self.labels.to(self.device)
 
     def _read(self, epoch: int, batches: Sequence[Tensor]) -> Iterator[Batch]:
@@ -48,12 +51,13 @@ class ResidentPipeline(Pipeline):
             return
         # One copy to the device for an epoch; the splits are as the batches were.
         on_device = torch.cat(list(batches)).to(self.device).split(self.sampling.batch_size)
+        indices = [self.samples[batch] for batch in batches]
+        ahead = read_ahead(self._images, indices) if self._is_mapped else iter(indices)
         if self.is_on_device:
-            indices = read_ahead(self._images, [self.samples[batch] for batch in batches])
-            for batch, _ in zip(on_device, indices, strict=True):
+            for batch, _ in zip(on_device, ahead, strict=True):
                 yield self._cut(self._images, self._samples[batch], epoch, batch)
         else:
-            gathered = uploaded(self._images, [self.samples[batch] for batch in batches], self.device)
+            gathered = uploaded(self._images, ahead, self.sampling.batch_size, self.device)
             for batch, images in zip(on_device, gathered, strict=True):
                 yield self._cut(images, torch.arange(len(batch), device=self.device), epoch, batch)
 

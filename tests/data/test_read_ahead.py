@@ -46,11 +46,10 @@ def test_a_file_that_is_mapped_is_told_from_memory(images):
 
 
 def test_batches_come_as_they_are(images):
-    for place in (images, images.clone()):
-        for batches in (BATCHES, BATCHES[:1], []):
-            given = list(read_ahead(place, batches))
-            assert len(given) == len(batches)
-            assert all(torch.equal(*pair) for pair in zip(given, batches, strict=True))
+    for batches in (BATCHES, BATCHES[:1], []):
+        given = list(read_ahead(images, batches))
+        assert len(given) == len(batches)
+        assert all(torch.equal(*pair) for pair in zip(given, batches, strict=True))
 
 
 def pages_of(images: torch.Tensor, indices: torch.Tensor) -> list[set[int]]:
@@ -71,8 +70,3 @@ def test_exactly_the_pages_of_a_batch_are_read_while_the_one_before_is_worked_on
         assert [set(range(first, first + size, mmap.PAGESIZE)) for first, size, _ in asked] == expected
         assert {advice for *_, advice in asked} == {mmap.MADV_WILLNEED}
         next(reading, None)
-
-
-def test_images_in_memory_are_not_advised_about(images, advised):
-    assert len(list(read_ahead(images.clone(), BATCHES))) == len(BATCHES)
-    assert advised == []

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,9 +37,9 @@ def test_images_that_do_not_fit_are_gathered_in_host_memory(monkeypatch):
     """Of the path for small GPUs all but the streams: the batches are as if the images were on the device."""
     gathered = []
 
-    def uploaded(images, batches, device):
+    def uploaded(images, batches, batch_size, device):
         for batch in batches:
-            gathered.append(len(batch))
+            gathered.append((len(batch), batch_size))
             yield images[batch]
 
     monkeypatch.setattr(resident, "uploaded", uploaded)
@@ -49,7 +50,18 @@ def test_images_that_do_not_fit_are_gathered_in_host_memory(monkeypatch):
     for (x_natural, labels), (x_gathered, labels_gathered) in zip(on_device.epoch(1), on_host.epoch(1), strict=True):
         assert torch.equal(x_natural, x_gathered)
         assert torch.equal(labels, labels_gathered)
-    assert gathered == [5, 5, 5, 5]
+    assert gathered == [(5, 5)] * 4
+
+
+def test_only_a_memory_map_is_read_ahead_of(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(resident, "read_ahead", lambda images, batches: asked.append(len(batches)) or iter(batches))
+    (tmp_path / "images").write_bytes(IMAGES.numpy().tobytes())
+    mapped = torch.from_numpy(np.memmap(tmp_path / "images", np.uint8, "c", shape=tuple(IMAGES.shape)))
+    epochs = [ResidentPipeline(images, NAMES, sampling=SAMPLING).epoch(0) for images in (IMAGES, mapped)]
+    for (x_natural, _), (x_mapped, _) in zip(*epochs, strict=True):
+        assert torch.equal(x_natural, x_mapped)
+    assert asked == [5]  # batches, of the map alone
 
 
 def test_files_are_refused_with_the_remedy():

@@ -55,3 +55,10 @@ def test_a_batch_of_the_resident_engine_does_not_wait_for_the_device():
         next(batches)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_pipelines_of_one_array_share_its_copy_on_the_device():
+    first = ResidentPipeline(IMAGES, LABELS, device="cuda", **OPTIONS)
+    second = ResidentPipeline(first.images, LABELS, device="cuda", **OPTIONS)
+    assert first.images.is_cuda
+    assert second.images.data_ptr() == first.images.data_ptr()
