@@ -361,5 +361,7 @@ def evaluate_on_test_set(
             state=state,
         )
     skipped = [*data.dataset.skipped.values(), *data.test.skipped.values()]
-    notes = [f"image files of the data set that are left out: {len(skipped)}, the first: {skipped[0]}"] * bool(skipped)
+    notes = [
+        f"image files of the data set that are left out: {len(skipped)}, the first: {first}" for first in skipped[:1]
+    ]
     return [replace(result, notes=(*result.notes, *notes)) for result in results]
