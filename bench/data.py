@@ -17,8 +17,9 @@ from rich.table import Table
 from fastadaad.data import load_dataset
 
 from . import data_contests, data_speed, data_wait
-from .data_table import beside, tables, write_page
+from .data_table import beside, tables
 from .image_tree import TreeSpec, image_tree
+from .readme import rewritten
 from .tables import print_table
 from .timing import RESULTS, write_rows
 
@@ -116,7 +117,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     options = _parse(argv)
     if options.draw:
-        write_page(options.page, tables(options.output))
+        options.page.write_text(rewritten(options.page.read_text(), tables(options.output), "data"))
         return
     torch.set_num_threads(options.workers)  # of all engines, and of the training
     if options.rewrite:

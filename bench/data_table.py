@@ -5,8 +5,6 @@ from pathlib import Path
 
 from .readme import Row, markdown, rows_of
 
-BEGIN, END = "<!-- data:begin -->", "<!-- data:end -->"
-
 
 def spread(row: Row, column: str, digits: int, scale: float = 1.0) -> str:
     """p50 (p20 to p80) of `column`, whose name has one {} for the quantile."""
@@ -60,12 +58,21 @@ def pixel_table(rows: Iterable[Row]) -> str:
     )
 
 
+def memory_table(rows: Iterable[Row]) -> str:
+    latest = {row["images"]: row for row in rows}
+    columns = ("images", "their size, MB", "limit of the process, MB", "growth, MB", "growth over size", "images/s")
+    names = ("images", "mb", "limit_mb", "growth_mb", "growth_share", "images_per_s")
+    return markdown(columns, [[row[name] for name in names] for row in latest.values()])
+
+
 def tables(output: Path) -> str:
     """All that have rows, each under its sentence; `output`: the file of images/s, beside which the others are."""
+    memory = rows_of(beside(output, "memory"))
     parts = (
         ("Images/s for a consumer that does nothing, p50 (p20 to p80):", speed_table(rows_of(output))),
         ("Trainings:", wait_table(rows_of(beside(output, "wait")))),
         ("dali's pixels against torch's:", pixel_table(rows_of(beside(output, "pixels")))),
+        ("Memory that resident takes beside the images, an epoch of shuffled batches:", memory_table(memory)),
     )
     return "\n\n".join(f"{sentence}\n\n{table}" for sentence, table in parts if table)
 
@@ -73,16 +80,3 @@ def tables(output: Path) -> str:
 def beside(output: Path, name: str) -> Path:
     """data-NAME.csv of data.csv."""
     return output.with_name(f"{output.stem}-{name}{output.suffix}")
-
-
-def write_page(page: Path, inside: str) -> None:
-    """Put `inside` between the markers of `page`, which is made where it does not exist.
-
-    Raises ValueError where a page has no markers.
-    """
-    text = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page} has no {BEGIN} ... {END}: put the two lines where the tables shall stand")
-    page.write_text(f"{before}{BEGIN}\n\n{inside}\n\n{END}{after}")

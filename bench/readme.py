@@ -8,7 +8,6 @@ from pathlib import Path
 from .timing import RESULTS
 
 README = RESULTS.parents[1] / "README.md"
-BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 MODES = ("eager", "compiled")
 ROOFLINE_RECIPE, ROOFLINE_PRECISION = "cifar10-rn18", "tf32"
 
@@ -124,13 +123,14 @@ def block(results: Path = RESULTS) -> str:
     return "\n\n".join(f"{sentence}\n\n{table}" for sentence, table in parts if table)
 
 
-def rewritten(text: str, inside: str) -> str:
-    """`text` with `inside` between the markers. Raises ValueError where there are none."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} ... {END}: put the two lines where the tables shall stand")
-    return f"{before}{BEGIN}\n\n{inside}\n\n{END}{after}"
+def rewritten(text: str, inside: str, name: str = "speed") -> str:
+    """`text` with `inside` between the markers called `name`. Raises ValueError where there are none."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise ValueError(f"the page has no {begin} ... {end}: put the two lines where the tables shall stand")
+    return f"{before}{begin}\n\n{inside}\n\n{end}{after}"
 
 
 def main(argv: list[str]) -> None:

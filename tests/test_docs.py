@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.data_table import tables
 from bench.measures import measures_table
 from bench.policy_table import policy_lines, table
 from fastadaad import cli, load_model, methods, recipes
@@ -136,6 +137,19 @@ def test_the_figures_of_the_page_of_performance_are_those_of_their_rows():
         claims.append(text.format(*[shares[f"refreshed(every={every})"] for every in (10, 8, 3)]))
     assert [claim for claim in claims if claim not in page] == []
     assert {row["host_synchronisations"] for row in steps.values()} <= {"0", ""}
+
+
+def test_the_tables_of_the_page_of_data_are_those_of_their_rows():
+    assert tables(ROOT / "bench" / "results" / "data.csv") in PAGES["data.md"], "run python -m bench data --draw"
+
+
+def test_the_engines_gain_and_take_what_is_asked_of_them():
+    speed = {(row["images"].split()[1], row["engine"]): row for row in rows_of("data.csv")}
+    assert float(speed["arrays", "resident"]["times_dataloader_p50"]) >= 15
+    assert all(
+        float(row["waiting_share_p50"]) < 0.01 for row in rows_of("data-wait.csv") if row["engine"] == "resident"
+    )
+    assert all(float(row["growth_share"]) < 0.05 for row in rows_of("data-memory.csv"))
 
 
 def test_the_table_of_measures_is_that_of_its_rows():

@@ -14,7 +14,7 @@ from tiny_runs import tiny_run
 
 from bench import data, data_contests, data_loaders, data_speed, data_wait, image_tree, pixel_differences
 from bench.data_speed import Contest, Entrant
-from bench.data_table import speed_table, tables, write_page
+from bench.data_table import speed_table, tables
 from bench.image_tree import TreeSpec
 from bench.readme import rows_of
 from bench.timing import conditions
@@ -227,7 +227,7 @@ def test_small_trials_write_rows_and_the_page(monkeypatch, tmp_path, tree, threa
     assert tables(output) in page.read_text()
 
 
-def test_a_table_shows_the_latest_row_and_a_new_page_gets_its_markers(tmp_path):
+def test_a_table_shows_the_latest_row():
     quantiles = {f"{name}_{key}": "2" for name in ("times_torch", "times_dataloader") for key in ("p20", "p50", "p80")}
     row = {"images": "i", "engine": "e", "work": "w", "first_batch_p50_ms": "3.4", **quantiles}
     rates = [{f"images_per_s_{key}": rate for key in ("p20", "p50", "p80")} for rate in ("1", "2345.6")]
@@ -235,12 +235,6 @@ def test_a_table_shows_the_latest_row_and_a_new_page_gets_its_markers(tmp_path):
     assert text.splitlines()[2:] == [
         "| i | e | w | 2,346 (2,346 to 2,346) | 2.00 (2.00 to 2.00) | 2.00 (2.00 to 2.00) | 3 |"
     ]
-    write_page(tmp_path / "new.md", text)
-    write_page(tmp_path / "new.md", text)
-    assert (tmp_path / "new.md").read_text() == f"<!-- data:begin -->\n\n{text}\n\n<!-- data:end -->\n"
-    (tmp_path / "other.md").touch()
-    with pytest.raises(ValueError, match=r"other.md has no <!-- data:begin -->"):
-        write_page(tmp_path / "other.md", text)
 
 
 def test_the_rows_about_memory_get_a_file_of_their_own(monkeypatch, tmp_path, threads):
