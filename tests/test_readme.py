@@ -85,3 +85,14 @@ def test_the_tables_of_speed_have_the_figures_of_the_last_rows():
         for cell, variant in ((eager, "distiller-eager"), (compiled, "distiller-compiled")):
             quantiles = [float(latest[variant][f"ratio_{key}"]) for key in ("p50", "p20", "p80") if variant in latest]
             assert cell == ("{:.2f} ({:.2f} to {:.2f})".format(*quantiles) if quantiles else ""), variant
+
+
+def test_the_figures_of_the_data_are_those_of_their_rows():
+    words = " ".join(README.split())
+    speed = {
+        (row["images"].split()[1], row["engine"]): float(row["times_dataloader_p50"]) for row in rows_of("data.csv")
+    }
+    waiting = {(row["recipe"], row["engine"]): float(row["waiting_share_p50"]) for row in rows_of("data-wait.csv")}
+    assert f"come {speed['arrays', 'resident']:.0f} times as fast as from a `DataLoader`" in words
+    assert f"`fashion-mnist` spends {100 * waiting['fashion-mnist', 'resident']:.2f} % of its time waiting" in words
+    assert f"image files come {speed['JPEG', 'dali']:.2f} times as fast by DALI" in words

@@ -109,14 +109,14 @@ def test_time_to_accuracy_is_the_first_epoch_that_reaches_it():
 
 def test_the_readme_command_changes_only_what_stands_between_its_markers(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nafter\n")
+    page.write_text("before\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nafter\n")
     roofline.main(["--output", str(tmp_path / "roofline.csv")])
     readme.main(["--page", str(page), "--results", str(tmp_path)])
     once = page.read_text()
     readme.main(["--page", str(page), "--results", str(tmp_path)])
     assert page.read_text() == once
-    assert once.startswith(f"before\n<!-- speed:begin -->\n\nComputed")
-    assert once.endswith(f"<!-- speed:end -->\nafter\n")
+    assert once.startswith("before\n<!-- speed:begin -->\n\nComputed")
+    assert once.endswith("<!-- speed:end -->\nafter\n")
     assert "old" not in once
     assert "| `exact` | 1143 | 1.0 |" in once
     with pytest.raises(ValueError, match="put the two lines"):
