@@ -1,6 +1,6 @@
 """What the networks see: a batch as a picture, natural beside adversarial beside their scaled difference."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from fastadaad import methods
 from fastadaad.config import RunConfig
 from fastadaad.evaluation.plots import new_figure
-from fastadaad.inner_maximization import InnerMaximizer
-from fastadaad.trainer import build_student, build_teacher
+from fastadaad.optimizers import make_optimizer
+from fastadaad.trainer import build_student, build_teacher, distiller_of
 from fastadaad.training_data import TrainingData
 
 
@@ -42,12 +42,10 @@ def shown_batch(config: RunConfig, data: TrainingData, num_images: int, epoch: i
     device = x_natural.device
     student = build_student(config, data, device)
     teacher = build_teacher(config.teacher, data, device) if method.needs_teacher and config.teacher else None
-    policy = config.teacher.policy if teacher is not None and config.teacher else None
-    maximizer = InnerMaximizer(student, teacher, method=method, inner=config.inner, teacher_policy=policy)
-    x_adv = maximizer(x_natural, labels, generator=torch.Generator(device).manual_seed(config.seed))
-    return ShownBatch(
-        x_natural=batch.x_natural,
-        labels=batch.labels,
+    distiller = distiller_of(replace(config, mode="eager"), student, teacher, make_optimizer(student, config.optim))
+    x_adv = distiller.maximizer(x_natural, labels, generator=torch.Generator(device).manual_seed(config.seed))
+    return replace(
+        batch,
         x_adv=x_adv.cpu(),
         student_classes=[names[index] for index in _classes(student, x_adv)],
         epsilon=(x_adv - x_natural).abs().max().item(),
