@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms.v2 import functional as TF
 
@@ -109,7 +109,7 @@ class _Samples(TorchDataset):
         if request.cutout_center is not None:
             image = TF.erase(image, *self._cutout(request.cutout_center, height, width), torch.zeros(()).to(image))
         # A quotient, as everywhere here; TF.to_dtype multiplies by 1/255, which differs in the last bit.
-        return image.float() / 255
+        return image.float().div_(255)
 
     def _cutout(self, center: list[int], height: int, width: int) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the part of the square that is inside."""
@@ -124,4 +124,5 @@ def _collate(responses: list[Response]) -> tuple[Tensor, Tensor, list[Failure]]:
     images = [response.x_natural for response in responses if response.x_natural is not None]
     labels = [response.label for response in responses if response.x_natural is not None]
     failures = [response.failure for response in responses if response.failure is not None]
-    return torch.stack(images) if images else torch.empty(0), torch.tensor(labels), failures
+    # default_collate stacks them in the memory that a worker shares with its parent.
+    return default_collate(images) if images else torch.empty(0), torch.tensor(labels), failures
