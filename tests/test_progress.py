@@ -24,6 +24,28 @@ def test_rate_leaves_out_the_time_in_which_the_clock_stood():
         assert progress.images_per_s == pytest.approx(6.0)
 
 
+def test_the_time_in_which_items_come_is_waiting_and_that_between_them_is_not():
+    now = 0.0
+
+    def slow_items():
+        nonlocal now
+        for item in "abc":
+            now += 1.0
+            yield item
+        now += 0.5  # to find that there are no more
+
+    with (
+        mock.patch("fastadaad.progress.time.perf_counter", side_effect=lambda: now),
+        image_progress(Console(quiet=True), "title", 3) as progress,
+    ):
+        seen = []
+        for item in progress.waited_for(slow_items()):
+            seen.append(item)
+            now += 5.0
+        assert seen == ["a", "b", "c"]
+        assert progress.waited_share == pytest.approx(3.5 / 18.5)
+
+
 def test_images_that_pass_while_the_clock_stands_are_not_in_the_rate():
     now = 0.0
     with (
