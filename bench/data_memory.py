@@ -23,6 +23,8 @@ from fastadaad.data import Augmentation, Dataset, ResidentPipeline, Sampling, lo
 from fastadaad.data.packed import SPLITS, SUMMARY, Origin, Pack, PackedSplit, images_path, labels_path
 from fastadaad.machine_memory import cache_folder
 
+from .memory import ALLOCATOR
+
 MB = 10**6
 ARRAY_MB, PACK_MB, LIMIT_MB = 500, 2000, 700
 IMAGE_SIZE, NUM_CLASSES, BATCH_SIZE = 64, 10, 256
@@ -30,8 +32,6 @@ IMAGE_BYTES = 3 * IMAGE_SIZE**2
 CHUNK_IMAGES = 2048
 MAX_S = 40  # of an epoch: a disk may be slow
 CGROUPS = Path("/sys/fs/cgroup/memory")  # of version 1
-# What is freed is handed back at once, so that the growth is what is in use; the rate suffers from it.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 NO_LIMIT = "none: needs root and cgroups of version 1"
 
 

@@ -23,7 +23,7 @@ from fastadaad.config import TeacherPolicy
 from .networks import PAIRS, Pair, Program, Variant
 
 # Blocks of this size are handed back to the system when they are freed, so that resident memory is what is in use.
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def _status_bytes(name: str) -> int:
@@ -72,7 +72,7 @@ def peak_bytes(pair_name: str, method: str, variant: Variant, inner: InnerConfig
     words = [pair_name, method, variant.mode, str(variant.policy), variant.precision]
     words += [str(inner.num_steps), str(batch_size), str(device)]
     command = [sys.executable, "-m", "bench.memory", *words]
-    environment = {**os.environ, **_ALLOCATOR}
+    environment = {**os.environ, **ALLOCATOR}
     result = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)}:\n{result.stderr}")

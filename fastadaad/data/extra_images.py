@@ -4,7 +4,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class ExtraImages:
         assert images.dtype == torch.uint8
         assert images.is_contiguous()
 
-        def fill(stream: zipfile.ZipExtFile) -> None:
+        def fill(stream: IO[bytes]) -> None:
             self._image_header(stream)
             for chunk in images.view(-1).split(CHUNK_BYTES):
                 if stream.readinto(chunk.numpy().data) < len(chunk):
@@ -73,17 +73,17 @@ class ExtraImages:
         arrays = ", ".join(found) or "none"
         raise self._broken(f"lacks the arrays image and label (found: {arrays})", "save it with these names")
 
-    def _read(self, key: str, read: Callable[[zipfile.ZipExtFile], Result]) -> Result:
+    def _read(self, key: str, read: Callable[[IO[bytes]], Result]) -> Result:
         """What `read` makes of the file of an array."""
         try:
             with zipfile.ZipFile(self._path) as archive, archive.open(f"{key}.npy") as stream:
-                return read(stream)  # type: ignore[arg-type]
+                return read(stream)
         except DataError:
             raise
         except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise self._broken(f"cannot be read ({key}: {one_line(error)})", "copy or make it again") from error
 
-    def _image_header(self, stream: zipfile.ZipExtFile) -> tuple[int, ...]:
+    def _image_header(self, stream: IO[bytes]) -> tuple[int, ...]:
         """The shape of the images, of which `stream` then holds the pixels."""
         version = np.lib.format.read_magic(stream)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -94,7 +94,7 @@ class ExtraImages:
             raise self._broken("holds images column by column", "save numpy.ascontiguousarray of them")
         return shape
 
-    def _labels(self, stream: zipfile.ZipExtFile) -> Tensor:
+    def _labels(self, stream: IO[bytes]) -> Tensor:
         labels = np.lib.format.read_array(stream, allow_pickle=False)
         if labels.dtype.kind not in "iu" or labels.ndim != 1:
             raise self._broken(f"holds labels as {labels.dtype} {list(labels.shape)}", "save them as integers [M]")

@@ -62,10 +62,7 @@ class Pipeline(ABC):
     @property
     def num_images(self) -> int:
         """Images of an epoch, in this shard."""
-        sampling = self.sampling
-        if sampling.drop_last:
-            return len(self) * sampling.batch_size
-        return len(range(sampling.shard, len(self.samples), sampling.num_shards))
+        return self.sampling.num_images(len(self.samples))
 
     def shard(self, index: int, count: int) -> "Pipeline":
         """The same for every `count`-th sample of each epoch from the `index`-th on."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class ResidentPipeline(Pipeline):
         self.is_on_device = images.is_cuda or images.nbytes <= limit
         self._images = images.to(self.device) if self.is_on_device else images
         self.images = self._images
-        self._is_mapped = is_mapped(self._images)
+        self._ahead = partial(read_ahead, self._images) if is_mapped(self._images) else iter
         self._samples, self._labels = self.samples.to(self.device), self.labels.to(self.device)
 
     def _read(self, epoch: int, batches: Sequence[Tensor]) -> Iterator[Batch]:
@@ -51,13 +52,13 @@ class ResidentPipeline(Pipeline):
             return
         # One copy to the device for an epoch; the splits are as the batches were.
         on_device = torch.cat(list(batches)).to(self.device).split(self.sampling.batch_size)
-        indices = [self.samples[batch] for batch in batches]
-        ahead = read_ahead(self._images, indices) if self._is_mapped else iter(indices)
         if self.is_on_device:
-            for batch, _ in zip(on_device, ahead, strict=True):
-                yield self._cut(self._images, self._samples[batch], epoch, batch)
+            indices = self._ahead([self._samples[batch] for batch in on_device])
+            for batch, chosen in zip(on_device, indices, strict=True):
+                yield self._cut(self._images, chosen, epoch, batch)
         else:
-            gathered = uploaded(self._images, ahead, self.sampling.batch_size, self.device)
+            indices = self._ahead([self.samples[batch] for batch in batches])
+            gathered = uploaded(self._images, indices, self.sampling.batch_size, self.device)
             for batch, images in zip(on_device, gathered, strict=True):
                 yield self._cut(images, torch.arange(len(batch), device=self.device), epoch, batch)
 

@@ -45,13 +45,16 @@ class Sampling:
                 f"choose batch_size <= {own // self.num_shards}"
             )
 
-    def num_batches(self, num_samples: int) -> int:
+    def num_images(self, num_samples: int) -> int:
         """Of an epoch, in this process."""
         own = num_samples - self.num_extra
         if self.drop_last:
-            return own // (self.batch_size * self.num_shards)
-        in_shard = len(range(self.shard, own, self.num_shards))
-        return -(-in_shard // self.batch_size)
+            return own // (self.batch_size * self.num_shards) * self.batch_size
+        return len(range(self.shard, own, self.num_shards))
+
+    def num_batches(self, num_samples: int) -> int:
+        """Of an epoch, in this process."""
+        return -(-self.num_images(num_samples) // self.batch_size)
 
     def batches(self, epoch: int, num_samples: int) -> tuple[Tensor, ...]:
         """The samples of each batch of an epoch, int64 [B] each, on the CPU."""
