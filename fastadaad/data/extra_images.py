@@ -16,6 +16,8 @@ from fastadaad.data.file_checks import check_labels, is_web_page, one_line
 Result = TypeVar("Result")
 
 KEYS = (("image", "label"), ("images", "labels"))
+# By version of numpy's format; later ones are for arrays with names.
+READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 CHUNK_BYTES = 2**24  # read at a time, beside the array itself
 
 
@@ -51,8 +53,10 @@ class ExtraImages:
         def fill(stream: IO[bytes]) -> None:
             self._image_header(stream)
             for chunk in images.view(-1).split(CHUNK_BYTES):
-                if stream.readinto(chunk.numpy().data) < len(chunk):
+                content = stream.read(len(chunk))
+                if len(content) < len(chunk):
                     raise EOFError("it ends before its last image")
+                chunk.numpy()[:] = np.frombuffer(content, np.uint8)
 
         self._read(self._image_key, fill)
 
@@ -86,8 +90,9 @@ class ExtraImages:
     def _image_header(self, stream: IO[bytes]) -> tuple[int, ...]:
         """The shape of the images, of which `stream` then holds the pixels."""
         version = np.lib.format.read_magic(stream)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, is_fortran, dtype = read_header[version](stream)
+        if version not in READ_HEADER:
+            raise self._broken(f"holds images in version {version} of numpy's format", "save them with numpy.savez")
+        shape, is_fortran, dtype = READ_HEADER[version](stream)
         if dtype != np.uint8 or len(shape) != 4:
             raise self._broken(f"holds images as {dtype} {list(shape)}", "save them as uint8 [M, H, W, C]")
         if is_fortran:

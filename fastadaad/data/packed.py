@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import mmap
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +27,8 @@ SUMMARY = "pack.json"
 LOG = "packing.jsonl"
 """Only there while a pack is not finished."""
 
-# Linux; Python names it from 3.13 on.
-MAP_NORESERVE = 0x4000
+# Python names it from 3.13 on; other systems do not need it.
+MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,16 @@ def test_labels_may_be_integers_of_any_size(tmp_path, dtype):
     np.testing.assert_array_equal(extra.labels, LABELS)
 
 
+def test_a_version_of_numpys_format_that_is_not_known_is_named(tmp_path):
+    path = tmp_path / "extra.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in (("image", IMAGES), ("label", LABELS)):
+            with archive.open(f"{name}.npy", "w") as stream:
+                np.lib.format.write_array(stream, array, version=(3, 0))
+    with pytest.raises(DataError, match=r"extra.npz holds images in version \(3, 0\) .*: save them with numpy.savez"):
+        read(path)
+
+
 def test_the_images_are_in_memory_once(tmp_path, monkeypatch):
     """numpy and zipfile tell tracemalloc what they allocate."""
     monkeypatch.setattr(extra_images, "CHUNK_BYTES", 2**18)
