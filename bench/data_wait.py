@@ -16,7 +16,7 @@ from .timing import Spread
 
 EPOCHS = {"demo": 20, "fashion-mnist": 1}
 """Of each recipe, for some seconds on two cores."""
-ENGINES: tuple[Engine, ...] = ("resident", "torch")
+ENGINES: tuple[Engine, ...] = ("resident", "dali", "torch")
 
 
 def rows(epochs: dict[str, int], rounds: int, num_workers: int, device: str) -> Iterator[dict[str, object]]:
