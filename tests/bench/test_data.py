@@ -191,7 +191,7 @@ def test_the_settings_of_the_engine_are_those_it_has(tree):
 def test_the_share_of_waiting_is_the_trainers(monkeypatch, tmp_path):
     monkeypatch.setitem(recipes.RECIPES, "tiny", tiny_run)
     rows = list(data_wait.rows({"tiny": 1}, 1, 0, "cpu"))
-    assert [(row["engine"], row["workers"]) for row in rows] == [("resident", 0), ("torch", 0)]
+    assert [(row["engine"], row["workers"]) for row in rows] == [("resident", 0), ("dali", 0), ("torch", 0)]
     assert all(0 < row["waiting_share_p50"] < 1 for row in rows)
     config = data_wait.short_config("tiny", 3, "torch", 2, "cpu")
     metrics = [{"data_wait": share, "images_per_s": 10.0, "seconds": 2.0} for share in (0.1, 0.2, 0.6)]
