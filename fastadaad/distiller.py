@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad import methods
+from fastadaad.caller import check_trainable
 from fastadaad.captured_step import captured_step
 from fastadaad.compilation import one_graph
 from fastadaad.config import InnerConfig, Layout, Mode, PrecisionConfig, TeacherPolicy
@@ -71,6 +72,10 @@ class Distiller:
     train mode takes its statistics from each micro-batch, everything else is as without. In bf16 and fp16 the student's
     training pass is under autocast, and in fp16 `scaler` leaves out an update with an infinite gradient: its state
     belongs into a checkpoint.
+
+    The step takes what InnerMaximizer takes: networks in DistributedDataParallel, whose wrapper then sees the training
+    passes alone, or in torch.compile, and callers under autocast, torch.no_grad or torch.inference_mode. Raises
+    ValueError for a student that cannot be trained, as one made in inference mode.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Distiller:
         awp_begin: int = 0,
         micro_batch: int | None = None,
     ) -> None:
+        check_trainable(student)
         self.maximizer = InnerMaximizer(
             student,
             teacher,
@@ -136,8 +142,15 @@ class Distiller:
         """Train the student on one batch: x_natural fp32 [B, C, H, W] in [0, 1], labels [B] or None.
 
         Mutates the student's parameters, their `.grad` and the student's running statistics. Raises ValueError where
-        the method needs labels and gets None.
+        the method needs labels and gets None, and for tensors on different devices.
         """
+        with torch.inference_mode(False), torch.enable_grad():
+            x_natural, labels = self.maximizer.admit(x_natural, labels)
+            return self._step(x_natural, labels, epoch, generator)
+
+    def _step(
+        self, x_natural: Tensor, labels: Tensor | None, epoch: int, generator: torch.Generator | None
+    ) -> StepResult:
         if not self.student.training:
             self.student.train()
         with (
@@ -175,6 +188,7 @@ class Distiller:
             loss = loss_and_gradients()
         self.scaler.step(optimizer)
         self.scaler.update()
+        torch.clear_autocast_cache()  # the same, before the update
         return loss, parts[0].inner.x_adv if len(parts) == 1 else torch.cat([part.inner.x_adv for part in parts])
 
     def _perturbation(self, epoch: int) -> float:
@@ -209,6 +223,7 @@ class Distiller:
 
         The sum over the parts is the mean over all images where batch-norm has no part in it.
         """
+        torch.clear_autocast_cache()  # a caller's, which holds weights as they were before they were perturbed
         self.optimizer.zero_grad()  # without set_to_none, the default, which apex's optimisers do not know
         num_images = sum(len(part.x_natural) for part in parts)
         losses = []

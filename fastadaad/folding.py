@@ -99,7 +99,7 @@ def fold(
     try:
         twin = FoldedNetwork(network, memory_format=memory_format, dtype=dtype)
         if x is not None:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
                 logits, expected = twin(x), _in_eval_mode(network)(x)
             tolerance = TOLERANCE[torch.float16 if x.is_cuda and dtype == torch.float32 else dtype]
             if not torch.allclose(logits, expected, rtol=0, atol=tolerance * expected.abs().max().item()):

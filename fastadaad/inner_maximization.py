@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad import methods, ops
+from fastadaad.caller import bare, check_devices, usable
 from fastadaad.config import InnerConfig, Layout, Mode, Precision, PrecisionConfig, Start, TeacherPolicy, ThreatModel
 from fastadaad.graph_capture import CapturedCall
 from fastadaad.inner_networks import Form, inner_network
 from fastadaad.inner_step import Search, Steps
+from fastadaad.input_checks import check_batch, check_first_call
 from fastadaad.precision import gradient_scale, tensor_cores
 from fastadaad.teacher_policies import USES, first_interval
 
@@ -26,7 +28,12 @@ def frozen(*networks: nn.Module, evaluation: bool = True) -> Iterator[None]:
     Each module's own mode and each parameter's own `requires_grad` come back afterwards, also after an exception.
     """
     modes = [(module, module.training) for network in networks for module in network.modules()]
-    parameters = [(parameter, parameter.requires_grad) for net in networks for parameter in net.parameters()]
+    parameters = [
+        (parameter, parameter.requires_grad)
+        for network in networks
+        for parameter in network.parameters()
+        if not parameter.is_inference()  # its requires_grad cannot come back, and no gradient reaches it
+    ]
     try:
         for module, _ in modes:
             module.training = module.training and not evaluation
@@ -114,6 +121,10 @@ class InnerMaximizer:
     teacher_policy: how often the teacher is asked; `asking_interval` is the number of steps from one time to the next
     and may be changed between searches. precision: the arithmetic of each network. layout: that of the convolutions;
     `auto` measures once per machine and network.
+
+    A network may come in the wrapper of DistributedDataParallel or torch.compile, which the loop leaves out. The caller
+    may be in any grad mode, in inference mode or under autocast, where the networks compute in its dtype, the pixels'
+    convolution too: `precision` keeps that one in fp32. Nothing is moved between devices.
     """
 
     def __init__(
@@ -134,7 +145,7 @@ class InnerMaximizer:
         self.inner = inner or InnerConfig()
         self.teacher_policy = teacher_policy or TeacherPolicy()
         self.precision, self.layout = precision or PrecisionConfig(), layout
-        self.student, self.teacher = student, teacher
+        self.student, self.teacher = bare(student), None if teacher is None else bare(teacher)
         self.method.require_teacher(teacher)
         self.teacher_policy.check(self.method.objective.through_teacher, self.method.name)
         self._check_student_eval()
@@ -160,7 +171,7 @@ class InnerMaximizer:
     ) -> Tensor:
         """The adversarial images, without gradient. `generator` draws the start; None: torch's own for the device.
 
-        Raises ValueError where the method needs labels [B] and gets None.
+        Raises ValueError where the method needs labels [B] and gets None, and for tensors on different devices.
         """
         return self.search(x_natural, labels, generator=generator).x_adv
 
@@ -176,16 +187,20 @@ class InnerMaximizer:
 
         replay False: in mode graph, for a caller who captures more than the search.
         """
-        self.method.require_labels(labels)
         # Whatever grad mode the caller is in, the loop needs its own.
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            tensor_cores(self.precision, x_natural.device),
-            self.networks(x_natural) as networks,
-        ):
-            maximize = self._replay if replay and self.mode == "graph" else self._maximize
-            return maximize(networks, x_natural.detach(), labels, generator)
+        with torch.inference_mode(False), torch.enable_grad():
+            x_natural, labels = self.admit(x_natural, labels)
+            with tensor_cores(self.precision, x_natural.device), self.networks(x_natural) as networks:
+                check_first_call(self, networks, x_natural, labels)
+                maximize = self._replay if replay and self.mode == "graph" else self._maximize
+                return maximize(networks, x_natural.detach(), labels, generator)
+
+    def admit(self, x_natural: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The batch as a search and a loss can use it, outside of inference mode. Errors as in a call."""
+        self.method.require_labels(labels)
+        check_batch(x_natural, labels if self.method.needs_labels else None)
+        check_devices(self.student, self.teacher, x_natural, labels)
+        return usable(x_natural), None if labels is None else usable(labels)
 
     @contextmanager
     def networks(self, x_natural: Tensor) -> Iterator[tuple[nn.Module, nn.Module | None]]:

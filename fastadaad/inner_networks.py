@@ -57,7 +57,9 @@ def inner_network(network: nn.Module, x: Tensor, form: Form) -> nn.Module:
     key = (form, tuple(x.shape[1:]), x.device, _has_hooks(network))
     twin = known.get(key)
     if twin is None or list(map(id, twin.tensors)) != list(map(id, _tensors(network))):
-        twin = known[key] = _Twin(network, x, form)
+        # What is measured and compared here holds for all callers, those under autocast and others.
+        with torch.autocast(x.device.type, enabled=False):
+            twin = known[key] = _Twin(network, x, form)
     else:
         twin.update()
     return network if twin.folded is None else twin.folded
@@ -93,6 +95,11 @@ def _measured(network: nn.Module, x: Tensor, dtype: torch.dtype, form: Form) -> 
 def _say_unfolded(network: nn.Module, form: Form, why: str) -> None:
     if DTYPES[form.precision] != torch.float32:
         raise ValueError(f"precision {form.precision} needs a folded network, and {why}: set it to fp32")
+    if any(tensor.is_inference() for tensor in _tensors(network)):
+        raise ValueError(
+            f"{type(network).__name__} was made under torch.inference_mode, where autograd cannot follow it, and {why}: "
+            "make it outside of it"
+        )
     warnings.warn(f"{type(network).__name__}: {why}; the inner loop runs it as it is", stacklevel=2)
 
 

@@ -1,0 +1,49 @@
+"""What another program may bring along: wrappers around its networks, inference tensors, tensors on several devices."""
+
+from itertools import chain
+
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from fastadaad.ops import checks
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """The network inside the wrappers of torch.compile, DistributedDataParallel and DataParallel.
+
+    The inner loop needs none of them: it trains no weights, so there is nothing to synchronise, and it compiles itself.
+    """
+    if isinstance(network, DataParallel | DistributedDataParallel):
+        return bare(network.module)
+    # torch.compile's wrapper by its attribute, as importing its class takes a second.
+    compiled = getattr(network, "_orig_mod", None)
+    return network if compiled is None else bare(compiled)
+
+
+def usable(tensor: Tensor) -> Tensor:
+    """`tensor`, or a copy where it was made in inference mode and autograd would refuse to keep it."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def check_devices(student: nn.Module, teacher: nn.Module | None, x_natural: Tensor, labels: Tensor | None) -> None:
+    """Nothing is moved by itself. Raises ValueError where two of the four are on different devices, and names both."""
+    others = {"the student": _first_tensor(student), "the teacher": _first_tensor(teacher), "labels": labels}
+    for name, tensor in others.items():
+        if tensor is not None:
+            checks.check_device("x_natural", x_natural, name, tensor)
+
+
+def _first_tensor(network: nn.Module | None) -> Tensor | None:
+    """None: there is no network, or nothing in it that is on a device."""
+    return None if network is None else next(chain(network.parameters(), network.buffers()), None)
+
+
+def check_trainable(student: nn.Module) -> None:
+    """Raises ValueError where no update can reach a parameter of `student`."""
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError("no parameter of the student requires a gradient: call student.requires_grad_(True)")
+    if any(parameter.is_inference() for parameter in trained):
+        raise ValueError(
+            "the student was made under torch.inference_mode, where nothing can be trained: make it outside of it"
+        )
