@@ -97,7 +97,7 @@ def _say_unfolded(network: nn.Module, form: Form, why: str) -> None:
         raise ValueError(f"precision {form.precision} needs a folded network, and {why}: set it to fp32")
     if any(tensor.is_inference() for tensor in _tensors(network)):
         raise ValueError(
-            f"{type(network).__name__} was made under torch.inference_mode, where autograd cannot follow it, and {why}: "
+            f"{type(network).__name__} was made under torch.inference_mode, which autograd cannot follow, and {why}: "
             "make it outside of it"
         )
     warnings.warn(f"{type(network).__name__}: {why}; the inner loop runs it as it is", stacklevel=2)
