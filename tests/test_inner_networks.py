@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from networks import images_and_labels, student_and_teacher, tiny_network
+from networks import Branching, images_and_labels, student_and_teacher, tiny_network
 from plain import inner_loop, kl_to_teacher, share_equal
 from torch import Tensor, nn
 
@@ -20,17 +20,6 @@ SETTINGS = {"epsilon": 16 / 255, "step_size": 4 / 255, "num_steps": 5}
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=16 / 255), step_size=4 / 255, num_steps=5, start="natural")
 COMPILED = {"mode": "compiled", "compile_options": {"backend": "aot_eager"}}
 FP32 = Form(layout="contiguous")
-
-
-class Branching(nn.Module):
-    """What torch.fx cannot trace: which way the pixels go depends on them."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x if x.mean() > -1 else -x)
 
 
 def plain_x_adv(student: nn.Module, teacher: nn.Module, x_natural: Tensor) -> Tensor:
