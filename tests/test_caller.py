@@ -7,6 +7,7 @@ import random
 import warnings
 from collections import Counter
 
+import distributed_steps
 import numpy as np
 import pytest
 import torch
@@ -199,6 +200,20 @@ def test_a_step_of_a_distributed_student_passes_through_its_wrapper_in_the_train
     assert passes == {"forward": 2 * 3}  # in each step x_natural for the running statistics, and x_adv
     assert_same_weights(student, expected)
     assert all(parameter.requires_grad and parameter.grad is not None for parameter in student.parameters())
+
+
+@pytest.mark.slow
+def test_two_processes_with_half_of_each_batch_train_the_student_of_one_process(tmp_path):
+    torch.multiprocessing.spawn(distributed_steps.train_together, (2, tmp_path), nprocs=2)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    for method in distributed_steps.METHODS:
+        student, teacher = distributed_steps.fixed_batch_norm()
+        losses = torch.stack(distributed_steps.train(student, teacher, method, slice(None)))
+        torch.testing.assert_close((ranks[0][method][0] + ranks[1][method][0]) / 2, losses, rtol=1e-3, atol=1e-5)
+        for name, tensor in student.state_dict().items():
+            of_ranks = [rank[method][1][name] for rank in ranks]
+            assert torch.equal(*of_ranks), name
+            torch.testing.assert_close(of_ranks[0], tensor, rtol=1e-4, atol=2e-5)
 
 
 def test_a_compiled_step_takes_a_compiled_student():
