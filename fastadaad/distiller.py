@@ -1,7 +1,9 @@
 """One training step for people with their own loop: x_natural, labels -> the student, updated."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,9 @@ from fastadaad.config import InnerConfig, Layout, Mode, PrecisionConfig, Teacher
 from fastadaad.inner_maximization import InnerMaximizer, frozen
 from fastadaad.micro_batches import Part, split_batch
 from fastadaad.mixed_precision import check_awp, first_convolution_in_fp32, gradient_scaler, in_precision
+from fastadaad.nonfinite import NonFiniteNotes, OnNonfinite, find_nonfinite
 from fastadaad.precision import tensor_cores
+from fastadaad.skipped_update import BeforeUpdate
 from fastadaad.teacher_error import TeacherError, TeacherErrorMeter, adapted
 from fastadaad.weight_perturbation import kept_buffers, perturbed_weights
 
@@ -70,8 +74,13 @@ class Distiller:
 
     With `micro_batch` the networks see so many images at a time, and one update follows the mean of all; batch-norm in
     train mode takes its statistics from each micro-batch, everything else is as without. In bf16 and fp16 the student's
-    training pass is under autocast, and in fp16 `scaler` leaves out an update with an infinite gradient: its state
-    belongs into a checkpoint.
+    training pass is under autocast, and in fp16 `scaler` leaves out an update with an infinite gradient.
+
+    Each step notes on the device where NaN or inf is in x_natural, in the logits that the outer loss takes, in the loss
+    or, save in fp16, in the gradients; check_finite() tells. With on_nonfinite `skip` a step whose loss or gradients
+    are not finite leaves the student, its running statistics and the optimiser's state bit for bit as they were.
+
+    state_dict() has what a checkpoint needs beside student, optimiser and generators.
 
     The step takes what InnerMaximizer takes: networks in DistributedDataParallel, whose wrapper then sees the training
     passes alone, or in torch.compile, and callers under autocast, torch.no_grad or torch.inference_mode. Raises
@@ -94,6 +103,7 @@ class Distiller:
         awp_gamma: float = 0.0,
         awp_begin: int = 0,
         micro_batch: int | None = None,
+        on_nonfinite: OnNonfinite = "stop",
     ) -> None:
         check_trainable(student)
         self.maximizer = InnerMaximizer(
@@ -122,14 +132,15 @@ class Distiller:
         if self.mode != "eager":
             # An epoch is a number of the graph, which must not be compiled anew for each.
             self._outer_loss = one_graph(loss_and_logits, **{"dynamic": None} | (compile_options or {}))
-        self._teacher_error = TeacherErrorMeter(self.maximizer.teacher_policy, next(student.parameters()).device)
+        device = next(student.parameters()).device
+        self._nonfinite = NonFiniteNotes(on_nonfinite, device)
+        self._teacher_error = TeacherErrorMeter(self.maximizer.teacher_policy, device)
         self.teacher_error: TeacherError | None = None
         self._num_steps = 0
         self._captured = None
         if self.mode == "graph":
-            self._captured = captured_step(
-                self._train, self.maximizer, optimizer, micro_batch, [self._teacher_error.sums]
-            )
+            sums = [self._teacher_error.sums, self._nonfinite.counts]
+            self._captured = captured_step(self._train, self.maximizer, optimizer, micro_batch, sums)
 
     def step(
         self,
@@ -176,18 +187,26 @@ class Distiller:
         optimizer: torch.optim.Optimizer,
     ) -> tuple[Tensor, Tensor]:
         """All of a step that happens on the device; the loss before the update, and x_adv."""
+        before = None
+        if self._nonfinite.on_nonfinite == "skip":
+            before = BeforeUpdate(self.student, self.optimizer, [self._teacher_error.sums])
         parts = self._search(x_natural, labels, generator)
         loss_and_gradients = partial(self._loss_and_gradients, parts, epoch)
         gamma = self._perturbation(epoch)
         if gamma:
             with kept_buffers(self.student):
-                loss_and_gradients()
+                _, found_first = loss_and_gradients()
             with perturbed_weights(self.student, gamma):
-                loss = loss_and_gradients()
+                loss, found = loss_and_gradients()
+            # What perturbed weights make of it is no cause.
+            found = torch.where(found_first.any(), found_first, found)
         else:
-            loss = loss_and_gradients()
+            loss, found = loss_and_gradients()
         self.scaler.step(optimizer)
         self.scaler.update()
+        spoiled = self._nonfinite.add(found)
+        if before is not None:
+            before.restore(spoiled)
         torch.clear_autocast_cache()  # the same, before the update
         return loss, parts[0].inner.x_adv if len(parts) == 1 else torch.cat([part.inner.x_adv for part in parts])
 
@@ -218,24 +237,72 @@ class Distiller:
                 maximizer.asking_interval = adapted(error, maximizer.inner.num_steps)
         return error
 
-    def _loss_and_gradients(self, parts: list[Part], epoch: int) -> Tensor:
-        """The mean outer loss at the student's present weights, without gradient; fills their `.grad`, scaled in fp16.
+    def check_finite(self) -> None:
+        """Raises NonFiniteError (a ValueError) where a step so far met NaN or inf.
 
-        The sum over the parts is the mean over all images where batch-norm has no part in it.
+        With on_nonfinite `skip` only where nonfinite.MAX_SKIPPED_IN_A_ROW updates in a row were left out. Waits for the
+        device.
+        """
+        self._nonfinite.check()
+
+    def read_skipped(self) -> int:
+        """How many updates on_nonfinite `skip` left out so far. Waits for the device."""
+        return self._nonfinite.read_skipped()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later steps depend on beside student, optimiser and generators: tensors, numbers, and dicts of them.
+
+        Waits for the device.
+        """
+        return {
+            "num_steps": self._num_steps,
+            "asking_interval": self.maximizer.asking_interval,
+            "teacher_error": None if self.teacher_error is None else asdict(self.teacher_error),
+            "teacher_error_sums": self._teacher_error.sums.clone(),
+            "nonfinite_counts": self._nonfinite.counts.clone(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what state_dict() gave."""
+        self._num_steps = state["num_steps"]
+        self.maximizer.asking_interval = state["asking_interval"]
+        error = state["teacher_error"]
+        self.teacher_error = None if error is None else TeacherError(**error)
+        self._teacher_error.sums.copy_(state["teacher_error_sums"])
+        self._nonfinite.counts.copy_(state["nonfinite_counts"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def _loss_and_gradients(self, parts: list[Part], epoch: int) -> tuple[Tensor, Tensor]:
+        """The mean outer loss at the student's present weights, without gradient, and what find_nonfinite finds.
+
+        Fills the weights' `.grad`, scaled in fp16. The sum over the parts is the mean over all images where batch-norm
+        has no part in it.
         """
         torch.clear_autocast_cache()  # a caller's, which holds weights as they were before they were perturbed
         self.optimizer.zero_grad()  # without set_to_none, the default, which apex's optimisers do not know
         num_images = sum(len(part.x_natural) for part in parts)
-        losses = []
+        losses, logits = [], []
         with first_convolution_in_fp32(self._outer_student):
             for part in parts:
-                loss = self._loss(part, epoch) * (len(part.x_natural) / num_images)
+                loss, logits_of_part = self._loss(part, epoch)
+                loss = loss * (len(part.x_natural) / num_images)
                 self.scaler.scale(loss).backward()
                 losses.append(loss.detach())
-        return torch.stack(losses).sum()
+                logits.append(logits_of_part)
+        loss = torch.stack(losses).sum()
+        # From here on loss and gradients are complete: whether the update is spoiled is decided by what they are now.
+        return loss, find_nonfinite([part.x_natural for part in parts], logits, loss, self._noted_gradients())
 
-    def _loss(self, part: Part, epoch: int) -> Tensor:
-        """The outer loss of one part, with gradient."""
+    def _noted_gradients(self) -> list[Tensor]:
+        """Those of the update; none in fp16, where infinite ones are usual and the scaler's."""
+        if self.scaler.is_enabled():
+            return []
+        parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+    def _loss(self, part: Part, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The outer loss of one part, with gradient, and without the logits [B, N] that it took."""
         inner = part.inner
         loss, logits = self._outer_loss(
             self.method,
@@ -250,4 +317,4 @@ class Distiller:
         if inner.teacher_logits_assumed is not None and "teacher_logits_adv" in logits:  # not at a weight of 0
             student_logits, teacher_logits = logits["student_logits_adv"], logits["teacher_logits_adv"]
             self._teacher_error.add(student_logits, teacher_logits, inner.teacher_logits_assumed)
-        return loss
+        return loss, logits
