@@ -1,6 +1,7 @@
 """Overrides as people type them, saved configurations, and pixel units."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from fastadaad import recipes
 from fastadaad.config import PrecisionConfig, TeacherPolicy
 from fastadaad.config_io import override, read_config
+from fastadaad.file_limits import CONFIG_BYTES
 from fastadaad.units import parse_pixels
 
 DEMO = recipes.get("demo")
@@ -177,3 +179,130 @@ def test_a_file_that_holds_no_configuration_is_named(tmp_path, content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"config.json does not hold.*No such file"):
         read_config(tmp_path / "config.json")
+
+
+CODE = "planted_module.Planted"
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch):
+    """A module that writes down when it is imported, and when its class is called; the file it writes to."""
+    log = tmp_path / "ran"
+    note = f"open({str(log)!r}, 'a').write"
+    (tmp_path / "planted_module.py").write_text(
+        f"{note}('imported')\n\nclass Planted:\n    def __init__(self, **options):\n        {note}('called')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield log
+    sys.modules.pop("planted_module", None)
+
+
+def test_the_planted_module_tells_when_it_runs(ran):
+    import planted_module
+
+    planted_module.Planted()
+    assert ran.read_text() == "importedcalled"
+
+
+SPEC = {"class_path": CODE, "init_args": {}}
+BOMB = "{a: &a [x,x,x,x,x,x,x,x,x], b: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a], c: [*b,*b,*b,*b,*b,*b,*b,*b,*b]}"
+TAG = "!!python/object/apply:planted_module.Planted []"
+SECTIONS = ["data", "student", "teacher", "method_options", "inner", "inner.threat_model", "optim", "precision"]
+
+
+@pytest.mark.parametrize(
+    "text", [CODE, json.dumps(SPEC), TAG, "data.json", BOMB], ids=["name", "spec", "tag", "file", "bomb"]
+)
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_is_no_value(ran, monkeypatch, section, text):
+    """Not even the name of a file, which jsonargparse would read."""
+    monkeypatch.chdir(ran.parent)
+    (ran.parent / "data.json").write_text('{"name": "cifar10"}')
+    with pytest.raises(ValueError, match=f"^{section} is a section: set its fields one by one"):
+        override(DEMO, [f"{section}={text}"])
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("field", ["class_path", "init_args.x", "__class__", "help", "dict_kwargs.x"])
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_has_no_class(ran, section, field):
+    """Of method_options, whose fields have any name, the method refuses it."""
+    with pytest.raises(ValueError, match=f"unknown setting {section}.{field}=|has no option '{field}'"):
+        override(DEMO, [f"{section}.{field}={CODE}"])
+    assert not ran.exists()
+
+
+COMPOSED = [json.dumps(SPEC), f" \t{json.dumps(SPEC)}", f"[\t{json.dumps(SPEC)}]", TAG, f"[{TAG}]", BOMB, "[" * 100_000]
+
+
+@pytest.mark.parametrize(
+    "value", [*COMPOSED, "&a 3", "*a", "- 3", "a: b", "[[1]]", "!!int 3"], ids=range(len(COMPOSED) + 6)
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "seed",
+        "optim.milestones",
+        "method_options.kl_reduction",
+        "evaluation.attacks",
+        "data.root",
+        "teacher.checkpoint",
+    ],
+)
+def test_a_value_is_plain(ran, tmp_path, name, value):
+    with pytest.raises(
+        ValueError, match=f"{name} is set to '.*: give a plain value, or a list of plain values"
+    ) as caught:
+        override(DEMO, [f"{name}={value}"])
+    assert len(str(caught.value)) < 200
+    *sections, field = name.split(".")
+    saved = asdict(DEMO)
+    section = saved[sections[0]] if sections else saved
+    for planted in (value, [value], [[3]], [{"class_path": CODE}]):
+        section[field] = planted
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(saved))
+        with pytest.raises(ValueError, match=rf"config.json does not hold a run's configuration: {name} is set to"):
+            read_config(path)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("value", [SPEC, {"kl_reduction": SPEC}, CODE, [SPEC], "data.json", [CODE]], ids=str)
+@pytest.mark.parametrize("section", ["data", "student", "teacher", "method_options", "optim"])
+def test_a_saved_configuration_names_no_code(ran, monkeypatch, section, value):
+    monkeypatch.chdir(ran.parent)
+    (ran.parent / "data.json").write_text('{"name": "cifar10"}')
+    path = ran.parent / "config.json"
+    path.write_text(json.dumps(asdict(DEMO) | {section: value}))
+    with pytest.raises(
+        ValueError, match=r"config.json does not hold .*(is a section|unknown setting|is set to)"
+    ) as caught:
+        read_config(path)
+    assert "\n" not in str(caught.value)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("text", ["/a b/ünï[1]{2}.pt", "shipped:demo-teacher", "c:\\a", "~/a#b", "-x", "a=b & !c *"])
+def test_text_is_taken_as_it_is(tmp_path, text):
+    config = override(DEMO, [f"data.root={text}", f"teacher.checkpoint={text}"])
+    assert (config.data.root, config.teacher.checkpoint) == (text, text)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(asdict(config)))
+    assert read_config(path) == config
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"a":' * 100_000, '{"seed": ' + "9" * 5000 + "}"], ids=["[", "{", "9"]
+)
+def test_a_deep_or_long_file_is_refused(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"config.json does not hold a run's configuration: "):
+        read_config(path)
+
+
+def test_a_file_that_is_too_long_is_not_read(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(asdict(DEMO)) + " " * CONFIG_BYTES)
+    with pytest.raises(ValueError, match=rf"it has \d+ bytes and at most {CONFIG_BYTES} are read"):
+        read_config(path)

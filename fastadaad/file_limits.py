@@ -1,0 +1,44 @@
+"""What a file of a stranger may ask for before anything is allocated for it, and why so much.
+
+What is read whole is checked against the size of the file; only what unpacks, or describes more than it holds, needs
+a number.
+"""
+
+import os
+
+MIB = 2**20
+
+CONFIG_BYTES = MIB
+"""A configuration as JSON: a run's own has about 3 kB."""
+SUMMARY_BYTES = 256 * MIB
+"""pack.json: about 100 bytes per 16 MiB of images, and the name of each file that was left out."""
+TEXT_BYTES = 64 * MIB
+"""Lists of names and labels: those of Tiny-ImageNet have 2 MB."""
+SAFETENSORS_HEADER_BYTES = 16 * MIB
+"""About 100 bytes for each tensor; the library itself stops at 100 MB."""
+NPY_HEADER_BYTES = 10_000
+"""As much as numpy parses."""
+UNPACKED_BYTES = 64 * MIB
+"""To so much any file may unpack."""
+UNPACKED_RATIO = 100
+"""A larger one to so many times its size: images unpack to less than ten times, zlib's best is 1,032 times."""
+IMAGE_PIXELS = 89_478_485
+"""Width times height of one image: from here on Pillow warns, and 1.3 million images of ImageNet are below."""
+NESTED_FOLDERS = 8
+"""Below the folder of a class; a link that leads back up is deeper than any number."""
+NESTED_WRAPPERS = 8
+"""Entries around a state dict; a dict that holds itself is deeper than any number."""
+
+
+def check_size(path: str | os.PathLike, limit: int) -> None:
+    """Raises ValueError where the file `path` has more than `limit` bytes."""
+    size = os.stat(path).st_size
+    if size > limit:
+        raise ValueError(f"it has {size} bytes and at most {limit} are read")
+
+
+def check_unpacked(path: str | os.PathLike, unpacked: int) -> None:
+    """Raises ValueError where `unpacked` bytes are more than the file `path` may unpack to."""
+    size = os.stat(path).st_size
+    if unpacked > max(UNPACKED_BYTES, UNPACKED_RATIO * size):
+        raise ValueError(f"its {size} bytes are to unpack to {unpacked}")
