@@ -66,10 +66,13 @@ class InnerConfig:
             math.isfinite(self.step_size) and self.step_size >= 0,
             f"step_size is {self.step_size}: it must be finite, 0 or more",
         )
-        # Longer than the ball is wide; twice epsilon keeps one-step training legal (its step is 1.25 epsilon).
+        # Of several steps none has to be longer than the radius. One-step training takes 1.25 epsilon from a random
+        # start, and a step of twice epsilon is as long as the ball is wide.
+        limit, words = (2 * epsilon, "more than twice") if self.num_steps == 1 else (epsilon, "more than")
         _require(
-            epsilon == 0 or self.step_size <= 2 * epsilon,
-            f"step_size {self.step_size:.4f} is more than twice epsilon {epsilon:.4f}: are the two swapped?",
+            epsilon == 0 or self.step_size <= limit,
+            f"step_size {self.step_size:.4f} is {words} epsilon {epsilon:.4f}: are the two swapped? Else set "
+            "inner.step_size to a quarter of epsilon, say",
         )
         _require(
             self.start in (None, "gaussian", "uniform", "natural"),

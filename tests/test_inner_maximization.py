@@ -137,11 +137,12 @@ def test_a_step_takes_one_forward_and_one_backward_of_each_network_it_needs():
     count_passes(student, counts, "student")
     count_passes(teacher, counts, "teacher")
     x_natural, labels = images_and_labels()
-    InnerMaximizer(student, teacher, inner=inner_config())(x_natural)
-    assert counts == {f"{name} {way}": NUM_STEPS for name in ("student", "teacher") for way in ("forward", "backward")}
-    counts.clear()
-    InnerMaximizer(student, teacher, method="pgd-at", inner=inner_config())(x_natural, labels)
-    assert counts == {"student forward": NUM_STEPS, "student backward": NUM_STEPS}
+    for method, names in (("adaad", ("student", "teacher")), ("pgd-at", ("student",))):
+        maximizer = InnerMaximizer(student, teacher, method=method, inner=inner_config())
+        maximizer(x_natural, labels)  # the first call asks each for the logits of one image, which tell its classes
+        counts.clear()
+        maximizer(x_natural, labels)
+        assert counts == {f"{name} {way}": NUM_STEPS for name in names for way in ("forward", "backward")}
 
 
 def saved_tensors(run) -> int:
@@ -263,14 +264,14 @@ def linear_classifier(seed: int) -> nn.Module:
     norm=st.sampled_from(["linf", "l2"]),
     start=st.sampled_from(["gaussian", "uniform", "natural"]),
     epsilon=st.floats(0, 1),
-    relative_step_size=st.floats(0, 2),
+    relative_step_size=st.floats(0, 1),
     num_steps=st.integers(1, 4),
     seed=st.integers(0, 5),
 )
 def test_x_adv_never_leaves_the_ball_or_the_box(method, norm, start, epsilon, relative_step_size, num_steps, seed):
     inner = InnerConfig(
         threat_model=ThreatModel(norm=norm, epsilon=epsilon),
-        step_size=relative_step_size * epsilon,
+        step_size=(2 if num_steps == 1 else 1) * relative_step_size * epsilon,
         num_steps=num_steps,
         start=start,
     )
