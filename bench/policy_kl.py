@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from fastadaad import InnerMaximizer, ops
+from fastadaad.builders import build_model, build_teacher
 from fastadaad.config import ModelConfig, RunConfig, TeacherPolicy
 from fastadaad.teacher_error import TeacherErrorMeter
-from fastadaad.trainer import build_model, build_teacher
 from fastadaad.training_data import training_data
 
 BATCHES = 4

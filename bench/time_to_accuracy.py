@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from fastadaad import recipes
-from fastadaad.commands.arguments import add_overrides, new_run_folder
+from fastadaad.commands.arguments import add_overrides
 from fastadaad.config_io import override
+from fastadaad.run_folders import choose_run_folder
 from fastadaad.run_log import read_metrics
 from fastadaad.trainer import Trainer
 
@@ -46,8 +47,8 @@ def main(argv: list[str]) -> None:
     options, words = parser.parse_known_args(argv)
     method = {} if options.method is None else {"method": options.method}
     config = override(recipes.get(options.recipe, **method), [*options.overrides, *words])
-    folder = new_run_folder(None, config.recipe, config.method, f"seed{config.seed}")
     console = Console()
+    folder = choose_run_folder(None, config, resume=False, say=console.print)
     trainer = Trainer(config, folder, console)
     trainer.train()
     facts = {"recipe": config.recipe, "method": config.method, "mode": trainer.distiller.mode, "seed": config.seed}

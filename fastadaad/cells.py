@@ -7,7 +7,6 @@ goes on where it stopped. A cell that another process is working on is locked; t
 import fcntl
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,22 +18,17 @@ from rich.console import Console
 from torch import nn
 
 from fastadaad import methods
+from fastadaad.builders import build_model, build_teacher, resolve_device
 from fastadaad.checkpoint import write_atomically
-from fastadaad.config import DataConfig, EvaluationConfig, ModelConfig, RunConfig
-from fastadaad.data.datasets import OWN_DATASETS
+from fastadaad.config import EvaluationConfig, ModelConfig, RunConfig
 from fastadaad.evaluation import AttackResult
-from fastadaad.trainer import Trainer, build_model, build_teacher, evaluate_on_test_set, resolve_device
+from fastadaad.run_evaluation import evaluate_on_test_set
+from fastadaad.run_facts import place, sha256_of, training_facts
+from fastadaad.trainer import Trainer
 from fastadaad.training_data import TrainingData, training_data
-from fastadaad.weights import checkpoint_path
 
 # Seconds between two looks at the cells that other processes work on.
 POLL_S = 2.0
-
-# What changes neither the weights of a run nor which epoch is its best.
-_IRRELEVANT = {
-    "data": ("download", "num_workers"),
-    "evaluation": ("attacks", "restarts", "batch_size", "num_images"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,28 +42,6 @@ class Training:
 
 def _digest(facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _sha256(checkpoint: str | None) -> str | None:
-    return None if checkpoint is None else hashlib.sha256(checkpoint_path(checkpoint).read_bytes()).hexdigest()
-
-
-def _place(data: DataConfig) -> str | None:
-    """Where the images are, as far as it tells which they are."""
-    return str(Path(data.root).resolve()) if data.name in OWN_DATASETS and data.root is not None else None
-
-
-def training_facts(config: RunConfig) -> dict:
-    """All that the weights of a run depend on, the teacher's by its contents."""
-    facts = asdict(config)
-    del facts["log_every"]
-    facts["data"]["root"] = _place(config.data)
-    for section, names in _IRRELEVANT.items():
-        for name in names:
-            del facts[section][name]
-    if config.teacher is not None:
-        facts["teacher"]["checkpoint"] = _sha256(config.teacher.checkpoint)
-    return facts
 
 
 class Cell:
@@ -86,7 +58,7 @@ class Cell:
             assert config.teacher is not None
             self.network, self.name = config.teacher.name, "teacher"
             facts: object = [
-                config.teacher.name, _sha256(config.teacher.checkpoint), config.data.name, _place(config.data),
+                config.teacher.name, sha256_of(config.teacher.checkpoint), config.data.name, place(config.data),
             ]  # fmt: skip
         else:
             self.network, self.name = config.student.name, f"{config.student.name} {config.method} seed {config.seed}"
@@ -119,8 +91,7 @@ class Cell:
         """Train to the end, unless that was done before or the cell is a teacher's."""
         if self.is_teacher or self.training is not None:
             return
-        shutil.rmtree(self.folder, ignore_errors=True)  # what a killed process left of it
-        result = Trainer(self.config, self.folder, console).train()
+        result = Trainer(self.config, self.folder, console, resume=True).train()
         # The graphs of one run are of no use to the next, and torch.compile keeps only a few of them per function.
         torch.compiler.reset()
         training = Training(best_epoch=result.best_epoch, images_per_s=result.images_per_s, seconds=result.seconds)

@@ -8,6 +8,10 @@ from pathlib import Path
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+# The one entry of a file's header. safetensors writes several in a random order, and the same run must give the same
+# bytes.
+ENTRY = "fastadaad"
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader, or a crash, meets the old file or the new one and nothing between."""
@@ -20,6 +24,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming in `folder` last over a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_weights(path: Path, model: nn.Module, **facts: object) -> None:
@@ -29,7 +43,11 @@ def save_weights(path: Path, model: nn.Module, **facts: object) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], **facts: object) -> None:
     """Write `tensors` to `path`; `facts` go into the file's header as JSON."""
+    write_atomically(path, serialized(tensors, **facts))
+
+
+def serialized(tensors: Mapping[str, Tensor], **facts: object) -> bytes:
+    """The content of a file with `tensors`, and with `facts` in its header as JSON."""
     # safetensors refuses channels-last tensors; contiguous() copies only those.
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # One entry: safetensors writes several in a random order, and the same run must give the same bytes.
-    write_atomically(path, serialize(state, metadata={"fastadaad": json.dumps(facts)}))
+    return serialize(state, metadata={ENTRY: json.dumps(facts)})

@@ -2,12 +2,15 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn
 
 from rich.console import Console
+
+from fastadaad.interruption import Interrupted
 
 COMMANDS = (
     "train", "evaluate", "compare", "sweep-epsilon", "recipes", "methods", "teachers", "inspect", "export",
@@ -56,16 +59,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Run the command line; returns the exit code: 0, 2 for a user's mistake, 130 after SIGINT, 143 after SIGTERM."""
     arguments = parse(argv)
     try:
         arguments.run(arguments, Console())
     except (ValueError, OSError) as error:
         if arguments.traceback:
             raise
-        print(f"fastadaad: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(str(error))
         return 2
+    except Interrupted as error:
+        _complain(str(error))
+        return error.exit_code
     except KeyboardInterrupt:
-        print("fastadaad: interrupted; what was saved so far is complete", file=sys.stderr)
+        _complain("interrupted; what was saved so far is complete")
         return 130
     return 0
+
+
+def _complain(message: str) -> None:
+    """In one line; of several processes on a node that all end alike, the first speaks."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"fastadaad: {' '.join(message.split())}", file=sys.stderr)

@@ -4,9 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
+from torch import nn
 
 from fastadaad import methods, recipes
+from fastadaad.builders import build_model
 from fastadaad.cells import Cell, finish, locked
 from fastadaad.compare_table import plot_comparison, print_table, summarize, write_csv, write_markdown
 from fastadaad.config import ModelConfig, RunConfig, TeacherConfig
@@ -14,7 +17,8 @@ from fastadaad.config_io import override
 from fastadaad.evaluation import AttackResult
 from fastadaad.evaluation.plots import plot_curves
 from fastadaad.models import load_model
-from fastadaad.trainer import Trainer, build_model, evaluate_on_test_set, evaluate_on_validation_split
+from fastadaad.run_evaluation import evaluate_on_test_set, evaluate_on_validation_split
+from fastadaad.trainer import Trainer
 
 
 def method_names(names: Sequence[str]) -> list[str]:
@@ -116,12 +120,21 @@ def train_teacher(config: RunConfig, folder: Path, console: Console) -> TeacherC
     return replace(config.teacher, checkpoint=str(cell.folder / "best.safetensors"))
 
 
-def train_and_evaluate(config: RunConfig, folder: Path, console: Console, title: str) -> list[AttackResult]:
-    """Train, then evaluate the best epoch on the test set."""
-    trainer = Trainer(config, folder, console)
+def train_and_evaluate(
+    config: RunConfig, folder: Path, console: Console, title: str, *, resume: bool = False
+) -> list[AttackResult]:
+    """Train, or with `resume` go on with it, then evaluate the best epoch on the test set."""
+    trainer = Trainer(config, folder, console, resume=resume)
     result = trainer.train()
     console.print(
         f"{title}: best epoch {result.best_epoch}, {result.images_per_s:,.0f} images/s, {result.seconds:,.0f} s"
     )
-    best = ModelConfig(name=config.student.name, checkpoint=str(folder / "best.safetensors"))
-    return evaluate_on_test_set(build_model(best, trainer.data, trainer.device), config, trainer.data, console, title)
+    model = trainer.processes.from_first(_best_student(trainer) if trainer.processes.is_first else None)
+    assert model is not None
+    return evaluate_on_test_set(model.to(trainer.device), config, trainer.data, console, title)
+
+
+def _best_student(trainer: Trainer) -> nn.Module:
+    """Of a finished training, on the CPU."""
+    best = ModelConfig(name=trainer.config.student.name, checkpoint=str(trainer.folder / "best.safetensors"))
+    return build_model(best, trainer.data, torch.device("cpu"))

@@ -19,6 +19,8 @@ OptimizerName = Literal["sgd", "lars", "lamb"]
 OptimizerBackend = Literal["auto", "foreach", "apex"]
 Engine = Literal["auto", "resident", "dali", "torch"]
 OnError = Literal["raise", "skip"]
+OnNonfinite = Literal["stop", "skip"]
+BatchNorm = Literal["local", "sync"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -371,6 +373,18 @@ class RunConfig:
     """Steps between two reads of the metrics from the device."""
     early_stop_epochs: int | None = None
     """Stop when the robust accuracy on the validation split has not risen for so many epochs; None: never."""
+    checkpoint_every: int = 200
+    """Steps between two checkpoints, beside the one at the end of each epoch."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits at each run, and no layout that was measured."""
+    on_nonfinite: OnNonfinite = "stop"
+    """What follows NaN or inf in a step: the run stops, or the update is left out."""
+    teacher_check: int = 256
+    """Images on which the teacher is measured before the training; 0: none."""
+    batch_norm: BatchNorm = "local"
+    """With several processes: the student's batch statistics are of each one's images, or of all."""
+    rank_timeout_s: float = 600.0
+    """With several processes: seconds after which one that does not answer ends the run."""
 
     def __post_init__(self) -> None:
         # Imported here: methods.py needs the classes above.
@@ -388,7 +402,15 @@ class RunConfig:
             self.layout in ("auto", "contiguous", "channels_last"),
             f"layout is {self.layout!r}: choose auto, contiguous or channels_last",
         )
-        _require(self.log_every >= 1, f"log_every is {self.log_every}: it must be 1 or more")
+        for name in ("log_every", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: it must be 1 or more")
+        _require(self.teacher_check >= 0, f"teacher_check is {self.teacher_check}: it must be 0 or more")
+        _require(self.on_nonfinite in ("stop", "skip"), f"on_nonfinite is {self.on_nonfinite!r}: choose stop or skip")
+        _require(self.batch_norm in ("local", "sync"), f"batch_norm is {self.batch_norm!r}: choose local or sync")
+        _require(
+            0 < self.rank_timeout_s < math.inf,
+            f"rank_timeout_s is {self.rank_timeout_s}: it must be a positive number of seconds",
+        )
         _require(
             self.early_stop_epochs is None or self.data.validation_size > 0,
             "early stopping needs a validation split: set data.validation_size",

@@ -14,11 +14,11 @@ from rich.table import Table
 from torch import Tensor
 
 from fastadaad import methods
+from fastadaad.builders import distiller_of, resolve_device
 from fastadaad.config import RunConfig
 from fastadaad.distiller import Distiller
 from fastadaad.models import load_model
 from fastadaad.optimizers import make_optimizer
-from fastadaad.trainer import distiller_of, resolve_device
 
 MULTIPLE = 8  # of which a batch size is; tensor cores want it, and a finer search tells no more
 GIB = 2**30

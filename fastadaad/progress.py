@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 from rich.console import Console
@@ -21,18 +22,37 @@ class _Elapsed:
         return f"{self._title} {time.perf_counter() - self._began_at:.0f} s"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What an ImageProgress has counted."""
+
+    images: int = 0
+    timed_images: int = 0
+    seconds: float = 0.0
+    waited_s: float = 0.0
+
+
 class ImageProgress:
     """Counts images of one task and shows them; the clock can be stopped, so that images/s is of training alone."""
 
-    def __init__(self, progress: Progress, title: str, total_images: int) -> None:
+    def __init__(self, progress: Progress, title: str, total_images: int, before: Counts | None = None) -> None:
+        before = before or Counts()
         self._progress = progress
-        self._task = progress.add_task(title, total=total_images, rate="", note="")
-        self._timed_images = 0
+        self._task = progress.add_task(title, total=total_images, completed=before.images, rate="", note="")
+        self._images = before.images
+        self._timed_images = before.timed_images
         self._note = ""
         self._stopped_s = 0.0
-        self._waited_s = 0.0
-        self._started_at = time.perf_counter()
+        self._waited_s = before.waited_s
+        self._started_at = time.perf_counter() - before.seconds
         self._stopped_at: float | None = None
+
+    @property
+    def counts(self) -> Counts:
+        """So far, for a later process to go on from."""
+        return Counts(
+            images=self._images, timed_images=self._timed_images, seconds=self.seconds, waited_s=self._waited_s
+        )
 
     @property
     def seconds(self) -> float:
@@ -63,6 +83,7 @@ class ImageProgress:
 
     def advance(self, num_images: int, note: str | None = None) -> None:
         """Count `num_images` more and show `note` beside the bar; None: leave the note."""
+        self._images += num_images
         if self._stopped_at is None:
             self._timed_images += num_images
         self._note = self._note if note is None else note
@@ -84,8 +105,13 @@ class ImageProgress:
 
 
 @contextmanager
-def image_progress(console: Console, title: str, total_images: int) -> Iterator[ImageProgress]:
-    """A progress bar on `console`; on anything but a terminal it draws nothing until its last line."""
+def image_progress(
+    console: Console, title: str, total_images: int, before: Counts | None = None
+) -> Iterator[ImageProgress]:
+    """A progress bar on `console`; on anything but a terminal it draws nothing until its last line.
+
+    `before`: what an earlier process has counted.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -94,4 +120,4 @@ def image_progress(console: Console, title: str, total_images: int) -> Iterator[
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as progress:
-        yield ImageProgress(progress, title, total_images)
+        yield ImageProgress(progress, title, total_images, before)

@@ -1,7 +1,9 @@
 """What a run leaves behind: config.json, metrics.csv (one row per epoch), TensorBoard events, precision.json."""
 
 import csv
+import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,6 +11,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fastadaad.checkpoint import write_atomically
 from fastadaad.config import RunConfig
+from fastadaad.patient_files import PatientFiles
+
+Row = Mapping[str, float | None]
 
 METRICS = (
     "epoch",
@@ -20,6 +25,7 @@ METRICS = (
     "images_per_s",
     "seconds",
     "data_wait",  # share of the seconds
+    "skipped_updates",  # so far, with on_nonfinite=skip
     # Of a teacher policy other than exact, see TeacherError.
     "teacher_logit_error",
     "teacher_kl_error",
@@ -29,30 +35,42 @@ METRICS = (
 
 
 class RunLog:
-    """Appends the metrics of each epoch to the run folder; a context manager that closes its files."""
+    """config.json, and the metrics of all epochs so far; a context manager that closes its files.
 
-    def __init__(self, folder: Path, config: RunConfig) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.json", json.dumps(asdict(config), indent=2).encode())
-        self._file = open(folder / "metrics.csv", "w", newline="")  # noqa: SIM115 - closed in __exit__
-        self._writer = csv.DictWriter(self._file, METRICS)
-        self._writer.writeheader()
-        self._tensorboard = SummaryWriter(folder / "tensorboard")
+    `step`: of the run so far; what an earlier, lost continuation wrote to TensorBoard after it is hidden.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, files: PatientFiles, step: int) -> None:
+        self._path, self._files = folder / "metrics.csv", files
+        if files.enabled:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "config.json", json.dumps(asdict(config), indent=2).encode())
+            self._tensorboard = SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else None)
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        self._files.attempt("tensorboard", lambda: self._tensorboard.close())
 
-    def write(self, metrics: dict[str, float | None]) -> None:
-        """Add one epoch's row; a metric that was not measured is None and stays empty."""
-        self._writer.writerow(metrics)
-        self._file.flush()
-        for name, value in metrics.items():
+    def write(self, rows: Sequence[Row]) -> None:
+        """Write the rows of all epochs so far; a metric that was not measured is None and stays empty."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, METRICS)
+        writer.writeheader()
+        writer.writerows(rows)
+        # In one piece: a run that is killed and goes on has each epoch once.
+        self._files.write(self._path, text.getvalue().encode())
+
+    def show(self, row: Row) -> None:
+        """Add one epoch's row to TensorBoard."""
+        self._files.attempt("tensorboard", lambda: self._show(row))
+
+    def _show(self, row: Row) -> None:
+        for name, value in row.items():
             if value is not None and name not in ("epoch", "step"):
-                self._tensorboard.add_scalar(name, value, metrics["step"])
+                self._tensorboard.add_scalar(name, value, row["step"])
+        self._tensorboard.flush()
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -61,9 +79,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-def write_precision(folder: Path, moment: str, shares: dict[str, float]) -> None:
-    """Add the shares of a PrecisionReport to the run's precision.json, under the moment in which they were measured."""
-    path = folder / "precision.json"
+def precision_json(path: Path, moment: str, shares: dict[str, float]) -> bytes:
+    """The content of the run's precision.json at `path`, with the shares of a PrecisionReport under their moment."""
     known = json.loads(path.read_text()) if path.exists() else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(known | {moment: shares}, indent=2).encode())
+    return json.dumps(known | {moment: shares}, indent=2).encode()

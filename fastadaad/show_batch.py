@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad import methods
+from fastadaad.builders import build_student, build_teacher, distiller_of
 from fastadaad.config import RunConfig
 from fastadaad.evaluation.plots import new_figure
 from fastadaad.optimizers import make_optimizer
-from fastadaad.trainer import build_student, build_teacher, distiller_of
 from fastadaad.training_data import TrainingData
 
 

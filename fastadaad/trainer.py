@@ -1,58 +1,44 @@
 """A whole run: epochs of Distiller steps, the learning rate, when to evaluate and what to save."""
 
+import json
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import cast
 
-import torch
 from rich.console import Console
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
+from torch import Tensor
 
 from fastadaad import methods, precision_report
-from fastadaad.checkpoint import save_weights
-from fastadaad.config import Mode, ModelConfig, RunConfig
-from fastadaad.distiller import Distiller
-from fastadaad.evaluation import AttackResult, check_attacks, evaluate, num_parts
-from fastadaad.inner_maximization import resolve_mode
-from fastadaad.models import load_model
-from fastadaad.optimizers import make_optimizer
-from fastadaad.progress import ImageProgress, image_progress
-from fastadaad.run_log import RunLog, write_precision
+from fastadaad.builders import build_student, build_teacher, checked_mode, distiller_of, resolve_device
+from fastadaad.checkpoint import serialized
+from fastadaad.config import RunConfig
+from fastadaad.data.rank_agreement import fingerprint
+from fastadaad.determinism import deterministic_algorithms
+from fastadaad.evaluation import check_attacks
+from fastadaad.interruption import Interrupted, Interruption, interruption
+from fastadaad.nonfinite import NonFiniteError
+from fastadaad.patient_files import PatientFiles
+from fastadaad.processes import current_processes
+from fastadaad.progress import Counts, ImageProgress, image_progress
+from fastadaad.random_states import own_random_states, random_states, restore_random_states
+from fastadaad.run_checkpoint import (
+    CheckpointError,
+    CheckpointFacts,
+    RunCheckpoint,
+    checkpoint_paths,
+    last_checkpoint,
+    write_checkpoint,
+)
+from fastadaad.run_evaluation import evaluate_on_validation_split
+from fastadaad.run_facts import DATA, differences, training_facts, versions
+from fastadaad.run_log import RunLog, precision_json
 from fastadaad.schedule import learning_rate
-from fastadaad.self_check import ensure_checked
-from fastadaad.training_data import TrainingData, training_data
-from fastadaad.weights import checkpoint_path
+from fastadaad.training_data import training_data
+from fastadaad.training_state import initial_state
 
 # Share of the time of a training.
 WORTH_A_THOUGHT = 0.05
-
-
-@dataclass(kw_only=True)
-class TrainingState:
-    """All that changes while a run goes on."""
-
-    student: nn.Module
-    averaged: AveragedModel | None
-    optimizer: torch.optim.Optimizer
-    generator: torch.Generator
-    """Draws the starts of the inner loop."""
-    epoch: int = 0
-    step: int = 0
-    """Optimiser steps so far; the position in the data is step - epoch * steps per epoch."""
-    best_epoch: int = 0
-    best_robust_accuracy: float = -1.0
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """The network that is measured and saved: the averaged student as soon as there is one."""
-        if self.averaged is None or self.averaged.n_averaged == 0:
-            return self.student
-        return self.averaged.module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,138 +52,108 @@ class TrainingResult:
     seconds: float
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto`: the GPU where there is one, else the CPU. Raises ValueError for a device this torch cannot use."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try device=cpu") from error
-
-
-def checked_mode(mode: Mode, device: torch.device, say: Callable[[str], object]) -> Mode:
-    """`mode` as far as the self-check of this machine, made here where it was not before, finds it right.
-
-    `auto` is graph where captured steps are right, and else as resolve_mode() has it. `say` gets one line about what is
-    switched off. Raises ValueError as resolve_mode().
-    """
-    resolved = resolve_mode(mode, device.type)
-    result = ensure_checked(device, say)
-    if mode == "auto" and result.status("captured") == "passed":
-        resolved = "graph"
-    return cast(Mode, result.usable_mode(resolved))
-
-
-def build_model(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:
-    """The network of `config` for the classes and channels of `data`, on `device`."""
-    statistics = dict(zip(("mean", "std"), data.statistics, strict=True)) if config.normalize else {}
-    model = load_model(
-        config.name,
-        num_classes=data.num_classes,
-        checkpoint=None if config.checkpoint is None else checkpoint_path(config.checkpoint),
-        in_channels=data.num_channels,
-        **statistics,
-    )
-    return model.to(device)
-
-
-def build_student(config: RunConfig, data: TrainingData, device: torch.device) -> nn.Module:
-    """The student before its first update; its initial weights are a function of the seed."""
-    # Only they come from torch's global generator, and only inside this block.
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        return build_model(config.student, data, device)
-
-
-def build_teacher(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:
-    """As build_model. Raises ValueError where no weights are given."""
-    if config.checkpoint is None:
-        raise ValueError(f"teacher {config.name} has no weights: set teacher.checkpoint=FILE")
-    return build_model(config, data, device)
-
-
-def distiller_of(
-    config: RunConfig, student: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer
-) -> Distiller:
-    """The training step of `config`."""
-    return Distiller(
-        student,
-        teacher,
-        method=methods.get(config.method, **config.method_options),
-        inner=config.inner,
-        optimizer=optimizer,
-        teacher_policy=None if teacher is None or config.teacher is None else config.teacher.policy,
-        precision=config.precision,
-        layout=config.layout,
-        mode=config.mode,
-        awp_gamma=config.optim.awp_gamma,
-        awp_begin=config.optim.awp_begin,
-        micro_batch=config.optim.micro_batch,
-    )
-
-
 class Trainer:
     """Trains the student of `config` and writes everything about the run to `folder`.
 
-    Files: config.json, metrics.csv, tensorboard/, last.safetensors, best.safetensors of the epoch with the highest
-    robust accuracy on the validation split, precision.json where a network is not in fp32, and skipped_images.txt where
-    image files were left out.
+    Files: config.json, metrics.csv, tensorboard/, checkpoints/, last.safetensors, best.safetensors of the epoch with
+    the highest robust accuracy on the validation split, precision.json where a network is not in fp32, and
+    skipped_images.txt where image files were left out. A file that cannot be written does not end the training.
+
+    With `resume` the run goes on from the last checkpoint in `folder` that can be used, where there is one. Raises
+    CheckpointError where that is of another run, or none of several can be used. In a process group every process
+    trains on its share of each batch, and the first one writes.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, console: Console | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, console: Console | None = None, *, resume: bool = False
+    ) -> None:
         check_attacks(config.evaluation.attacks, config.evaluation.threat_model)
         self.config, self.folder = config, folder
-        self.console = console or Console()
+        self.processes = current_processes()
+        self.console = (console or Console()) if self.processes.is_first else Console(quiet=True)
         self.device = resolve_device(config.device)
         self.data = training_data(config, self.device)
-        self.state = self._initial_state()
+        self.state = initial_state(config, build_student(config, self.data, self.device), self.device)
         method = methods.get(config.method, **config.method_options)
         teacher = None
         if method.needs_teacher and config.teacher is not None:
             teacher = build_teacher(config.teacher, self.data, self.device)
         with self.console.status("self-check of this machine"):
             mode = checked_mode(config.mode, self.device, self._say)
-        self.distiller = distiller_of(replace(config, mode=mode), self.state.student, teacher, self.state.optimizer)
+        # A measured layout may be another one at the next run.
+        layout = "contiguous" if config.deterministic and config.layout == "auto" else config.layout
+        config = replace(config, mode=mode, layout=layout)
+        self.distiller = distiller_of(config, self.state.student, teacher, self.state.optimizer)
         self._must_compile = self.distiller.mode != "eager"
+        self._files = PatientFiles(self._say, enabled=self.processes.is_first)
+        self._run_facts = json.loads(json.dumps(training_facts(self.config)))
+        self._run_facts[DATA] = fingerprint(self.data.dataset)
+        self._counts, self._random_states = Counts(), None
+        if resume:
+            self._resume()
 
-    def _initial_state(self) -> TrainingState:
-        optim = self.config.optim
-        student = build_student(self.config, self.data, self.device)
-        averaged = None
-        if optim.ema_decay or optim.swa_begin is not None:
-            averaged = AveragedModel(
-                student,
-                multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay) if optim.ema_decay else None,
-                # torch's multi-tensor form of it fails at batch-norm's integer counters.
-                avg_fn=None if optim.ema_decay else get_swa_avg_fn(),
-                use_buffers=True,
+    def _resume(self) -> None:
+        """Go on from the last checkpoint, where there is one."""
+        checkpoint = self.processes.from_first(
+            last_checkpoint(self.folder, self._say) if self.processes.is_first else None
+        )
+        if checkpoint is None:
+            self._say(f"{self.folder} has no checkpoint: the run starts from its beginning")
+            return
+        self._check_same_run(checkpoint)
+        kept = checkpoint.state
+        self.state.load_state_dict(kept["training"])
+        self.distiller.load_state_dict(kept["distiller"])
+        self._counts = Counts(**kept["counts"])
+        if self.processes.rank < len(kept["random_states"]):
+            self._random_states = kept["random_states"][self.processes.rank]
+        steps = f"step {self.state.step}, in epoch {self.state.epoch + 1} of {self.config.optim.epochs}"
+        self._say(f"going on from {checkpoint.path}: {steps}")
+
+    def _check_same_run(self, checkpoint: RunCheckpoint) -> None:
+        """Raises CheckpointError where another run left the checkpoint; says what may make a difference in rounding."""
+        facts, path = checkpoint.facts, checkpoint.path
+        if found := differences(facts.run, self._run_facts):
+            raise CheckpointError(
+                f"{path} is of another run than the one asked for: {', '.join(found)}; ask for the same, or give "
+                "another --run-folder"
             )
-        optimizer = make_optimizer(student, optim)
-        generator = torch.Generator(self.device).manual_seed(self.config.seed)
-        return TrainingState(student=student, averaged=averaged, optimizer=optimizer, generator=generator)
+        saved = facts.versions | {"processes": facts.processes}
+        if found := differences(saved, versions() | {"processes": self.processes.count}):
+            self._say(f"the rest of the run may differ in rounding from an uninterrupted one: {', '.join(found)}")
 
     def train(self) -> TrainingResult:
-        """Run all epochs, or until early stopping."""
+        """Run all epochs, or until early stopping.
+
+        Raises Interrupted after SIGTERM or SIGINT, when the step is finished and saved; OSError where a file could not
+        be written to the end; NonFiniteError where NaN or inf was met (see RunConfig.on_nonfinite).
+        """
+        seed = self.config.seed + self.processes.rank
+        with (
+            own_random_states(seed),
+            deterministic_algorithms(self.config.deterministic),
+            interruption(self._say) as asked,
+        ):
+            if self._random_states is None:
+                self._report_precision("start")
+            else:
+                restore_random_states(self._random_states)
+            return self._train(asked)
+
+    def _train(self, asked: Interruption) -> TrainingResult:
         config, state, data = self.config, self.state, self.data
-        self._report_precision("start")
         total_images = config.optim.epochs * len(data.train) * config.data.batch_size
         title = f"{config.recipe} {config.method} seed {config.seed}"
-        self.console.print(f"{title}: {self.distiller.mode} mode on {self.device}")
+        self._say(f"{title}: {self.distiller.mode} mode on {self.device}")
         with (
-            RunLog(self.folder, config) as log,
-            image_progress(self.console, title, total_images) as progress,
+            RunLog(self.folder, config, self._files, state.step) as log,
+            image_progress(self.console, title, total_images, self._counts) as progress,
         ):
-            while state.epoch < config.optim.epochs and not self._should_stop():
-                train_loss = self._train_epoch(progress)
-                state.epoch += 1
-                self._average_epoch()
-                with progress.clock_stopped():
-                    validation = {}
-                    if self._is_evaluation_epoch():
-                        validation = evaluate_on_validation_split(state.evaluated, config, data)
-                    self._save(validation)
-                    log.write(self._metrics(train_loss, validation, progress))
+            self._write_results(log)  # what a crash may have kept from being written
+            while not self._is_finished():
+                if state.epoch == len(state.rows):
+                    self._train_epoch(progress, asked)
+                self._finish_epoch(progress, asked, log)
         result = TrainingResult(
             folder=self.folder,
             best_epoch=state.best_epoch,
@@ -206,29 +162,34 @@ class Trainer:
             seconds=progress.seconds,
         )
         self._report_precision("end")
+        self._report_skipped_updates()
         self._report_teacher_policy()
         self._report_data(progress)
+        self._files.require()
         return result
 
-    def _train_epoch(self, progress: ImageProgress) -> float:
-        """One pass over the training set; returns the mean outer loss."""
+    def _is_finished(self) -> bool:
+        config, num_epochs = self.config, len(self.state.rows)
+        patience = config.early_stop_epochs
+        gave_up = patience is not None and num_epochs - self.state.best_epoch >= patience
+        return num_epochs == config.optim.epochs or gave_up
+
+    def _train_epoch(self, progress: ImageProgress, asked: Interruption) -> None:
+        """The rest of a pass over the training set."""
         config, state = self.config, self.state
         steps_per_epoch = len(self.data.train)
-        loss_sum, num_steps = torch.zeros((), device=self.device), 0
-        start_batch = state.step - state.epoch * steps_per_epoch
-        for x_natural, labels in progress.waited_for(self.data.train.epoch(state.epoch, start_batch=start_batch)):
+        batches = self.data.train.epoch(state.epoch, start_batch=state.step - state.epoch * steps_per_epoch)
+        for x_natural, labels in progress.waited_for(batches):
             share_done = state.step / (config.optim.epochs * steps_per_epoch)
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(share_done, config.optim, config.data.batch_size)
-            loss_sum += self._step(x_natural, labels, progress)
+            state.loss_sum += self._step(x_natural, labels, progress)
             if state.averaged is not None and config.optim.ema_decay:
                 state.averaged.update_parameters(state.student)
             state.step += 1
-            num_steps += 1
-            if state.step % config.log_every == 0:  # the only host synchronisation of the loop
-                loss = loss_sum.item() / num_steps
-                progress.advance(0, f"epoch {state.epoch + 1}/{config.optim.epochs}  loss {loss:.4f}")
-        return loss_sum.item() / num_steps
+            self._after_step(progress, asked)
+        state.epoch += 1
+        self._average_epoch()
 
     def _step(self, x_natural: Tensor, labels: Tensor, progress: ImageProgress) -> Tensor:
         """The loss of one step of the distiller; the first, where it compiles, is no part of images/s."""
@@ -236,11 +197,27 @@ class Trainer:
         before = time.perf_counter()
         with progress.clock_stopped("compiling") if self._must_compile else nullcontext():
             result = self.distiller.step(x_natural, labels, epoch=epoch, generator=generator)
-            progress.advance(len(labels))
+            progress.advance(len(labels) * self.processes.count)
         if self._must_compile:
             self._must_compile = False
             self._say(f"compiled in {time.perf_counter() - before:.0f} s")
         return result.loss
+
+    def _after_step(self, progress: ImageProgress, asked: Interruption) -> None:
+        """What does not happen at each step: the only host synchronisations of the loop."""
+        config, state = self.config, self.state
+        num_steps = state.step - state.epoch * len(self.data.train)
+        is_logged = state.step % config.log_every == 0
+        if is_logged:
+            with self.processes.waiting():  # for the device, which may wait for another process
+                self._check_finite()
+                loss = state.loss_sum.item() / num_steps
+            progress.advance(0, f"epoch {state.epoch + 1}/{config.optim.epochs}  loss {loss:.4f}")
+        if (is_logged or self.processes.count == 1) and self._is_asked_to_stop(asked):
+            self._save_and_stop(progress, asked)
+        # At the end of an epoch there is one when it has been measured.
+        if state.step % config.checkpoint_every == 0 and num_steps < len(self.data.train):
+            self._save_checkpoint(progress)
 
     def _average_epoch(self) -> None:
         """SWA's part at the end of an epoch."""
@@ -249,24 +226,86 @@ class Trainer:
             assert state.averaged is not None
             state.averaged.update_parameters(state.student)
 
-    def _is_evaluation_epoch(self) -> bool:
-        every = self.config.evaluation.every_epochs
-        last = self.state.epoch == self.config.optim.epochs
-        return last or self.state.epoch % every == 0
-
-    def _save(self, validation: dict[str, float]) -> None:
+    def _finish_epoch(self, progress: ImageProgress, asked: Interruption, log: RunLog) -> None:
+        """Measure the student, and write what the epoch came to."""
         state = self.state
-        facts = {"config": asdict(self.config), "epoch": state.epoch, "validation": validation}
-        save_weights(self.folder / "last.safetensors", state.evaluated, **facts)
-        robust_accuracy = validation.get("robust_accuracy", -1.0)
-        # Without a validation split the last epoch is the best that is known.
-        if self.data.validation is None or robust_accuracy > state.best_robust_accuracy:
-            state.best_epoch, state.best_robust_accuracy = state.epoch, robust_accuracy
-            save_weights(self.folder / "best.safetensors", state.evaluated, **facts)
+        with progress.clock_stopped():
+            validation = self._validation(progress, asked)
+            robust_accuracy = validation.get("robust_accuracy", -1.0)
+            # Without a validation split the last epoch is the best that is known.
+            if self.data.validation is None or robust_accuracy > state.best_robust_accuracy:
+                state.best_epoch, state.best_robust_accuracy = state.epoch, robust_accuracy
+            state.rows.append(self._metrics(validation, progress))
+            state.loss_sum.zero_()
+            self._save_checkpoint(progress)
+            self._write_results(log)
+            log.show(state.rows[-1])
 
-    def _should_stop(self) -> bool:
-        patience = self.config.early_stop_epochs
-        return patience is not None and self.state.epoch - self.state.best_epoch >= patience
+    def _validation(self, progress: ImageProgress, asked: Interruption) -> dict[str, float]:
+        """Accuracies of the student after this epoch; none where it is not one to be measured."""
+        config, epoch = self.config, self.state.epoch
+        if epoch != config.optim.epochs and epoch % config.evaluation.every_epochs:
+            return {}
+
+        def stop_if_asked(part: str, num_images: int) -> None:
+            if self.processes.count == 1 and self._is_asked_to_stop(asked):
+                self._save_and_stop(progress, asked)
+
+        return evaluate_on_validation_split(self.state.evaluated, config, self.data, progress=stop_if_asked)
+
+    def _is_asked_to_stop(self, asked: Interruption) -> bool:
+        """Whether any process got a signal; all of them ask at the same step."""
+        numbers = self.processes.gathered(asked.signal_number)
+        asked.signal_number = next((number for number in numbers if number is not None), None)
+        return asked.signal_number is not None
+
+    def _save_and_stop(self, progress: ImageProgress, asked: Interruption) -> None:
+        """Raises Interrupted."""
+        assert asked.signal_number is not None
+        self._save_checkpoint(progress)
+        place = f"epoch {self.state.epoch + 1} of {self.config.optim.epochs}, step {self.state.step}"
+        raise Interrupted(f"stopped in {place}; the same command with --resume goes on", asked.signal_number)
+
+    def _save_checkpoint(self, progress: ImageProgress) -> None:
+        """What a later process needs to go on from here, for it to end with the same weights."""
+        self._check_finite()
+        state = {
+            "training": self.state.state_dict(),
+            "distiller": self.distiller.state_dict(),
+            "random_states": self.processes.gathered(random_states()),
+            "counts": asdict(progress.counts),
+        }
+        facts = CheckpointFacts(
+            run=self._run_facts,
+            versions=versions(),
+            processes=self.processes.count,
+            epoch=self.state.epoch,
+            epochs=self.config.optim.epochs,
+            finished=self._is_finished(),
+        )
+        self._files.attempt("the checkpoint", lambda: write_checkpoint(self.folder, self.state.step, facts, state))
+
+    def _check_finite(self) -> None:
+        """Raises NonFiniteError, which names the last checkpoint; those have only been written after this check."""
+        try:
+            self.distiller.check_finite()
+        except NonFiniteError as error:
+            last = next(iter(checkpoint_paths(self.folder)), "none yet")
+            raise NonFiniteError(f"{error}; last checkpoint before it: {last}") from error
+
+    def _write_results(self, log: RunLog) -> None:
+        """The rows of metrics.csv and the weights, where the last epoch has just been measured."""
+        state = self.state
+        log.write(state.rows)
+        if not state.rows or state.epoch != len(state.rows) or state.step != state.epoch * len(self.data.train):
+            return
+        row = state.rows[-1]
+        validation = {name: row[name] for name in ("natural_accuracy", "robust_accuracy") if row[name] is not None}
+        facts = {"config": asdict(self.config), "epoch": state.epoch, "validation": validation}
+        content = serialized(state.evaluated.state_dict(), **facts)
+        self._files.write(self.folder / "last.safetensors", content)
+        if state.best_epoch == state.epoch:
+            self._files.write(self.folder / "best.safetensors", content)
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)
@@ -280,7 +319,12 @@ class Trainer:
         part = slice(self.config.optim.micro_batch)
         report = precision_report.measure(maximizer, x_natural[part], labels[part], seed=self.config.seed)
         self._say(f"student in {precision.student}, teacher in {precision.teacher}, at the {moment}: {report}")
-        write_precision(self.folder, moment, asdict(report))
+        path = self.folder / "precision.json"
+        self._files.write(path, precision_json(path, moment, asdict(report)))
+
+    def _report_skipped_updates(self) -> None:
+        if num_skipped := self.distiller.read_skipped():
+            self._say(f"updates left out, as NaN or inf was in their loss or gradients: {num_skipped}")
 
     def _report_teacher_policy(self) -> None:
         policy, error = self.distiller.maximizer.teacher_policy, self.distiller.teacher_error
@@ -298,70 +342,27 @@ class Trainer:
                 f"{progress.waited_share:.0%} of the time was spent waiting for data: raise data.num_workers, or run "
                 "fastadaad pack once and train from what it writes"
             )
-        skipped = self.data.skipped
+        skipped = {path: reason for part in self.processes.gathered(self.data.skipped) for path, reason in part.items()}
         if skipped:
             path = self.folder / "skipped_images.txt"
-            path.write_text("".join(f"{reason}\n" for reason in skipped.values()))
+            self._files.write(path, "".join(f"{reason}\n" for reason in skipped.values()).encode())
             self._say(f"image files that could not be decoded and were left out: {len(skipped)}, see {path}")
 
-    def _metrics(self, train_loss: float, validation: dict, progress: ImageProgress) -> dict[str, float | None]:
+    def _metrics(self, validation: dict[str, float], progress: ImageProgress) -> dict[str, float | None]:
         error = self.distiller.read_teacher_error() or self.distiller.teacher_error
         return {
             "epoch": self.state.epoch,
             "step": self.state.step,
             "learning_rate": self.state.optimizer.param_groups[0]["lr"],
-            "train_loss": train_loss,
+            "train_loss": self.state.loss_sum.item() / len(self.data.train),
             "natural_accuracy": validation.get("natural_accuracy"),
             "robust_accuracy": validation.get("robust_accuracy"),
             "images_per_s": progress.images_per_s,
             "seconds": progress.seconds,
             "data_wait": progress.waited_share,
+            "skipped_updates": self.distiller.read_skipped() if self.config.on_nonfinite == "skip" else None,
             "teacher_logit_error": None if error is None else error.logit_error,
             "teacher_kl_error": None if error is None else error.kl_error,
             "teacher_top_class_differs": None if error is None else error.top_class_differs,
             "asking_interval": None if error is None else error.asking_interval,
         }
-
-
-def evaluate_on_validation_split(model: nn.Module, config: RunConfig, data: TrainingData) -> dict[str, float]:
-    """natural_accuracy and robust_accuracy of `model`, as metrics.csv has them; empty without a validation split."""
-    if data.validation is None:
-        return {}
-    evaluation = config.evaluation
-    natural, robust = evaluate(
-        model,
-        partial(data.validation.epoch, 0),
-        ("natural", evaluation.validation_attack),
-        threat_model=evaluation.threat_model,
-        seed=config.seed,
-    )
-    return {"natural_accuracy": natural.accuracy, "robust_accuracy": robust.accuracy}
-
-
-def evaluate_on_test_set(
-    model: nn.Module,
-    config: RunConfig,
-    data: TrainingData,
-    console: Console,
-    title: str,
-    *,
-    state: Path | None = None,
-) -> list[AttackResult]:
-    """The attacks of `config.evaluation` on the test images of `data`, with live progress; `state` as in evaluate."""
-    evaluation = config.evaluation
-    with image_progress(console, title, num_parts(evaluation.attacks) * data.test.num_images) as progress:
-        results = evaluate(
-            model,
-            partial(data.test.epoch, 0),
-            evaluation.attacks,
-            threat_model=evaluation.threat_model,
-            restarts=evaluation.restarts,
-            seed=config.seed,
-            progress=lambda part, num_images: progress.advance(num_images, part),
-            state=state,
-        )
-    skipped = [*data.dataset.skipped.values(), *data.test.skipped.values()]
-    notes = [
-        f"image files of the data set that are left out: {len(skipped)}, the first: {first}" for first in skipped[:1]
-    ]
-    return [replace(result, notes=(*result.notes, *notes)) for result in results]

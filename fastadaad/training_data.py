@@ -24,6 +24,7 @@ from fastadaad.data.dataset import Images, image_shape
 from fastadaad.data.extra_images import ExtraImages
 from fastadaad.data.rank_agreement import check_same_on_all_ranks
 from fastadaad.data.statistics import Statistics, channel_statistics
+from fastadaad.processes import current_processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +59,16 @@ class TrainingData:
 def training_data(config: RunConfig, device: torch.device) -> TrainingData:
     """Read the data set of `config` and split it; the splits are pure functions of the data and the seed.
 
-    Raises ValueError where the files are missing or damaged or the sizes asked for do not fit.
+    With several processes `train` has this one's share of each batch, and the others have all images. Raises ValueError
+    where the files are missing or damaged or the sizes asked for do not fit.
     """
     data, evaluation = config.data, config.evaluation
+    processes = current_processes()
+    if data.batch_size % processes.count:
+        raise ValueError(
+            f"data.batch_size is {data.batch_size}, the images of a step of all {processes.count} processes: give a "
+            f"multiple of {processes.count}"
+        )
     dataset = _load(data)
     check_same_on_all_ranks(dataset)
     train, validation = split_validation(dataset.train_labels, data.validation_size, config.seed)
@@ -86,7 +94,9 @@ def training_data(config: RunConfig, device: torch.device) -> TrainingData:
         labels,
         samples=torch.cat([train, extra]),
         sampling=Sampling(
-            batch_size=data.batch_size,
+            batch_size=data.batch_size // processes.count,
+            shard=processes.rank,
+            num_shards=processes.count,
             seed=config.seed,
             drop_last=True,
             num_extra=len(extra),

@@ -14,8 +14,9 @@ from rich.console import Console
 from tiny_runs import save_teacher, tiny_run
 
 from fastadaad import cells as cells_module
-from fastadaad.cells import Cell, finish, locked, training_facts
+from fastadaad.cells import Cell, finish, locked
 from fastadaad.config import OptimConfig, RunConfig
+from fastadaad.run_facts import training_facts
 
 QUIET = Console(file=io.StringIO())
 

@@ -11,15 +11,16 @@ import torch
 from rich.console import Console
 from tiny_runs import save_teacher, tiny_run
 
+from fastadaad import builders as builders_module
 from fastadaad import distiller as distiller_module
 from fastadaad import inner_step, ops, self_check, self_check_ops
-from fastadaad import trainer as trainer_module
+from fastadaad.builders import checked_mode
 from fastadaad.config import OptimConfig, PrecisionConfig, RunConfig, TeacherPolicy
 from fastadaad.ops import registration
 from fastadaad.progress import ImageProgress
 from fastadaad.run_log import read_metrics
 from fastadaad.self_check import CHECKS, SelfCheckResult
-from fastadaad.trainer import Trainer, checked_mode
+from fastadaad.trainer import Trainer
 
 STEPS_PER_EPOCH, BATCH_SIZE = 4, 64  # of tiny_run
 
@@ -101,13 +102,13 @@ def result_without(failed: str | None = None, not_run: str | None = None) -> Sel
     ],
 )
 def test_the_mode_on_cuda_is_the_fastest_that_the_self_check_found_right(monkeypatch, mode, result, expected):
-    monkeypatch.setattr(trainer_module, "ensure_checked", lambda device, say: result)
+    monkeypatch.setattr(builders_module, "ensure_checked", lambda device, say: result)
     assert checked_mode(mode, torch.device("cuda"), print) == expected
 
 
 def test_auto_is_eager_on_the_cpu_and_a_mode_without_its_device_is_refused_before_any_check(monkeypatch):
     assert checked_mode("auto", torch.device("cpu"), print) == "eager"
-    monkeypatch.setattr(trainer_module, "ensure_checked", None)
+    monkeypatch.setattr(builders_module, "ensure_checked", None)
     with pytest.raises(ValueError, match="mode graph needs a CUDA device"):
         checked_mode("graph", torch.device("cpu"), print)
     with pytest.raises(ValueError, match="mode is 'fast': choose eager, compiled, graph or auto"):

@@ -12,8 +12,9 @@ from tiny_runs import tiny_run
 
 from fastadaad.config import RunConfig
 from fastadaad.config_io import override
+from fastadaad.run_evaluation import evaluate_on_test_set
 from fastadaad.run_log import read_metrics
-from fastadaad.trainer import Trainer, evaluate_on_test_set
+from fastadaad.trainer import Trainer
 from fastadaad.training_data import training_data
 
 CPU = torch.device("cpu")

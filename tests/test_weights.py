@@ -11,8 +11,9 @@ from rich.console import Console
 from safetensors import safe_open
 
 from fastadaad import recipes
+from fastadaad.builders import build_model
 from fastadaad.config_io import read_config
-from fastadaad.trainer import build_model, evaluate_on_test_set
+from fastadaad.run_evaluation import evaluate_on_test_set
 from fastadaad.training_data import training_data
 from fastadaad.weights import FOLDER, checkpoint_path
 

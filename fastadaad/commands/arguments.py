@@ -3,8 +3,6 @@
 import argparse
 import json
 import re
-import time
-from pathlib import Path
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -41,19 +39,6 @@ def recipe_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]]
     if arguments.recipe is None:
         raise ValueError("no recipe is named: see fastadaad recipes")
     return arguments.recipe, overrides
-
-
-def add_run_folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: a new folder in runs/")
-
-
-def new_run_folder(given: str | None, *words: object) -> Path:
-    """The folder of a new run: as given, or runs/<date>_<words>; never one that holds something already."""
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path(given) if given else Path("runs", "_".join([stamp, *map(str, words)]))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists already: give another --run-folder, or move it away")
-    return folder
 
 
 def commas(text: str) -> list[str]:

@@ -69,10 +69,11 @@ def _config_and_weights(arguments: argparse.Namespace) -> "tuple[RunConfig, Path
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
+    from fastadaad.builders import build_model, resolve_device
     from fastadaad.config import ModelConfig
     from fastadaad.evaluation import merge
     from fastadaad.evaluation.report import print_attacks, write_json, write_results
-    from fastadaad.trainer import build_model, evaluate_on_test_set, resolve_device
+    from fastadaad.run_evaluation import evaluate_on_test_set
     from fastadaad.training_data import training_data
 
     config, weights = _config_and_weights(arguments)

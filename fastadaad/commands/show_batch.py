@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     from fastadaad import recipes
+    from fastadaad.builders import resolve_device
     from fastadaad.config_io import override, read_config
     from fastadaad.show_batch import plot_batch, shown_batch
-    from fastadaad.trainer import resolve_device
     from fastadaad.training_data import training_data
 
     folder = Path(arguments.recipe_or_run)

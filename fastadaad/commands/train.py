@@ -9,9 +9,13 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from fastadaad.commands.arguments import add_download, add_overrides, add_run_folder, new_run_folder
+from fastadaad.commands.arguments import add_download, add_overrides
 
 EXAMPLE = "fastadaad train fashion-mnist optim.epochs=12 teacher.policy=linearized"
+
+
+# Options that are short for a setting.
+SETTINGS = ("teacher_check", "rank_timeout_s")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_download(parser)
     parser.add_argument("--method", help="see fastadaad methods; default: the recipe's")
     parser.add_argument("--print-config", action="store_true", help="print the settings and stop")
-    add_run_folder(parser)
+    parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: a new folder in runs/")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped, if there is one")
+    parser.add_argument("--teacher-check", metavar="N", help="measure the teacher on N images first; default: 256")
+    parser.add_argument(
+        "--rank-timeout", dest="rank_timeout_s", metavar="S", help="end a process that hangs for S seconds"
+    )
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
@@ -29,15 +38,24 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     from fastadaad.config_io import override
     from fastadaad.doctor import summarize_ops
     from fastadaad.evaluation.report import print_accuracies, write_results
+    from fastadaad.processes import joined_processes, restarted_by_torchrun
+    from fastadaad.run_folders import choose_run_folder
 
     method = {} if arguments.method is None else {"method": arguments.method}
-    config = override(recipes.get(arguments.recipe, **method), arguments.overrides)
+    short = [f"{name}={value}" for name in SETTINGS if (value := getattr(arguments, name)) is not None]
+    config = override(recipes.get(arguments.recipe, **method), [*arguments.overrides, *short])
     if arguments.print_config:
         console.print_json(json.dumps(asdict(config)))
         return
-    folder = new_run_folder(arguments.run_folder, config.recipe, config.method, f"seed{config.seed}")
-    console.print(summarize_ops())
-    rows = [(config.method, train_and_evaluate(config, folder, console, config.method))]
-    write_results(folder / "results.csv", rows)
-    print_accuracies(console, rows)
-    console.print(f"run folder: {folder}")
+    with joined_processes(config.device, config.rank_timeout_s) as processes:
+        if not processes.is_first:
+            console = Console(quiet=True)
+        resume = arguments.resume or restarted_by_torchrun()
+        folder = choose_run_folder(arguments.run_folder, config, resume=resume, say=console.print)
+        folder = processes.from_first(folder)
+        console.print(summarize_ops())
+        rows = [(config.method, train_and_evaluate(config, folder, console, config.method, resume=resume))]
+        if processes.is_first:
+            write_results(folder / "results.csv", rows)
+        print_accuracies(console, rows)
+        console.print(f"run folder: {folder}")

@@ -3,28 +3,26 @@
 import hashlib
 import itertools
 import os
-from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from fastadaad.data.dataset import DataError, Dataset, ImageFiles, Images
+from fastadaad.processes import current_processes
 
 NUM_SAMPLED = 256  # images of an array of which all pixels are compared; of an array on disk the rest is not even read
 
 
 def check_same_on_all_ranks(dataset: Dataset) -> None:
     """Raises the same DataError on every rank where the data sets of two ranks differ; one process is right alone."""
-    if not (dist.is_available() and dist.is_initialized()):
+    processes = current_processes()
+    if processes.count == 1:
         return
-    fingerprints = _gathered(fingerprint(dataset))
+    fingerprints = processes.gathered(fingerprint(dataset))
     differing = [rank for rank, other in enumerate(fingerprints) if other != fingerprints[0]]
     if not differing:
         return
-    contents = [_contents(dataset)]
-    dist.broadcast_object_list(contents, src=0)
-    rank = differing[0]
-    difference = _gathered(_difference(contents[0], _contents(dataset)))[rank]
+    contents, rank = _contents(dataset), differing[0]
+    difference = processes.gathered(_difference(processes.from_first(contents), contents))[rank]
     raise DataError(
         f"rank {rank} has another data set than rank 0: {difference}; give all ranks the same files, in data.root"
     )
@@ -53,13 +51,6 @@ def _parts(dataset: Dataset) -> dict[str, tuple[Images, torch.Tensor]]:
 def _sampled(images: torch.Tensor) -> torch.Tensor:
     """Evenly spaced ones."""
     return images[:: max(1, len(images) // NUM_SAMPLED)]
-
-
-def _gathered(value: Any) -> list[Any]:
-    """The values of all ranks."""
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _contents(dataset: Dataset) -> dict[str, tuple[int, list[str]]]:

@@ -182,7 +182,8 @@ def merge(shards: Sequence[AttackResult]) -> AttackResult:
     num_images = sum(shard.num_images for shard in shards)
 
     def mean(values: Iterable[float]) -> float:
-        return sum(value * shard.num_images for value, shard in zip(values, shards, strict=True)) / num_images
+        # Each is a whole number of images: counted, not averaged, they give what one evaluation of all would give.
+        return sum(round(value * shard.num_images) for value, shard in zip(values, shards, strict=True)) / num_images
 
     return replace(
         shards[0],

@@ -1,0 +1,190 @@
+"""The processes of one training, as torchrun starts them: who one is, what all know, and what becomes of a lost one."""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from fastadaad.interruption import Interrupted
+from fastadaad.watchdog import Watchdog
+
+Value = TypeVar("Value")
+
+# Seconds that the others have to say that they are there, once one of them has lost contact.
+GRACE_S = 3.0
+# Of the timeout of a process that hangs; the others wait for it that much longer, so that it can say where it hangs.
+WAITING_SHARE = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """How many there are and which of them this one is."""
+
+    rank: int = 0
+    count: int = 1
+    watchdog: Watchdog | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one speaks and writes for all."""
+        return self.rank == 0
+
+    def gathered(self, value: Value) -> list[Value]:
+        """The values of all, by rank."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        with self.waiting():
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, value: Value) -> Value:
+        """The first one's value."""
+        if self.count == 1:
+            return value
+        values = [value]
+        with self.waiting():
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, this process waits for others, or the device does: it is not the one that hangs."""
+        if self.watchdog is not None:
+            self.watchdog.rest()
+        try:
+            yield
+        finally:
+            if self.watchdog is not None:
+                self.watchdog.resume()
+
+
+_joined: Processes | None = None
+
+
+def current_processes() -> Processes:
+    """Those of joined_processes or of another process group, where there is one; else this process alone."""
+    if _joined is not None:
+        return _joined
+    if not (dist.is_available() and dist.is_initialized()):
+        return Processes()
+    return Processes(rank=dist.get_rank(), count=dist.get_world_size())
+
+
+def started_by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def restarted_by_torchrun() -> bool:
+    """Whether the processes before these failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def joined_processes(device: str, timeout_s: float) -> Iterator[Processes]:
+    """The processes that torchrun started, in one process group; where it did not, this one alone.
+
+    An exception in one of them, or silence for `timeout_s` seconds, ends all: torchrun sees one fail and ends the
+    others. What there is to say is said once, by the first that notices. Raises ValueError for a GPU that there is not.
+    """
+    global _joined
+    if not started_by_torchrun() or int(os.environ["WORLD_SIZE"]) == 1:
+        yield current_processes()
+        return
+    uses_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if uses_cuda:
+        _choose_gpu(int(os.environ["LOCAL_RANK"]))
+    waiting = timedelta(seconds=WAITING_SHARE * timeout_s)
+    store, rank, count = next(iter(dist.rendezvous("env://", timeout=waiting)))
+    backend = "cpu:gloo,cuda:nccl" if uses_cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=waiting)
+    last_words = LastWords(store, rank, count)
+    watchdog = Watchdog(timeout_s, last_words.hung)
+    _joined = Processes(rank=rank, count=count, watchdog=watchdog)
+    try:
+        yield _joined
+    except Interrupted:  # all of them at the same step
+        raise
+    except Exception as error:
+        last_words.failed(error)
+    finally:
+        _joined = None
+        watchdog.stop()
+        dist.destroy_process_group()
+
+
+def _choose_gpu(local_rank: int) -> None:
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {local_rank} of this node has no GPU: there are {torch.cuda.device_count()}; start as many "
+            "processes with --nproc-per-node, or set device=cpu"
+        )
+    torch.cuda.set_device(local_rank)
+
+
+class LastWords:
+    """What a process says before it ends, unless another one has said why all of them do."""
+
+    def __init__(self, store: dist.Store, rank: int, count: int) -> None:
+        self._store, self._rank, self._count = store, rank, count
+
+    def failed(self, error: Exception) -> NoReturn:
+        """Report `error`, or whom contact was lost with."""
+        if _is_lost_contact(error):
+            missing = ", ".join(map(str, self._missing())) or "unknown"
+            self._end(f"fastadaad: lost contact, as rank {self._rank} noticed, with rank {missing}", code=1)
+        if isinstance(error, (ValueError, OSError)):
+            self._end(f"fastadaad: rank {self._rank}: {' '.join(str(error).split())}", code=2)
+        where = "".join(traceback.format_exception(error))
+        self._end(f"{where}fastadaad: rank {self._rank} failed, which ends the others", code=1)
+
+    def hung(self, seconds: float, stack: str) -> NoReturn:
+        """Report where the main thread is."""
+        line = f"fastadaad: rank {self._rank} has made no progress for {seconds:.0f} s, which ends the others"
+        self._end(f"{stack}{line}", code=1)
+
+    def _missing(self) -> list[int]:
+        """The ranks that do not notice that contact is lost."""
+        self._set(f"noticed/{self._rank}")
+        deadline = time.monotonic() + GRACE_S
+        missing = set(range(self._count))
+        while missing and time.monotonic() < deadline:
+            missing = {rank for rank in missing if not self._is_set(f"noticed/{rank}")}
+            time.sleep(0.1)
+        return sorted(missing)
+
+    def _end(self, text: str, code: int) -> NoReturn:
+        if self._is_first_to_speak():
+            print(text, file=sys.stderr, flush=True)
+        os._exit(code)  # not sys.exit: communication that never ends would hold it up
+
+    def _is_first_to_speak(self) -> bool:
+        try:
+            return self._store.add("last words", 1) == 1
+        except Exception:  # the store is gone with the node that had it
+            return True
+
+    def _set(self, key: str) -> None:
+        try:
+            self._store.set(key, "1")
+        except Exception:
+            return
+
+    def _is_set(self, key: str) -> bool:
+        try:
+            return self._store.check([key])
+        except Exception:
+            return False
+
+
+def _is_lost_contact(error: Exception) -> bool:
+    """Whether `error` is of the communication itself; gloo raises plain RuntimeErrors."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())

@@ -1,0 +1,61 @@
+"""Where a run is written: a new folder, or that of a run which goes on."""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from fastadaad.config import RunConfig
+from fastadaad.run_checkpoint import CheckpointError, checkpoint_paths, read_facts
+from fastadaad.run_facts import DATA, differences, training_facts
+
+RUNS = Path("runs")
+
+
+def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool, say: Callable[[str], object]) -> Path:
+    """The folder for a run of `config`: the `given` one, or one in runs/.
+
+    With `resume` that is the latest in runs/ with an unfinished run of this configuration, else a new one; `say` hears
+    of what there is. Raises ValueError where `given` holds something and must not.
+    """
+    if given is not None:
+        folder = Path(given)
+        if not resume:
+            _check_empty(folder)
+        return folder
+    unfinished = _unfinished(config)
+    if unfinished and resume:
+        return unfinished[0]
+    for folder in unfinished:
+        say(f"{folder} has the same run, {read_facts(checkpoint_paths(folder)[0])}: add --resume to go on with it")
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = RUNS / f"{stamp}_{config.recipe}_{config.method}_seed{config.seed}"
+    _check_empty(folder)
+    return folder
+
+
+def _check_empty(folder: Path) -> None:
+    """Raises ValueError where there is something already."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    remedy = "give another --run-folder, or move it away"
+    for path in checkpoint_paths(folder)[:1]:
+        with suppress(CheckpointError):
+            remedy = f"it has a run, {read_facts(path)}; to go on with it, add --resume; else {remedy}"
+    raise ValueError(f"{folder} exists already: {remedy}")
+
+
+def _unfinished(config: RunConfig) -> list[Path]:
+    """Folders in runs/ with an unfinished run of this configuration, the latest first."""
+    present = json.loads(json.dumps(training_facts(config)))
+    found = []
+    for folder in sorted(RUNS.glob("*/"), reverse=True):
+        for path in checkpoint_paths(folder)[:1]:
+            try:
+                facts = read_facts(path)
+            except CheckpointError:
+                continue
+            if not facts.finished and not differences(facts.run, present | {DATA: facts.run.get(DATA)}):
+                found.append(folder)
+    return found
