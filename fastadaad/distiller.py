@@ -12,11 +12,11 @@ from fastadaad import methods
 from fastadaad.caller import check_trainable
 from fastadaad.captured_step import captured_step
 from fastadaad.compilation import one_graph
-from fastadaad.config import InnerConfig, Layout, Mode, PrecisionConfig, TeacherPolicy
+from fastadaad.config import InnerConfig, Layout, Mode, OnNonfinite, PrecisionConfig, TeacherPolicy
 from fastadaad.inner_maximization import InnerMaximizer, frozen
 from fastadaad.micro_batches import Part, split_batch
 from fastadaad.mixed_precision import check_awp, first_convolution_in_fp32, gradient_scaler, in_precision
-from fastadaad.nonfinite import NonFiniteNotes, OnNonfinite, find_nonfinite
+from fastadaad.nonfinite import NonFiniteNotes, find_nonfinite
 from fastadaad.precision import tensor_cores
 from fastadaad.skipped_update import BeforeUpdate
 from fastadaad.teacher_error import TeacherError, TeacherErrorMeter, adapted

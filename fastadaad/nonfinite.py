@@ -6,12 +6,11 @@ on the teacher and its loss on x_adv, the loss takes the teacher's logits too, a
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-OnNonfinite = Literal["stop", "skip"]
+from fastadaad.config import OnNonfinite
 
 # In the order in which a step makes them.
 TENSORS = ("x_natural", "student_logits", "teacher_logits", "loss", "gradients")

@@ -312,3 +312,46 @@ def test_student_and_teacher_of_a_step_that_is_not_compiled_go_to_two_streams(mo
     assert len(pairs) == 2 * INNER.num_steps
     maximizer(mode="compiled", compile_options={"backend": "aot_eager"})(x_natural)
     assert len(pairs) == 2 * INNER.num_steps
+
+
+def break_the_teacher(training: Training, step: int) -> None:
+    """One weight of it is infinite in steps 2, 7 and 8."""
+    weight = training.teacher[-1].weight
+    if step == 0:
+        training.whole_weight = weight[0, 0].item()
+    with torch.no_grad():
+        weight[0, 0] = torch.inf if step in (2, 7, 8) else training.whole_weight
+
+
+@pytest.mark.parametrize("options", [{}, {"awp_gamma": 0.01}, {"teacher_policy": TeacherPolicy(kind="refreshed")}])
+def test_replays_leave_out_the_updates_that_eager_steps_leave_out(options):
+    graph, eager = both("adaad", on_nonfinite="skip", **options)
+    students = []
+    for step in range(12):
+        for training in (graph, eager):
+            break_the_teacher(training, step)
+            training.step(step)
+        assert_same_students(graph, eager)
+        assert torch.equal(graph.distiller._teacher_error.sums, eager.distiller._teacher_error.sums)
+        students.append(copy.deepcopy(graph.student.state_dict()))
+    assert Recorded.num_captures == 1
+    for step in range(1, 12):
+        same = [torch.equal(tensor, students[step - 1][name]) for name, tensor in students[step].items()]
+        assert all(same) if step in (2, 7, 8) else not any(same), step
+    assert [training.distiller.read_skipped() for training in (graph, eager)] == [3, 3]
+
+
+@pytest.mark.parametrize("first_step", [0, 2])
+def test_replays_find_what_eager_steps_find(first_step):
+    graph, eager = both("adaad")
+    for step in range(first_step, 5):
+        for training in (graph, eager):
+            training.distiller.check_finite()
+            if step == 4:
+                with torch.no_grad():
+                    training.teacher[-1].weight[0, 0] = torch.inf
+            training.step(step)
+    for training in (graph, eager):
+        with pytest.raises(ValueError, match=f"^step {5 - first_step}: NaN or inf in the teacher's logits while"):
+            training.distiller.check_finite()
+    assert torch.equal(graph.distiller._nonfinite.counts, eager.distiller._nonfinite.counts)
