@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fastadaad.file_limits import NESTED_WRAPPERS
+
 # Entries under which a network's weights are nested, the plain ones before the averaged ones.
 WRAPPERS = (
     "state_dict", "model_state_dict", "model", "net", "student", "weights",
@@ -42,7 +44,7 @@ def canonical(name: str) -> str:
 def unwrap(content: Any) -> tuple[Any, tuple[str, ...]]:
     """The innermost mapping under any nesting of WRAPPERS, and the names of the entries that lead to it."""
     entry: tuple[str, ...] = ()
-    while isinstance(content, Mapping):
+    while isinstance(content, Mapping) and len(entry) < NESTED_WRAPPERS:
         name = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
         if name is None:
             break

@@ -13,20 +13,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fastadaad.models.checkpoint_checks import ForbiddenCallError, check_safetensors, check_torch_save
 from fastadaad.models.checkpoint_names import WRAPPERS, Checkpoint, by_our_names, canonical, unwrap
 
 # What a file may lack: the counters are unused with a fixed momentum, and only fastadaad's models carry a Normalize.
 OPTIONAL = re.compile(r"(.*\.)?num_batches_tracked|normalize\.(mean|std)")
 MAX_LISTED = 3
 
+
+def _number(dtype: np.dtype, content: bytes) -> np.generic:
+    """In place of numpy's function, which allocates a scalar of any size that the file names."""
+    if dtype.kind not in "biuf":
+        raise ValueError(f"it holds a number of numpy's type {dtype}")
+    return np.frombuffer(content, dtype)[0]
+
+
 # Plain values that training programs save beside the weights: their command line, and accuracies as numpy numbers.
-_SCALAR = np.float64(0).__reduce__()[0]
 HARMLESS: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *(type(np.dtype(kind)) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)),
-    (_SCALAR, "numpy.core.multiarray.scalar"),  # before numpy 2
-    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_number, "numpy.core.multiarray.scalar"),  # before numpy 2
+    (_number, "numpy._core.multiarray.scalar"),
 ]
 
 
@@ -71,17 +79,20 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """As read_state_dict, with what is known about where they were. See checkpoint_names.py for what it understands."""
+    # Imported here: all of fastadaad.data comes with it.
+    from fastadaad.data.file_checks import is_web_page
+
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path} does not exist: give a .safetensors, .pt or .pth file")
-    with open(path, "rb") as file:
-        if file.read(64).lstrip().startswith(b"<"):
-            raise WeightsError(f"{path} is a web page and no weights: fetch the file itself, not the page about it")
+    if is_web_page(path):
+        raise WeightsError(f"{path} is a web page and no weights: fetch the file itself, not the page about it")
     content, entry = unwrap(_read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_save(path))
     if not _is_state_dict(content):
         raise WeightsError(
             f"{path} holds no state dict, neither directly nor under {', '.join(WRAPPERS)}: save model.state_dict()"
         )
+    _check_tensors(path, content)
     try:
         return by_our_names(content, entry)
     except ValueError as error:
@@ -90,24 +101,34 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        check_safetensors(path)
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} is no safetensors file or is corrupt ({error}): fetch it again") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{path} is no safetensors file or is corrupt ({reason}): fetch it again") from error
 
 
 def _read_torch_save(path: Path) -> Any:
     """What torch.save wrote, restricted to tensors, plain containers and HARMLESS values."""
     try:
+        check_torch_save(path)
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except ForbiddenCallError as error:
+        raise WeightsError(
+            f"{path} is refused: it asks to call {error} while it is read, and so could run any code or fill the "
+            "memory; save its state dict alone, best as .safetensors"
+        ) from error
     except Exception as error:  # the bytes of a corrupt pickle can lead to any exception
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        if code:
-            raise WeightsError(
-                f"{path} is refused: it asks to call {code[1]} while it is read, and so could run any code; "
-                "save its state dict alone, best as .safetensors"
-            ) from error
         raise WeightsError(f"{path} is no torch.save file or is corrupt: fetch it again") from error
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A few bytes can pass for a tensor of any size, by strides of 0."""
+    size = path.stat().st_size
+    for name, tensor in tensors.items():
+        if tensor.numel() > size:
+            raise WeightsError(f"{path} has {size} bytes, and {name} {tensor.numel()} elements: fetch it again")
 
 
 def _is_state_dict(content: Any) -> bool:

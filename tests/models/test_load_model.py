@@ -1,6 +1,7 @@
 """Reading weights: formats, wrappers, prefixes, and one readable line for each thing that can be wrong."""
 
 import pickle
+import struct
 from collections import OrderedDict
 
 import pytest
@@ -115,7 +116,7 @@ def test_pickle_that_wants_to_run_code_is_refused_unrun(weights, tmp_path, zippe
     content = {"state_dict": weights, "args": Attack(tmp_path / "ran")}
     torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
     message = error_of(tmp_path / "w.pt")
-    assert "is refused: it asks to call io.open while it is read, and so could run any code; save" in message
+    assert "is refused: it asks to call io.open while it is read, and so could run any code or fill the" in message
     assert not (tmp_path / "ran").exists()
 
 
@@ -142,6 +143,14 @@ def test_web_page_is_told(tmp_path, suffix):
     path = tmp_path / f"w.{suffix}"
     path.write_text("<!DOCTYPE html><html></html>")
     assert "is a web page and no weights" in error_of(path)
+
+
+@pytest.mark.parametrize("length", [0x3C, 0x3C20])
+def test_a_header_whose_length_reads_like_a_tag_is_no_web_page(tmp_path, length):
+    """Its bytes, little-endian, are "<", or a space and "<"."""
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + b'{"__metadata__": {}}'.ljust(length))
+    assert read_state_dict(path) == {}
 
 
 def test_absent_file_and_folder_are_told(tmp_path):

@@ -1,0 +1,97 @@
+"""What a weights file asks for, looked at before any of it is allocated or called.
+
+safetensors itself compares shapes and offsets with the size of the file, and torch the storages of an archive with its
+members. What neither does is here.
+"""
+
+import io
+import mmap
+import pickletools
+import re
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from fastadaad.file_limits import SAFETENSORS_HEADER_BYTES
+
+ZIP_MAGIC = b"PK\x03\x04"  # by which torch.load tells an archive from the format before torch 1.6
+NUM_PICKLES = 5  # in that format: magic number, version, machine, content, names of the storages
+# Of what weights_only allows, that which weights and the plain values beside them are made of. The rest, such as
+# bytearray or Tensor, takes a number from the file and allocates so many bytes.
+CALLABLES = re.compile(
+    r"""
+    collections\ (OrderedDict|Counter) | (builtins|__builtin__)\ (set|complex) | _codecs\ encode
+    | torch\ (Size|device|bool|[a-z]+[0-9]+) | torch(\.cuda)?\ [A-Z][a-zA-Z0-9]+Storage
+    | torch\._utils\ _rebuild_(tensor|tensor_v2|parameter|parameter_with_state)
+    | argparse\ Namespace | numpy\ dtype | numpy\.(core|_core)\.multiarray\ scalar
+    """,
+    re.VERBOSE,
+)
+INTEGERS = ("BININT", "BININT1", "BININT2", "LONG1")
+
+
+class ForbiddenCallError(ValueError):
+    """A pickle asks to call what no weights need; the message is its name."""
+
+
+def check_safetensors(path: Path) -> None:
+    """Raises ValueError where the header is longer than the file or than any real one."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(8)
+    header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if header > min(size - 8, SAFETENSORS_HEADER_BYTES):
+        raise ValueError(f"it has {size} bytes, and {header} of them are to be its header")
+
+
+def check_torch_save(path: Path) -> None:
+    """Raises ForbiddenCallError, or some other exception for a file that torch.save did not write."""
+    with open(path, "rb") as file:
+        is_archive = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+    if is_archive:
+        _check_archive(path)
+    else:
+        _check_old_format(path)
+
+
+def _check_archive(path: Path) -> None:
+    """torch allocates for each member what the directory says, and unpacks what is compressed."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("its members are compressed, which torch.save never does")
+        if sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError("its members are larger than the file")
+        if min(member.header_offset for member in members) != 0:
+            raise ValueError("it begins with something else")  # where torch looks for another directory
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                for _ in _operations(io.BytesIO(archive.read(member))):
+                    pass
+
+
+def _check_old_format(path: Path) -> None:
+    """torch allocates the storages by the numbers in the pickle, before it reads any of them."""
+    size = path.stat().st_size
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for _ in range(NUM_PICKLES):
+            before: list[tuple[str, Any]] = []
+            for operation, argument in _operations(content):  # type: ignore[arg-type]
+                if operation == "BINPERSID":  # of the tuple ("storage", type, name, place, number of elements, None)
+                    (number, num_elements), *rest = before
+                    if number not in INTEGERS or [name for name, _ in rest] != ["NONE", "TUPLE"]:
+                        raise ValueError("it describes a storage as torch.save does not")
+                    if not 0 <= num_elements <= size:
+                        raise ValueError(f"it has {size} bytes, and {num_elements} elements in one storage")
+                before = [*before[-2:], (operation, argument)]
+
+
+def _operations(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    """The operations of a pickle and their arguments, but for those that only remember a value."""
+    for operation, argument, _ in pickletools.genops(stream):
+        if operation.name == "GLOBAL" and not CALLABLES.fullmatch(str(argument)):
+            raise ForbiddenCallError(str(argument).replace(" ", "."))
+        if not operation.name.endswith("PUT"):
+            yield operation.name, argument
