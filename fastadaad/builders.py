@@ -11,6 +11,7 @@ from fastadaad.config import Mode, ModelConfig, RunConfig
 from fastadaad.distiller import Distiller
 from fastadaad.inner_maximization import resolve_mode
 from fastadaad.models import load_model
+from fastadaad.processes import current_processes
 from fastadaad.self_check import ensure_checked
 from fastadaad.training_data import TrainingData
 from fastadaad.weights import checkpoint_path
@@ -85,4 +86,6 @@ def distiller_of(
         awp_begin=config.optim.awp_begin,
         micro_batch=config.optim.micro_batch,
         on_nonfinite=config.on_nonfinite,
+        processes=current_processes(),
+        batch_norm=config.batch_norm,
     )

@@ -16,7 +16,13 @@ Train = Callable[..., tuple[Tensor, Tensor]]
 
 
 def captured_step(
-    train: Train, maximizer: InnerMaximizer, optimizer: Optimizer, micro_batch: int | None, sums: Sequence[Tensor]
+    train: Train,
+    maximizer: InnerMaximizer,
+    optimizer: Optimizer,
+    micro_batch: int | None,
+    sums: Sequence[Tensor],
+    *,
+    num_processes: int = 1,
 ) -> "CapturedStep | None":
     """`train` to be captured; None, which warns, where a graph cannot hold it and only the inner loop is captured.
 
@@ -25,6 +31,8 @@ def captured_step(
     why_not = None
     if micro_batch is not None:
         why_not = "micro_batch takes a batch in parts, each of them captured"
+    elif num_processes > 1:
+        why_not = "several processes exchange gradients in it"
     elif maximizer.precision.student == "fp16":
         why_not = "a student in fp16 leaves out some updates: set precision.student to bf16"
     else:

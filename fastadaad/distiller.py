@@ -1,6 +1,7 @@
 """One training step for people with their own loop: x_natural, labels -> the student, updated."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -12,13 +13,16 @@ from fastadaad import methods
 from fastadaad.caller import check_trainable
 from fastadaad.captured_step import captured_step
 from fastadaad.compilation import one_graph
-from fastadaad.config import InnerConfig, Layout, Mode, OnNonfinite, PrecisionConfig, TeacherPolicy
+from fastadaad.config import BatchNorm, InnerConfig, Layout, Mode, OnNonfinite, PrecisionConfig, TeacherPolicy
+from fastadaad.gradient_exchange import average_over_processes, running_statistics
 from fastadaad.inner_maximization import InnerMaximizer, frozen
 from fastadaad.micro_batches import Part, split_batch
 from fastadaad.mixed_precision import check_awp, first_convolution_in_fp32, gradient_scaler, in_precision
-from fastadaad.nonfinite import NonFiniteNotes, find_nonfinite
+from fastadaad.nonfinite import NonFiniteNotes, check_scale, find_nonfinite
 from fastadaad.precision import tensor_cores
+from fastadaad.processes import Processes
 from fastadaad.skipped_update import BeforeUpdate
+from fastadaad.sync_batch_norm import check_sync, synced_batch_norm
 from fastadaad.teacher_error import TeacherError, TeacherErrorMeter, adapted
 from fastadaad.weight_perturbation import kept_buffers, perturbed_weights
 
@@ -78,7 +82,13 @@ class Distiller:
 
     Each step notes on the device where NaN or inf is in x_natural, in the logits that the outer loss takes, in the loss
     or, save in fp16, in the gradients; check_finite() tells. With on_nonfinite `skip` a step whose loss or gradients
-    are not finite leaves the student, its running statistics and the optimiser's state bit for bit as they were.
+    are not finite leaves the student, its running statistics and the optimiser's state bit for bit as they were; what
+    generators drew stays drawn, and fp16's scale is halved.
+
+    processes: those that train one student, each on its share of every batch, rows r, r + n, ... for process r of n.
+    The inner loop runs in each by itself; after the backward pass gradients, loss and running statistics become those
+    of all images, so every process makes the same update. batch_norm `local`: statistics of each process's own images;
+    `sync`: of all, as one process with the whole batch has them, and the outer loss then stays uncompiled.
 
     state_dict() has what a checkpoint needs beside student, optimiser and generators.
 
@@ -104,6 +114,8 @@ class Distiller:
         awp_begin: int = 0,
         micro_batch: int | None = None,
         on_nonfinite: OnNonfinite = "stop",
+        processes: Processes | None = None,
+        batch_norm: BatchNorm = "local",
     ) -> None:
         check_trainable(student)
         self.maximizer = InnerMaximizer(
@@ -116,7 +128,11 @@ class Distiller:
             layout=layout,
             mode=mode,
             compile_options=compile_options,
+            processes=processes,
         )
+        self.processes, self.batch_norm = processes or Processes(), batch_norm
+        if self._syncs_batch_norm:
+            check_sync(student)
         self.mode = self.maximizer.mode
         self.method = self.maximizer.method
         self.precision = self.maximizer.precision
@@ -129,7 +145,7 @@ class Distiller:
         self._outer_student = in_precision(student, self.precision.student)
         self.scaler = gradient_scaler(self.precision.student, optimizer, next(student.parameters()).device)
         self._outer_loss = loss_and_logits
-        if self.mode != "eager":
+        if self.mode != "eager" and not self._syncs_batch_norm:  # which no graph of torch.compile can hold
             # An epoch is a number of the graph, which must not be compiled anew for each.
             self._outer_loss = one_graph(loss_and_logits, **{"dynamic": None} | (compile_options or {}))
         device = next(student.parameters()).device
@@ -140,7 +156,13 @@ class Distiller:
         self._captured = None
         if self.mode == "graph":
             sums = [self._teacher_error.sums, self._nonfinite.counts]
-            self._captured = captured_step(self._train, self.maximizer, optimizer, micro_batch, sums)
+            self._captured = captured_step(
+                self._train, self.maximizer, optimizer, micro_batch, sums, num_processes=self.processes.count
+            )
+
+    @property
+    def _syncs_batch_norm(self) -> bool:
+        return self.processes.count > 1 and self.batch_norm == "sync"
 
     def step(
         self,
@@ -230,6 +252,8 @@ class Distiller:
         Waits for the device.
         """
         maximizer = self.maximizer
+        if maximizer.teacher_policy.kind != "exact":
+            self.processes.sum(self._teacher_error.sums)
         error = self._teacher_error.read(maximizer.asking_interval)
         if error is not None:
             self.teacher_error = error
@@ -240,10 +264,11 @@ class Distiller:
     def check_finite(self) -> None:
         """Raises NonFiniteError (a ValueError) where a step so far met NaN or inf.
 
-        With on_nonfinite `skip` only where nonfinite.MAX_SKIPPED_IN_A_ROW updates in a row were left out. Waits for the
-        device.
+        With on_nonfinite `skip` only where nonfinite.MAX_SKIPPED_IN_A_ROW updates in a row were left out; in fp16 also
+        where the scaler has left out so many that it will not recover. Waits for the device.
         """
-        self._nonfinite.check()
+        self._nonfinite.check(self.processes)
+        check_scale(self.scaler)
 
     def read_skipped(self) -> int:
         """How many updates on_nonfinite `skip` left out so far. Waits for the device."""
@@ -283,7 +308,10 @@ class Distiller:
         self.optimizer.zero_grad()  # without set_to_none, the default, which apex's optimisers do not know
         num_images = sum(len(part.x_natural) for part in parts)
         losses, logits = [], []
-        with first_convolution_in_fp32(self._outer_student):
+        with (
+            first_convolution_in_fp32(self._outer_student),
+            synced_batch_norm(self.student, self.processes) if self._syncs_batch_norm else nullcontext(),
+        ):
             for part in parts:
                 loss, logits_of_part = self._loss(part, epoch)
                 loss = loss * (len(part.x_natural) / num_images)
@@ -291,13 +319,21 @@ class Distiller:
                 losses.append(loss.detach())
                 logits.append(logits_of_part)
         loss = torch.stack(losses).sum()
+        if self.processes.count > 1:
+            loss = self._exchange(loss, num_images)
         # From here on loss and gradients are complete: whether the update is spoiled is decided by what they are now.
         return loss, find_nonfinite([part.x_natural for part in parts], logits, loss, self._noted_gradients())
 
+    def _exchange(self, loss: Tensor, num_images: int) -> Tensor:
+        """Gradients and running statistics become those of all processes' images; the loss of all."""
+        statistics = [] if self._syncs_batch_norm else running_statistics(self.student)
+        return average_over_processes(self.processes, num_images, loss, [*self._gradients(), *statistics])
+
     def _noted_gradients(self) -> list[Tensor]:
         """Those of the update; none in fp16, where infinite ones are usual and the scaler's."""
-        if self.scaler.is_enabled():
-            return []
+        return [] if self.scaler.is_enabled() else self._gradients()
+
+    def _gradients(self) -> list[Tensor]:
         parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
 

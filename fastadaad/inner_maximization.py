@@ -15,7 +15,12 @@ from fastadaad.inner_networks import Form, inner_network
 from fastadaad.inner_step import Search, Steps
 from fastadaad.input_checks import check_batch, check_first_call
 from fastadaad.precision import gradient_scale, tensor_cores
+from fastadaad.processes import Processes
 from fastadaad.teacher_policies import USES, first_interval
+
+# Numbers that each of several processes draws for the start of one step, at most: 512 MiB. Then it does not matter how
+# many they are. Beyond it they draw for their own images, each the same numbers.
+MAX_COMMON_DRAW = 2**27
 
 # Standard deviation of the Gaussian start, in pixel units: the authors' program.
 GAUSSIAN_START_SCALE = 0.001
@@ -48,22 +53,37 @@ def frozen(*networks: nn.Module, evaluation: bool = True) -> Iterator[None]:
 
 
 def start_point(
-    x_natural: Tensor, start: Start, inner: InnerConfig, generator: torch.Generator | None = None
+    x_natural: Tensor,
+    start: Start,
+    inner: InnerConfig,
+    generator: torch.Generator | None = None,
+    processes: Processes | None = None,
 ) -> Tensor:
     """x_adv before the first step, fp32 [B, C, H, W], for each start of METHODS' table.
 
     gaussian: x_natural + 0.001 N(0, 1), not clipped, as the authors leave it (each step clips).
     uniform: a uniformly drawn point of the ball, clipped to [lower, upper].
     natural: x_natural itself.
+
+    With several processes each takes its rows of a draw for the images of all, from equal generators.
     """
     if start == "natural":
         return x_natural.clone()
+    processes = _drawing_together(x_natural, processes)
     x_adv = torch.empty_like(x_natural)
+    drawn = x_natural.new_empty(len(x_natural) * processes.count, *x_natural.shape[1:])
     if start == "gaussian":
-        noise = x_adv.new_empty(x_adv.shape).normal_(generator=generator)
+        noise = drawn.normal_(generator=generator)[processes.rank :: processes.count]
         return ops.random_start_(x_adv, x_natural, noise, GAUSSIAN_START_SCALE)
-    noise = uniform_noise(x_natural, inner.threat_model, generator)
+    noise = uniform_noise(drawn, inner.threat_model, generator)[processes.rank :: processes.count]
     return ops.random_start_(x_adv, x_natural, noise, inner.threat_model.epsilon, inner.lower, inner.upper)
+
+
+def _drawing_together(x_natural: Tensor, processes: Processes | None) -> Processes:
+    """Those who draw with this one; none where the draw for all of their images would be too large to be worth it."""
+    if processes is None or x_natural.numel() * processes.count > MAX_COMMON_DRAW:
+        return Processes()
+    return processes
 
 
 def uniform_noise(x: Tensor, threat_model: ThreatModel, generator: torch.Generator | None) -> Tensor:
@@ -120,7 +140,8 @@ class InnerMaximizer:
 
     teacher_policy: how often the teacher is asked; `asking_interval` is the number of steps from one time to the next
     and may be changed between searches. precision: the arithmetic of each network. layout: that of the convolutions;
-    `auto` measures once per machine and network.
+    `auto` measures once per machine and network. processes: those that search on shares of the same batches, where
+    process r of n has its rows r, r + n, ...: then they start where one process would.
 
     A network may come in the wrapper of DistributedDataParallel or torch.compile, which the loop leaves out. The caller
     may be in any grad mode, in inference mode or under autocast, where the networks compute in its dtype, the pixels'
@@ -139,10 +160,11 @@ class InnerMaximizer:
         layout: Layout = "auto",
         mode: Mode = "eager",
         compile_options: dict | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.mode = resolve_mode(mode, next(student.parameters()).device.type)
         self.method = methods.get(method) if isinstance(method, str) else method
-        self.inner = inner or InnerConfig()
+        self.inner, self.processes = inner or InnerConfig(), processes
         self.teacher_policy = teacher_policy or TeacherPolicy()
         self.precision, self.layout = precision or PrecisionConfig(), layout
         self.student, self.teacher = bare(student), None if teacher is None else bare(teacher)
@@ -239,7 +261,7 @@ class InnerMaximizer:
         student, teacher = networks
         with torch.no_grad():
             target = objective.fixed_target(student, teacher, x_natural, labels)
-        x_adv = start_point(x_natural, inner.start or self.method.start, inner, generator)
+        x_adv = start_point(x_natural, inner.start or self.method.start, inner, generator, self.processes)
         search = Search(
             networks=(student, teacher) if objective.through_teacher and teacher is not None else (student,),
             objective=objective,

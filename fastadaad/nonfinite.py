@@ -1,8 +1,9 @@
 """NaN and inf in a training step: found on the device without waiting for it, and told to the host when it asks.
 
-A NaN that arises anywhere reaches the loss, which is why an update is judged by its loss and gradients alone. The inner
-loop is no exception, although the sign of a NaN gradient is 0 and leaves x_adv finite: wherever a row's x_adv depends
-on the teacher and its loss on x_adv, the loss takes the teacher's logits too, as it does the student's.
+A NaN reaches the loss wherever it arises, which is why an update is judged by its loss and gradients alone. The inner
+loop alone stops it, where a step takes the sign of a NaN gradient, which is 0. But where a row's x_adv depends on the
+teacher and its loss on x_adv, the loss takes the teacher's logits too, as it does the student's. So what goes unseen is
+a number that overflows on the way to x_adv and not there, which costs some pixels a step.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastadaad.config import OnNonfinite
+from fastadaad.processes import Processes
 
 # In the order in which a step makes them.
 TENSORS = ("x_natural", "student_logits", "teacher_logits", "loss", "gradients")
@@ -52,6 +54,10 @@ LIKELY_CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
 # such as weights that are NaN already, and going on would only burn time; it is more than a small data set's epoch of
 # bad files, and minutes at most of a large one's.
 MAX_SKIPPED_IN_A_ROW = 100
+
+# fp16's scale begins at 2^16 and is halved at each infinite gradient. Below 1 it makes gradients smaller than they are;
+# those that 30 halvings in a row have not made finite are infinite at any scale.
+MIN_FP16_SCALE = 2.0**-14
 
 
 class NonFiniteError(ValueError):
@@ -117,12 +123,15 @@ class NonFiniteNotes:
             first.mul_(spoiled)
         return spoiled
 
-    def check(self) -> None:
-        """Raises NonFiniteError where something was found; with `skip`, where MAX_SKIPPED_IN_A_ROW were left out.
+    def check(self, processes: Processes) -> None:
+        """Raises NonFiniteError where one of `processes` found something; with `skip`, where MAX_SKIPPED_IN_A_ROW were
+        left out.
 
         Waits for the device.
         """
-        _, _, in_a_row, *first = self.counts.tolist()
+        notes = processes.gathered(self.counts.tolist())
+        in_a_row = notes[0][2]  # updates are spoiled for all of them
+        first = [min(filter(None, steps), default=0) for steps in zip(*(note[3:] for note in notes), strict=True)]
         if self.on_nonfinite == "stop" and any(first):
             raise NonFiniteError(_likely_cause(first))
         if self.on_nonfinite == "skip" and in_a_row >= MAX_SKIPPED_IN_A_ROW:
@@ -131,6 +140,15 @@ class NonFiniteNotes:
     def read_skipped(self) -> int:
         """How many updates were left out so far. Waits for the device."""
         return int(self.counts[1]) if self.on_nonfinite == "skip" else 0
+
+
+def check_scale(scaler: torch.amp.GradScaler) -> None:
+    """Raises NonFiniteError where the scale of fp16 has fallen below MIN_FP16_SCALE. Waits for the device."""
+    if scaler.is_enabled() and (scale := scaler.get_scale()) < MIN_FP16_SCALE:
+        raise NonFiniteError(
+            f"NaN or inf in the gradients of step after step: fp16's scale has fallen to {scale:.1g}, and no update is "
+            "made any more; set precision.student=bf16"
+        )
 
 
 def _likely_cause(first: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from fastadaad.interruption import Interrupted
 from fastadaad.watchdog import Watchdog
@@ -54,6 +55,23 @@ class Processes:
         with self.waiting():
             dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """`tensor`, summed over all in place."""
+        if self.count > 1:
+            with self.waiting():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def progress(self) -> None:
+        """A step is done: from here on a process that does nothing for too long hangs, see Watchdog."""
+        if self.watchdog is not None:
+            self.watchdog.progress()
+
+    def pause(self) -> None:
+        """What follows may take as long as it likes, up to the next progress."""
+        if self.watchdog is not None:
+            self.watchdog.off()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

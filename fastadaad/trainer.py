@@ -187,7 +187,9 @@ class Trainer:
             if state.averaged is not None and config.optim.ema_decay:
                 state.averaged.update_parameters(state.student)
             state.step += 1
+            self.processes.progress()
             self._after_step(progress, asked)
+        self.processes.pause()
         state.epoch += 1
         self._average_epoch()
 

@@ -10,6 +10,7 @@ from bench.host_sync import HostSyncWatch
 from fastadaad import Distiller, InnerConfig, ThreatModel, methods, nonfinite
 from fastadaad.config import PrecisionConfig
 from fastadaad.nonfinite import LIKELY_CAUSES, TENSORS, NonFiniteError, NonFiniteNotes, find_nonfinite
+from fastadaad.processes import Processes
 
 INNER = InnerConfig(num_steps=2, start="natural")
 CPU = torch.device("cpu")
@@ -168,6 +169,20 @@ def test_infinite_gradients_are_usual_in_fp16_and_an_infinite_loss_is_not():
 
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_gradients_that_are_infinite_at_any_scale_of_fp16_end_it(on_nonfinite):
+    student, teacher = student_and_teacher()
+    training = distiller(student, teacher, precision=PrecisionConfig(student="fp16"), on_nonfinite=on_nonfinite)
+    student[-1].weight.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    batch = images_and_labels()
+    for _ in range(30):
+        training.step(*batch)
+    training.check_finite()  # from 2^16 to 2^-14
+    training.step(*batch)
+    with pytest.raises(NonFiniteError, match=r"fp16's scale has fallen to 3e-05.*; set precision\.student=bf16"):
+        training.check_finite()
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 @pytest.mark.parametrize("awp_gamma", [0.0, 0.01])
 def test_a_step_does_not_make_the_host_wait(on_nonfinite, awp_gamma):
     student, teacher = student_and_teacher()
@@ -205,7 +220,7 @@ ALL_BUT_THE_IMAGES = TENSORS[1:]
 )
 def test_the_cause_is_what_was_found_earliest(found, step, cause):
     with pytest.raises(NonFiniteError, match=f"^step {step}: NaN or inf in {cause}"):
-        noted(*found).check()
+        noted(*found).check(Processes())
 
 
 def test_every_cause_has_a_remedy_and_every_tensor_a_cause():
@@ -216,7 +231,7 @@ def test_every_cause_has_a_remedy_and_every_tensor_a_cause():
 def test_a_finite_step_clears_what_was_skipped_before_it():
     bad = ("loss", "gradients")
     notes = noted((), bad, bad, (), bad, on_nonfinite="skip")
-    notes.check()
+    notes.check(Processes())
     assert notes.read_skipped() == 3
     assert notes.counts[:3].tolist() == [5, 3, 1]
 
@@ -225,11 +240,11 @@ def test_too_many_in_a_row_stop_it_and_the_row_is_what_the_error_tells(monkeypat
     monkeypatch.setattr(nonfinite, "MAX_SKIPPED_IN_A_ROW", 3)
     bad, teacher = ("loss",), ("teacher_logits", "loss", "gradients")
     notes = noted(bad, bad, (), teacher, teacher, on_nonfinite="skip")
-    notes.check()
+    notes.check(Processes())
     notes.add(torch.tensor([name in teacher for name in TENSORS]))
     message = "^3 updates in a row were left out, since step 4: NaN or inf in the teacher's logits while"
     with pytest.raises(NonFiniteError, match=message):
-        notes.check()
+        notes.check(Processes())
 
 
 def test_another_policy_is_refused():

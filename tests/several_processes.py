@@ -1,0 +1,63 @@
+"""What each process of a test runs: `torchrun tests/several_processes.py FOLDER`, with tasks in FOLDER/tasks.json.
+
+A task is a training: its name, its settings, and what goes wrong in which process.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fastadaad.config_io import read_config
+from fastadaad.processes import joined_processes
+from fastadaad.trainer import Trainer
+
+
+def fail(how: str) -> None:
+    """In the way named `how`."""
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if how == "hangs":
+        time.sleep(3600)
+    if how == "raises":
+        raise RuntimeError("planted failure")
+    if how == "refuses":
+        raise ValueError("planted mistake: mend it")
+    if how == "SIGTERM":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run_task(folder: Path, task: dict, rank: int) -> None:
+    config = read_config(folder / f"{task['name']}.json")
+    run = Trainer(config, folder / task["name"], Console(width=200), resume=task.get("resume", False))
+    fault = task.get("fault")
+    if fault is not None and fault["rank"] == rank and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        take_step = run.distiller.step
+
+        def step_or_fail(*arguments, **options):
+            if run.state.step == fault["step"]:
+                fail(fault["how"])
+            return take_step(*arguments, **options)
+
+        run.distiller.step = step_or_fail
+    run.train()
+    torch.save(run.state.student.state_dict(), folder / f"{task['name']}-rank{rank}.pt")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    with joined_processes("cpu", float(os.environ.get("RANK_TIMEOUT_S", "60"))) as processes:
+        for task in json.loads((folder / "tasks.json").read_text()):
+            run_task(folder, task, processes.rank)
+
+
+if __name__ == "__main__":
+    main()
