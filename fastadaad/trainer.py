@@ -30,6 +30,7 @@ from fastadaad.run_checkpoint import (
     last_checkpoint,
     write_checkpoint,
 )
+from fastadaad.run_checks import check_before_training
 from fastadaad.run_evaluation import evaluate_on_validation_split
 from fastadaad.run_facts import DATA, differences, training_facts, versions
 from fastadaad.run_log import RunLog, precision_json
@@ -135,6 +136,14 @@ class Trainer:
             interruption(self._say) as asked,
         ):
             if self._random_states is None:
+                check_before_training(
+                    self.config,
+                    self.data,
+                    self.state.student,
+                    self.distiller.teacher,
+                    teacher_check=self.config.teacher_check,
+                    say=self._say,
+                )
                 self._report_precision("start")
             else:
                 restore_random_states(self._random_states)
