@@ -1,0 +1,38 @@
+"""What the examples share: scans of handwritten digits, 8x8 pixels, and a robust teacher that comes with fastadaad."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fastadaad import load_model
+from fastadaad.data import ImageFiles, load_dataset
+from fastadaad.weights import checkpoint_path
+
+EPSILON = 0.15
+
+
+def pixels(images: Tensor | ImageFiles) -> Tensor:
+    """uint8 [N, H, W, C] -> fp32 [N, C, H, W] in [0, 1]: radii are in these units."""
+    assert isinstance(images, Tensor)  # other data sets are files
+    return images.permute(0, 3, 1, 2).float() / 255
+
+
+def training_batches(batch_size: int = 64, seed: int = 0) -> DataLoader:
+    """Batches of the 1,437 training images and their labels."""
+    digits = load_dataset("digits")
+    images = TensorDataset(pixels(digits.train_images), digits.train_labels)
+    order = torch.Generator().manual_seed(seed)
+    return DataLoader(images, batch_size, shuffle=True, drop_last=True, generator=order)
+
+
+def evaluation_batches(batch_size: int = 360) -> DataLoader:
+    """Batches of the 360 test images and their labels."""
+    digits = load_dataset("digits")
+    images = TensorDataset(pixels(digits.test_images), digits.test_labels)
+    # A generator of its own, as a loader draws a number for its workers and would change the draws of the training.
+    return DataLoader(images, batch_size, generator=torch.Generator())
+
+
+def robust_teacher() -> nn.Module:
+    """A network of 471 k parameters, adversarially trained on these digits at EPSILON."""
+    return load_model("cnn-72-s1", in_channels=1, checkpoint=checkpoint_path("shipped:demo-teacher"))
