@@ -149,8 +149,9 @@ class Distiller:
             # An epoch is a number of the graph, which must not be compiled anew for each.
             self._outer_loss = one_graph(loss_and_logits, **{"dynamic": None} | (compile_options or {}))
         device = next(student.parameters()).device
-        self._nonfinite = NonFiniteNotes(on_nonfinite, device)
-        self._teacher_error = TeacherErrorMeter(self.maximizer.teacher_policy, device)
+        with torch.inference_mode(False):  # a caller's, outside of which its tensors could not be added to
+            self._nonfinite = NonFiniteNotes(on_nonfinite, device)
+            self._teacher_error = TeacherErrorMeter(self.maximizer.teacher_policy, device)
         self.teacher_error: TeacherError | None = None
         self._num_steps = 0
         self._captured = None
