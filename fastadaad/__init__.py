@@ -5,6 +5,7 @@ from fastadaad.config import InnerConfig, ThreatModel
 from fastadaad.distiller import Distiller, StepResult
 from fastadaad.inner_maximization import InnerMaximizer, adaad_inner_loss
 from fastadaad.models import load_model
+from fastadaad.nonfinite import NonFiniteError
 
 __version__ = "0.1.0"
 
@@ -12,6 +13,7 @@ __all__ = [
     "Distiller",
     "InnerConfig",
     "InnerMaximizer",
+    "NonFiniteError",
     "StepResult",
     "ThreatModel",
     "adaad_inner_loss",

@@ -67,7 +67,20 @@ def gradient_scaler(
             "an update by itself: bf16 does not, nor does SGD with fused=True",
             stacklevel=2,
         )
+    if enabled:
+        _give_first_momenta(optimizer)
     return torch.amp.GradScaler(device.type, enabled=enabled)
+
+
+def _give_first_momenta(optimizer: torch.optim.Optimizer) -> None:
+    """Zeros, with which the first update is what it is without, to a fused SGD that has none yet.
+
+    Where its first update is left out, torch 2.14 goes on from uninitialised memory as momenta, NaN among it.
+    """
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else []:
+        if group["fused"] and group["momentum"] and not group["dampening"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
 def check_awp(precision: Precision, awp_gamma: float) -> None:

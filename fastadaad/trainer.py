@@ -192,7 +192,7 @@ class Trainer:
             share_done = state.step / (config.optim.epochs * steps_per_epoch)
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(share_done, config.optim, config.data.batch_size)
-            state.loss_sum += self._step(x_natural, labels, progress)
+            state.note_loss(self._step(x_natural, labels, progress))
             if state.averaged is not None and config.optim.ema_decay:
                 state.averaged.update_parameters(state.student)
             state.step += 1
@@ -222,7 +222,7 @@ class Trainer:
         if is_logged:
             with self.processes.waiting():  # for the device, which may wait for another process
                 self._check_finite()
-                loss = state.loss_sum.item() / num_steps
+                loss = state.mean_loss()
             progress.advance(0, f"epoch {state.epoch + 1}/{config.optim.epochs}  loss {loss:.4f}")
         if (is_logged or self.processes.count == 1) and self._is_asked_to_stop(asked):
             self._save_and_stop(progress, asked)
@@ -247,7 +247,7 @@ class Trainer:
             if self.data.validation is None or robust_accuracy > state.best_robust_accuracy:
                 state.best_epoch, state.best_robust_accuracy = state.epoch, robust_accuracy
             state.rows.append(self._metrics(validation, progress))
-            state.loss_sum.zero_()
+            state.losses.zero_()
             self._save_checkpoint(progress)
             self._write_results(log)
             log.show(state.rows[-1])
@@ -365,7 +365,7 @@ class Trainer:
             "epoch": self.state.epoch,
             "step": self.state.step,
             "learning_rate": self.state.optimizer.param_groups[0]["lr"],
-            "train_loss": self.state.loss_sum.item() / len(self.data.train),
+            "train_loss": self.state.mean_loss(),
             "natural_accuracy": validation.get("natural_accuracy"),
             "robust_accuracy": validation.get("robust_accuracy"),
             "images_per_s": progress.images_per_s,

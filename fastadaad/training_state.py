@@ -23,8 +23,8 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     """Draws the starts of the inner loop."""
-    loss_sum: Tensor
-    """Of the steps of this epoch so far, on the device."""
+    losses: Tensor
+    """Of the steps of this epoch so far: their sum and number, on the device."""
     epoch: int = 0
     """Epochs of steps that are complete."""
     step: int = 0
@@ -41,6 +41,15 @@ class TrainingState:
             return self.student
         return self.averaged.module
 
+    def note_loss(self, loss: Tensor) -> None:
+        """Add the loss of a step; one that is not finite, whose update was left out, does not count."""
+        one = torch.stack([loss, torch.ones_like(loss)])
+        self.losses += torch.where(loss.isfinite(), one, torch.zeros_like(one))
+
+    def mean_loss(self) -> float:
+        """Of the steps of this epoch so far. Waits for the device."""
+        return (self.losses[0] / self.losses[1]).item()
+
     def state_dict(self) -> dict[str, Any]:
         """As nested_state.py has it."""
         return {
@@ -48,7 +57,7 @@ class TrainingState:
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
-            "loss_sum": self.loss_sum,
+            "losses": self.losses,
             **{name: getattr(self, name) for name in NUMBERS},
         }
 
@@ -61,7 +70,7 @@ class TrainingState:
         by_number = {int(number): values for number, values in optimizer["state"].items()}
         self.optimizer.load_state_dict({**optimizer, "state": by_number})
         self.generator.set_state(state["generator"])
-        self.loss_sum.copy_(state["loss_sum"])
+        self.losses.copy_(state["losses"])
         for name in NUMBERS:
             setattr(self, name, state[name])
 
@@ -73,7 +82,7 @@ def initial_state(config: RunConfig, student: nn.Module, device: torch.device) -
         averaged=_averaged(student, config.optim),
         optimizer=make_optimizer(student, config.optim),
         generator=torch.Generator(device).manual_seed(config.seed),
-        loss_sum=torch.zeros((), device=device),
+        losses=torch.zeros(2, device=device),
     )
 
 

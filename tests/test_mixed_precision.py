@@ -96,6 +96,20 @@ def test_an_infinite_gradient_leaves_out_the_update_and_halves_the_scale():
     assert training.scaler.get_scale() == scale / 2
 
 
+def test_a_first_update_that_is_left_out_leaves_no_trace(monkeypatch):
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda x, **options: empty_like(x, **options).fill_(torch.nan))
+    student, teacher = student_and_teacher()
+    training = distiller(student, teacher, "fp16")
+    hook = student[-1].weight.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    training.step(*images_and_labels())
+    hook.remove()
+    training.step(*images_and_labels(seed=1))
+    for parameter in student.parameters():
+        assert parameter.isfinite().all()
+        assert torch.equal(training.optimizer.state[parameter]["momentum_buffer"], parameter.grad)
+
+
 def test_the_scale_takes_no_part_in_the_update():
     student, _ = trained("fp16")
     expected, _ = trained("fp32")
