@@ -16,7 +16,7 @@ class PatientFiles:
     def __init__(self, say: Callable[[str], object], *, enabled: bool = True) -> None:
         self._say, self.enabled = say, enabled
         self._waiting: dict[Path, bytes] = {}
-        self._reported: set[str] = set()
+        self._reported: set[tuple[str, str | None]] = set()
 
     def write(self, path: Path, content: bytes) -> None:
         """Write `path`, and with it all that is waiting."""
@@ -32,10 +32,12 @@ class PatientFiles:
         try:
             write()
         except OSError as error:
-            line = f"{what} cannot be written ({error}): the training goes on without it; free space or give access"
-            if line not in self._reported:
-                self._reported.add(line)
-                self._say(line)
+            # strerror is without the file's name, which is another for each checkpoint.
+            if (what, error.strerror) not in self._reported:
+                self._reported.add((what, error.strerror))
+                self._say(
+                    f"{what} cannot be written ({error}): the training goes on without it; free space or give access"
+                )
             return False
         return True
 
