@@ -1,6 +1,7 @@
 """Files that cannot be written for a while: what is said of them, and that they are written later."""
 
 import errno
+import os
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 from fastadaad.patient_files import PatientFiles
 
 
-def refuse(code: int, path: str) -> None:
-    raise OSError(code, "no such luck", path)
+def refuse(code: int, *path: str) -> None:
+    raise OSError(code, os.strerror(code), *path)
 
 
 def test_a_reason_is_said_once_whichever_file_it_meets():
@@ -19,7 +20,7 @@ def test_a_reason_is_said_once_whichever_file_it_meets():
     for step in range(5):
         assert not files.attempt("the checkpoint", partial(refuse, errno.EROFS, f"step-{step}"))
     assert len(said) == 1
-    assert "the checkpoint cannot be written ([Errno 30] no such luck: 'step-0')" in said[0]
+    assert "the checkpoint cannot be written ([Errno 30] Read-only file system: 'step-0')" in said[0]
     files.attempt("metrics.csv", partial(refuse, errno.EROFS, "metrics.csv"))
     assert len(said) == 2
 
@@ -27,12 +28,8 @@ def test_a_reason_is_said_once_whichever_file_it_meets():
 def test_another_reason_is_said_too():
     said: list[str] = []
     files = PatientFiles(said.append)
-    for code, text in ((28, "No space left on device"), (30, "Read-only file system"), (28, "No space left on device")):
-
-        def fail(code: int = code, text: str = text) -> None:
-            raise OSError(code, text)
-
-        files.attempt("the checkpoint", fail)
+    for code in (errno.ENOSPC, errno.EROFS, errno.ENOSPC):
+        files.attempt("the checkpoint", partial(refuse, code))
     assert [line.partition("(")[2].partition(")")[0] for line in said] == [
         "[Errno 28] No space left on device",
         "[Errno 30] Read-only file system",
