@@ -10,10 +10,10 @@ MIB = 2**20
 
 CONFIG_BYTES = MIB
 """A configuration as JSON: a run's own has about 3 kB."""
-SUMMARY_BYTES = 256 * MIB
-"""pack.json: about 100 bytes per 16 MiB of images, and the name of each file that was left out."""
-TEXT_BYTES = 64 * MIB
-"""Lists of names and labels: those of Tiny-ImageNet have 2 MB."""
+SUMMARY_BYTES = 32 * MIB
+"""pack.json: about 100 bytes for 16 MiB of images, and the name of each file that was left out."""
+TEXT_BYTES = 4 * MIB
+"""Lists of names and labels: the longest of Tiny-ImageNet has half of one."""
 SAFETENSORS_HEADER_BYTES = 16 * MIB
 """About 100 bytes for each tensor; the library itself stops at 100 MB."""
 NPY_HEADER_BYTES = 10_000

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from fastadaad.data.dataset import DataError
 from fastadaad.data.file_checks import check_labels, is_web_page, one_line
+from fastadaad.data.npy_header import NpyHeader, read_npy_header
+from fastadaad.file_limits import check_unpacked
 
 Result = TypeVar("Result")
 
 KEYS = (("image", "label"), ("images", "labels"))
-# By version of numpy's format; later ones are for arrays with names.
-READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of packing, that numpy uses
+# RuntimeError: of an encrypted archive, and of a packing that zipfile does not know.
+UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 CHUNK_BYTES = 2**24  # read at a time, beside the array itself
 
 
@@ -31,7 +34,7 @@ class ExtraImages:
     def __init__(self, path: Path, *, num_classes: int, image_shape: Sequence[int]) -> None:
         self._path = path
         self._image_key, label_key = self._keys()
-        shape = self._read(self._image_key, self._image_header)
+        shape = self._read(self._image_key, self._image_shape)
         self.labels = self._read(label_key, self._labels)
         """int64 [M]."""
         if shape[1:] != tuple(image_shape):
@@ -50,8 +53,7 @@ class ExtraImages:
         assert images.dtype == torch.uint8
         assert images.is_contiguous()
 
-        def fill(stream: IO[bytes]) -> None:
-            self._image_header(stream)
+        def fill(stream: IO[bytes], header: NpyHeader) -> None:
             for chunk in images.view(-1).split(CHUNK_BYTES):
                 content = stream.read(len(chunk))
                 if len(content) < len(chunk):
@@ -69,41 +71,42 @@ class ExtraImages:
         try:
             with zipfile.ZipFile(self._path) as archive:
                 found = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-        except (OSError, zipfile.BadZipFile) as error:
+                for keys in KEYS:
+                    if set(keys) <= set(found):
+                        check_unpacked(self._path, sum(archive.getinfo(f"{key}.npy").file_size for key in keys))
+                        return keys
+        except UNREADABLE as error:
             raise self._broken(f"is truncated or no .npz file ({one_line(error)})", "copy or make it again") from error
-        for keys in KEYS:
-            if set(keys) <= set(found):
-                return keys
         arrays = ", ".join(found) or "none"
         raise self._broken(f"lacks the arrays image and label (found: {arrays})", "save it with these names")
 
-    def _read(self, key: str, read: Callable[[IO[bytes]], Result]) -> Result:
-        """What `read` makes of the file of an array."""
+    def _read(self, key: str, read: Callable[[IO[bytes], NpyHeader], Result]) -> Result:
+        """What `read` makes of the file of an array, and of its header."""
         try:
-            with zipfile.ZipFile(self._path) as archive, archive.open(f"{key}.npy") as stream:
-                return read(stream)
+            with zipfile.ZipFile(self._path) as archive:
+                member = archive.getinfo(f"{key}.npy")
+                if member.compress_type not in METHODS:
+                    raise ValueError("it is packed as numpy does not")
+                with archive.open(member) as stream:
+                    return read(stream, read_npy_header(stream, member.file_size))
         except DataError:
             raise
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             raise self._broken(f"cannot be read ({key}: {one_line(error)})", "copy or make it again") from error
 
-    def _image_header(self, stream: IO[bytes]) -> tuple[int, ...]:
-        """The shape of the images, of which `stream` then holds the pixels."""
-        version = np.lib.format.read_magic(stream)
-        if version not in READ_HEADER:
-            raise self._broken(f"holds images in version {version} of numpy's format", "save them with numpy.savez")
-        shape, is_fortran, dtype = READ_HEADER[version](stream)
+    def _image_shape(self, stream: IO[bytes], header: NpyHeader) -> tuple[int, ...]:
+        shape, is_fortran, dtype = header
         if dtype != np.uint8 or len(shape) != 4:
             raise self._broken(f"holds images as {dtype} {list(shape)}", "save them as uint8 [M, H, W, C]")
         if is_fortran:
             raise self._broken("holds images column by column", "save numpy.ascontiguousarray of them")
         return shape
 
-    def _labels(self, stream: IO[bytes]) -> Tensor:
-        labels = np.lib.format.read_array(stream, allow_pickle=False)
-        if labels.dtype.kind not in "iu" or labels.ndim != 1:
-            raise self._broken(f"holds labels as {labels.dtype} {list(labels.shape)}", "save them as integers [M]")
-        return torch.from_numpy(labels.astype(np.int64))
+    def _labels(self, stream: IO[bytes], header: NpyHeader) -> Tensor:
+        if header.dtype.kind not in "iu" or len(header.shape) != 1:
+            found = f"{header.dtype} {list(header.shape)}"
+            raise self._broken(f"holds labels as {found}", "save them as integers [M]")
+        return torch.from_numpy(np.frombuffer(stream.read(), header.dtype).astype(np.int64))
 
     def _broken(self, what: str, remedy: str) -> DataError:
         return DataError(f"{self._path} {what}: {remedy}")

@@ -4,6 +4,7 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from fastadaad.data.dataset import DataError, Dataset
 from fastadaad.data.file_checks import NUM_START_BYTES, check_labels, looks_like_html, one_line
 from fastadaad.data.source import Source
+from fastadaad.file_limits import check_unpacked
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # installed by dataset-fashion-mnist
 TORCHVISION_FOLDER = Path("FashionMNIST", "raw")  # below the folder given to torchvision
@@ -96,27 +98,45 @@ def _read_pair(folder: Path, image_name: str, label_name: str) -> tuple[Tensor, 
 def _read_idx(path: Path, num_dims: int) -> Tensor:
     """The uint8 tensor with `num_dims` dimensions in an IDX file, gzipped or not. Raises DataError.
 
-    Format: big-endian uint32 magic number, one uint32 per dimension, then the values.
+    Whether it is gzipped is seen by its contents, whatever its suffix: browsers unpack .gz files silently.
     """
-    content = _read_maybe_gzipped(path)
-    if looks_like_html(content[:NUM_START_BYTES]):
-        raise _broken(path, "is a web page, not an IDX file")
-    start = 4 * (1 + num_dims)
-    magic, *shape = np.frombuffer(content[:start].ljust(start, b"\0"), dtype=">u4").tolist()
-    if magic != IDX_UINT8 + num_dims:
-        raise _broken(path, f"is no IDX file of {num_dims} dimensions: it starts with {content[:8]!r}")
-    if len(content) != start + math.prod(shape):
-        raise _broken(path, f"has {len(content)} bytes where its header promises {start + math.prod(shape)}")
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
-
-
-def _read_maybe_gzipped(path: Path) -> bytes:
-    """The content of `path`, unpacked if it is gzip data, whatever its suffix: browsers unpack .gz files silently."""
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content[:2] == GZIP_MAGIC else content
+        with path.open("rb") as file:
+            is_packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+            file.seek(0)
+            if not is_packed:
+                return _read_values(path, file, num_dims, path.stat().st_size)
+            with gzip.GzipFile(fileobj=file) as stream:
+                return _read_values(path, stream, num_dims, None)
     except (OSError, EOFError, zlib.error) as error:
         raise _broken(path, f"cannot be read ({one_line(error)})") from error
+
+
+def _read_values(path: Path, stream: BinaryIO | gzip.GzipFile, num_dims: int, size: int | None) -> Tensor:
+    """What `stream` holds, of `size` bytes where that is known.
+
+    Format: big-endian uint32 magic number, one uint32 per dimension, then the values.
+    """
+    start = stream.read(NUM_START_BYTES)
+    if looks_like_html(start):
+        raise _broken(path, "is a web page, not an IDX file")
+    length = 4 * (1 + num_dims)
+    magic, *shape = np.frombuffer(start[:length].ljust(length, b"\0"), dtype=">u4").tolist()
+    if magic != IDX_UINT8 + num_dims:
+        raise _broken(path, f"is no IDX file of {num_dims} dimensions: it starts with {start[:8]!r}")
+    num_values = math.prod(shape)
+    if size not in (None, length + num_values):
+        raise _broken(path, f"has {size} bytes where its header promises {length + num_values}")
+    try:
+        check_unpacked(path, length + num_values)
+    except ValueError as error:
+        raise _broken(path, f"is refused: {error}") from error
+    stream.seek(length)
+    values = stream.read(num_values + 1)  # with the one too many the checksum is read, and a longer file noticed
+    if len(values) != num_values:
+        found = "more" if len(values) > num_values else length + len(values)
+        raise _broken(path, f"has {found} bytes where its header promises {length + num_values}")
+    return torch.from_numpy(np.frombuffer(values, np.uint8).reshape(shape).copy())
 
 
 def _broken(path: Path, what: str) -> DataError:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastadaad.data.dataset import DataError, ImageFiles
 from fastadaad.data.file_checks import looks_like_html, one_line, start_of
 from fastadaad.data.resized_crop import center_window
+from fastadaad.file_limits import IMAGE_PIXELS
 
 # Pillow's other readers are for documents and rarities; some of them start programs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
@@ -27,13 +28,15 @@ def decode(path: Path) -> Image.Image:
     """The image in RGB: turned as its EXIF says, grey in three channels, CMYK converted, alpha dropped.
 
     Of 16 bits the upper 8 are kept; of an animation the first picture. Raises DataError for a file that is missing,
-    empty, truncated, no image or of pixels whose range is not known.
+    empty, truncated, no image, of too many pixels or of pixels whose range is not known.
     """
     # Not warnings.catch_warnings: threads that decode at the same time would undo each other's filters.
     if PILLOWS_REMARKS not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > IMAGE_PIXELS:
+                raise ValueError(f"it has {image.width}x{image.height} pixels, more than {IMAGE_PIXELS}")
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)

@@ -17,6 +17,7 @@ from torch import Tensor
 from fastadaad.data.dataset import DataError, Dataset, ImageFiles
 from fastadaad.data.image_decoding import SUFFIXES
 from fastadaad.data.source import Source
+from fastadaad.file_limits import NESTED_FOLDERS
 
 IMAGENET_SIZE, IMAGENET_CENTER_SHARE = 224, 0.875
 
@@ -129,8 +130,10 @@ def _check_layout(folder: Path, class_names: Sequence[str], images: Sequence[str
 def _files(folder: str | Path, name: str) -> Iterator[str]:
     """The files in `folder` at any depth, under the `name` that it has below the split; hidden ones are passed over.
 
-    The directory tells what is a folder, so that no file is touched: a million of them take seconds.
+    The directory tells what is a folder, so that no file is touched: a million of them take seconds. Raises DataError.
     """
+    if name.count("/") > NESTED_FOLDERS:
+        raise DataError(f"{folder} is {NESTED_FOLDERS} folders below its class: does a link lead back up? delete it")
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):

@@ -7,6 +7,7 @@ int64 [M]; and pack.json, which is written last and says what the others have to
 import hashlib
 import io
 import json
+import math
 import mmap
 import sys
 from collections.abc import Callable, Mapping
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from fastadaad.data.dataset import DataError, Dataset
 from fastadaad.data.file_checks import check_labels, one_line
+from fastadaad.data.npy_header import read_npy_header
 from fastadaad.data.source import Source
+from fastadaad.file_limits import NPY_HEADER_BYTES, SUMMARY_BYTES, check_size
 
 FORMAT = 1
 SPLITS = ("train", "test")
@@ -31,6 +34,15 @@ LOG = "packing.jsonl"
 MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _is_list(value: object, kind: type) -> bool:
+    return isinstance(value, list) and all(type(item) is kind for item in value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """What a pack is made of and how."""
@@ -40,6 +52,10 @@ class Origin:
     files_sha256: str
     """Of the names and labels of all files and the names of the classes."""
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        _require(type(self.image_size) is int and self.image_size >= 1, f"image_size is {self.image_size!r}")
+        _require(type(self.format) is int, f"format is {self.format!r}")
 
     @property
     def image_bytes(self) -> int:
@@ -66,6 +82,13 @@ class PackedSplit:
     skipped: dict[str, str]
     """Files that could not be decoded and why."""
 
+    def __post_init__(self) -> None:
+        _require(_is_list(self.chunk_images, int) and min(self.chunk_images, default=0) >= 0, "chunk_images is wrong")
+        _require(type(self.num_images) is int and self.num_images == sum(self.chunk_images) > 0, "num_images is wrong")
+        _require(_is_list(self.chunk_sha256, str), "chunk_sha256 is no list of str")
+        _require(len(self.chunk_sha256) == len(self.chunk_images), "chunk_sha256 has another length")
+        _require(isinstance(self.skipped, dict) and _is_list([*self.skipped.values()], str), "skipped is no table")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
@@ -84,12 +107,15 @@ class Pack:
     def from_json(cls, content: bytes) -> "Pack":
         """Raises KeyError, TypeError or ValueError for anything but what to_json wrote."""
         facts = json.loads(content)
+        lists = {"class_names": str, "mean": float, "std": float}
+        for name, kind in lists.items():
+            _require(_is_list(facts[name], kind), f"{name} is no list of {kind.__name__}")
+        _require(len(facts["mean"]) == len(facts["std"]) == 3, "mean and std are not those of three channels")
+        _require(all(map(math.isfinite, facts["mean"] + facts["std"])), "mean or std is not finite")
         return cls(
             origin=Origin(**facts["origin"]),
-            class_names=tuple(facts["class_names"]),
-            mean=tuple(facts["mean"]),
-            std=tuple(facts["std"]),
             splits={split: PackedSplit(**facts["splits"][split]) for split in SPLITS},
+            **{name: tuple(facts[name]) for name in lists},
         )
 
 
@@ -129,8 +155,9 @@ def read_pack(root: Path) -> Pack:
             )
         raise DataError(f"{path} does not exist: set data.root=FOLDER to a folder that fastadaad pack wrote")
     try:
+        check_size(path, SUMMARY_BYTES)
         pack = Pack.from_json(path.read_bytes())
-    except (KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({one_line(error)}): {_remedy(root)}") from error
     if pack.origin.format != FORMAT:
         raise DataError(f"{path} has format {pack.origin.format}, and this version reads {FORMAT}: {_remedy(root)}")
@@ -143,8 +170,8 @@ def verify_pack(root: Path, pack: Pack, advance: Callable[[int], object]) -> Non
     Raises DataError that names the first damaged file and place.
     """
     for split in SPLITS:
-        _labels(root, pack, split)
         _check_size(root, pack, split)
+        _labels(root, pack, split)
         path, packed, first = images_path(root, split), pack.splits[split], 0
         with path.open("rb") as file:
             for num_images, sha256 in zip(packed.chunk_images, packed.chunk_sha256, strict=True):
@@ -181,13 +208,19 @@ def _labels(root: Path, pack: Pack, split: str) -> Tensor:
     path, packed = labels_path(root, split), pack.splits[split]
     if not path.is_file():
         raise DataError(f"{path} does not exist: {_remedy(root)}")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != packed.labels_sha256:
-        raise DataError(f"{path} is damaged: {_remedy(root)}")
-    labels = torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
-    if labels.dtype != torch.int64 or labels.shape != (packed.num_images,):
-        found = f"{labels.dtype} {list(labels.shape)}"
+    try:
+        check_size(path, 8 * packed.num_images + NPY_HEADER_BYTES)
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != packed.labels_sha256:
+            raise ValueError("its checksum is another one")
+        stream = io.BytesIO(content)
+        header = read_npy_header(stream, len(content))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({one_line(error)}): {_remedy(root)}") from error
+    if header.dtype != np.int64 or header.shape != (packed.num_images,):
+        found = f"{header.dtype} {list(header.shape)}"
         raise DataError(f"{path} holds {found}, not int64 labels of {packed.num_images} images: {_remedy(root)}")
+    labels = torch.from_numpy(np.frombuffer(stream.read(), np.int64).copy())
     check_labels(path, labels, len(pack.class_names), _remedy(root))
     return labels
 

@@ -8,11 +8,11 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor
 from fastadaad.data.dataset import DataError
 from fastadaad.data.packed import LOG, SPLITS, SUMMARY, Origin, images_path
 from fastadaad.data.statistics import count_values
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ class PackingLog:
         if lines and not lines[-1].endswith(b"\n"):
             lines.pop()
         if lines:
-            origin.check_same(self._facts(lines[0]), self.folder)
+            origin.check_same(self._parsed(lines[0], _table), self.folder)
             num_chunks = self._read_chunks(lines[1:], origin.image_bytes)
             self._file.truncate(sum(map(len, lines[: 1 + num_chunks])))
         else:
@@ -82,18 +84,18 @@ class PackingLog:
         """Take over those before the first whose images are not all there; how many they are."""
         room = {split: _size(images_path(self.folder, split)) for split in SPLITS}
         for number, line in enumerate(lines):
-            facts = self._facts(line)
-            split, chunk = facts["split"], Chunk(**facts["chunk"])
+            split, chunk, counts = self._parsed(line, _chunk)
             room[split] -= chunk.num_images * image_bytes
             if room[split] < 0:
                 return number
-            self._add(split, chunk, torch.tensor(facts["counts"]))
+            self._add(split, chunk, counts)
         return len(lines)
 
-    def _facts(self, line: bytes) -> dict:
+    def _parsed(self, line: bytes, parse: Callable[[Any], Result]) -> Result:
+        """What `parse` makes of a line's facts."""
         try:
-            return json.loads(line)
-        except ValueError as error:
+            return parse(json.loads(line))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: nested too deep, or torch's
             raise DataError(f"{self.folder / LOG} is damaged: delete {self.folder} and begin anew") from error
 
     def _add(self, split: str, chunk: Chunk, counts: Tensor) -> None:
@@ -102,6 +104,22 @@ class PackingLog:
 
     def _write_line(self, facts: dict[str, object]) -> None:
         _write(self._file, json.dumps(facts).encode() + b"\n")
+
+
+def _table(facts: Any) -> dict[str, Any]:
+    """Raises TypeError where a line is something else."""
+    if not isinstance(facts, dict):
+        raise TypeError("it is no table")
+    return facts
+
+
+def _chunk(facts: dict[str, Any]) -> tuple[str, Chunk, Tensor]:
+    """Split, chunk and counts of a line. Raises an exception for what append() did not write."""
+    split, chunk, counts = facts["split"], Chunk(**facts["chunk"]), facts["counts"]
+    numbers = [chunk.num_files, chunk.num_images, *(number for row in counts for number in row)]
+    if split not in SPLITS or any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError(f"{split} has a number that is none")
+    return split, chunk, torch.tensor(counts).reshape(3, 256)
 
 
 @contextmanager

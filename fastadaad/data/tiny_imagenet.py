@@ -21,6 +21,7 @@ from fastadaad.data.dataset import DataError, Dataset
 from fastadaad.data.file_checks import is_web_page, one_line
 from fastadaad.data.image_decoding import decode
 from fastadaad.data.source import Source
+from fastadaad.file_limits import TEXT_BYTES, check_size
 
 IMAGE_SIZE = 64
 FOLDER = "tiny-imagenet-200"
@@ -37,6 +38,8 @@ def load_tiny_imagenet(source: Source) -> Dataset:
     """
     folder = _folder(source)
     class_names = sorted(_lines(folder / "wnids.txt"))
+    for name in class_names:
+        _check_stays_below(folder / "wnids.txt", name)
     label_of = {name: label for label, name in enumerate(class_names)}
     train = [(path, label_of[name]) for name in class_names for path in _images(folder / "train" / name / "images")]
     test = [_annotated(folder / "val", line, label_of) for line in _lines(folder / "val" / "val_annotations.txt")]
@@ -87,7 +90,12 @@ def _lines(path: Path) -> list[str]:
         raise DataError(f"{path} does not exist: {REMEDY}")
     if is_web_page(path):
         raise DataError(f"{path} is a web page: delete it, then {REMEDY}")
-    return [line for line in path.read_text().splitlines() if line]
+    try:
+        check_size(path, TEXT_BYTES)
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({one_line(error)}): delete it, then {REMEDY}") from error
+    return [line for line in lines if line]
 
 
 def _images(folder: Path) -> list[Path]:
@@ -103,7 +111,14 @@ def _annotated(folder: Path, line: str, label_of: dict[str, int]) -> tuple[Path,
     file_name, wordnet_id, *_ = [*line.split("\t"), ""]
     if wordnet_id not in label_of:
         raise DataError(f"{folder / 'val_annotations.txt'} has the line {line!r}, whose class is unknown: {REMEDY}")
+    _check_stays_below(folder / "val_annotations.txt", file_name)
     return folder / "images" / file_name, label_of[wordnet_id]
+
+
+def _check_stays_below(path: Path, name: str) -> None:
+    """Raises DataError where `name`, which a line of `path` gives to a file or folder, leads to another place."""
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise DataError(f"{path} has the name {name!r}, which leads elsewhere: {REMEDY}")
 
 
 def _read(files: Sequence[tuple[Path, int]], part: str, source: Source) -> tuple[Tensor, Tensor, dict[Path, str]]:

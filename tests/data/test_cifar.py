@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import tarfile
 
 import numpy as np
 import pytest
@@ -91,3 +92,46 @@ def test_a_web_page_in_place_of_the_archive_is_named(tmp_path):
     message = error_of("cifar100", tmp_path)
     assert message.startswith(f"{archive} is a web page, not an archive: ")
     assert DOWNLOAD in message
+
+
+class Attack:
+    """Its pickle creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_file_whose_checksum_is_wrong_is_not_unpickled(cifar, tmp_path):
+    name, folder, written = cifar
+    for file_name in (*written, CIFAR[name][0].meta["filename"]):
+        content = (folder / file_name).read_bytes()
+        (folder / file_name).write_bytes(pickle.dumps(Attack(tmp_path / "ran")))
+        assert error_of(name, tmp_path).startswith(f"{folder / file_name} is truncated or corrupt")
+        (folder / file_name).write_bytes(content)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_an_archive_whose_checksum_is_wrong_is_not_unpacked(tmp_path, monkeypatch, name):
+    """Neither one that is there, nor one that a server sends: torchvision would let its members leave the folder."""
+    root = tmp_path / "root"
+    root.mkdir()
+    archive = root / CIFAR[name][0].filename
+
+    def plant(url="", destination=archive):
+        with tarfile.open(destination, "w:gz") as file:
+            for member in ("../evil", f"{tmp_path}/evil", "link/evil"):
+                file.addfile(tarfile.TarInfo(member))
+            link = tarfile.TarInfo("link")
+            link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+            file.addfile(link)
+
+    plant()
+    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda url, max_hops: url)
+    monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", plant)
+    assert "(the download failed: File not found or corrupted.)" in error_of(name, root, download=True)
+    assert list(root.iterdir()) == [archive]
+    assert list(tmp_path.iterdir()) == [root]

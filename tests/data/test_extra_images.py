@@ -1,5 +1,7 @@
 """Extra images against the arrays they were written from, and each kind of broken file against its message."""
 
+import io
+import struct
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -52,7 +54,9 @@ def test_a_version_of_numpys_format_that_is_not_known_is_named(tmp_path):
         for name, array in (("image", IMAGES), ("label", LABELS)):
             with archive.open(f"{name}.npy", "w") as stream:
                 np.lib.format.write_array(stream, array, version=(3, 0))
-    with pytest.raises(DataError, match=r"extra.npz holds images in version \(3, 0\) .*: save them with numpy.savez"):
+    with pytest.raises(
+        DataError, match=r"extra.npz cannot be read \(image: it is in version \(3, 0\) of numpy's format\): "
+    ):
         read(path)
 
 
@@ -99,7 +103,7 @@ def error(path: Path) -> str:
         ({"image": IMAGES, "label": LABELS[1:]}, "holds 49 labels for 50 images: give one label per image"),
         ({"image": IMAGES, "label": LABELS + 1}, "holds the label 10, outside 0..9: give the labels of the data set"),
         ({"image": IMAGES, "label": LABELS - 1}, "holds the label -1, outside 0..9: give the labels of the data set"),
-        ({"image": IMAGES, "label": np.array(LABELS, object)}, "cannot be read (label: Object arrays cannot be loaded"),
+        ({"image": IMAGES, "label": np.array(LABELS, object)}, "cannot be read (label: it holds pickled objects, "),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(tmp_path, arrays, complaint):
@@ -131,10 +135,104 @@ def test_a_changed_pixel_is_noticed(tmp_path, save):
 def test_an_array_shorter_than_its_header_says_is_noticed(tmp_path):
     """The header says 50 images; the file in the archive ends after 49 of them, and its checksum is right."""
     path = write(tmp_path / "extra.npz", image=IMAGES, label=LABELS)
+    replace(path, "image", npy(IMAGES)[: -IMAGES[0].nbytes])
+    size = len(npy(IMAGES)) - IMAGES[0].nbytes
+    assert error(path).startswith(f"cannot be read (image: [50, 8, 6, 3] of uint8 is not what {size} bytes hold): ")
+
+
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def replace(path: Path, key: str, content: bytes, compression: int = zipfile.ZIP_STORED) -> None:
+    """Writes the archive anew with another file in place of an array."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    members["image.npy"] = members["image.npy"][: -IMAGES[0].nbytes]
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    assert error(path).startswith("cannot be read (image: it ends before its last image): ")
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, old in members.items():
+            archive.writestr(name, content if name == f"{key}.npy" else old)
+
+
+def start(header: str, version: int = 1, length: int | None = None) -> bytes:
+    """The beginning of an .npy file."""
+    size = struct.pack("<H" if version == 1 else "<I", len(header) if length is None else length)
+    return b"\x93NUMPY" + bytes([version, 0]) + size + header.encode()
+
+
+def described(shape: str, descr: str = "'<i8'") -> bytes:
+    return start(f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        described("(1000000000000,)"),
+        described("(4294967296, 4294967296)"),  # whose product is 0 in 64 bits
+        described("(9223372036854775807,)"),
+        described("(-1,)") + bytes(8),
+        described("(-50, -1)") + bytes(400),
+        described("(50,)", "'|O'") + bytes(400),
+        described("(50,)", "[('a', '|O'), ('b', '<i8')]") + bytes(800),
+        described("(1,)", "'|V4294967295'"),
+        described("(50,)", "'<i8', 'more': 1") + bytes(400),
+        described("(" * 150 + ")" * 150),
+        start("-" * 9_000 + "1"),
+        start("[" * 9_000),
+        start("{'descr': '<i8'"),
+        start(3 * "'"),
+        start(f"{' ' * 20_000}{{'descr': '<i8', 'fortran_order': False, 'shape': (0,)}}"),
+        start("", 2, 2**32 - 1),
+        start("", 1, 2**16 - 1),
+        b"\x93NUMPY",
+        b"",
+    ],
+    ids=lambda content: repr(content[8:40]),
+)
+def test_a_header_that_promises_something_else_is_refused(tmp_path, content):
+    path = write(tmp_path / "extra.npz", image=IMAGES, label=LABELS)
+    replace(path, "label", content)
+    assert error(path).startswith("cannot be read (label: ")
+    replace(path, "image", content)
+    assert error(path).startswith("cannot be read (image: ")
+
+
+def test_a_long_header_is_not_unpacked(tmp_path):
+    """64 MiB of it, in a file of 64 kB: what is read at a time is bounded."""
+    path = write(tmp_path / "extra.npz", image=IMAGES, label=LABELS)
+    replace(path, "image", start(" " * (2**26 - 20_000), 2), zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    try:
+        message = error(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert message.startswith("cannot be read (image: ")
+    assert peak < 2**20
+
+
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused_unpacked(tmp_path):
+    path = tmp_path / "extra.npz"
+    images = np.zeros((2**27 // 192, 8, 8, 3), np.uint8)
+    np.savez_compressed(path, image=images, label=np.zeros(len(images), np.uint8))
+    size = path.stat().st_size
+    assert size < 2**20
+    members = 2 * 128 + images.nbytes + len(images)
+    assert error(path).startswith(f"is truncated or no .npz file (its {size} bytes are to unpack to {members}): ")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_another_packing_is_refused(tmp_path, compression):
+    path = write(tmp_path / "extra.npz", image=IMAGES, label=LABELS)
+    replace(path, "image", npy(IMAGES), compression)
+    assert error(path).startswith("cannot be read (image: it is packed as numpy does not): ")
+
+
+def test_an_encrypted_archive_is_refused(tmp_path):
+    path = write(tmp_path / "extra.npz", image=IMAGES, label=LABELS)
+    content = bytearray(path.read_bytes())
+    for place in (content.index(b"PK\1\2") + 8, 6):  # the flags of the first file, in the directory and before it
+        content[place] |= 1
+    path.write_bytes(content)
+    assert "is encrypted, password required" in error(path)

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,9 @@ def test_the_one_missing_file_is_named(tmp_path):
     assert error_of("fashion-mnist", tmp_path).startswith(f"{folder / LABELS} does not exist: ")
 
 
+# A header alone: of 2^32 - 1 in each dimension; of 2^32 - 1 images without a pixel.
+PROMISES_ALL = b"\0\0\x08\x03" + b"\xff" * 12
+PROMISES_0 = b"\0\0\x08\x03\xff\xff\xff\xff" + bytes(23536 - 8)
 GOOD_IMAGES, GOOD_LABELS = idx(FASHION_ARRAYS[IMAGES]), idx(FASHION_ARRAYS[LABELS])
 
 
@@ -129,6 +133,11 @@ GOOD_IMAGES, GOOD_LABELS = idx(FASHION_ARRAYS[IMAGES]), idx(FASHION_ARRAYS[LABEL
         (IMAGES, b"\0\0\x0d" + GOOD_IMAGES[3:], "is no IDX file of 3 dimensions: it starts with"),
         (IMAGES, GOOD_IMAGES[:-1], "has 23535 bytes where its header promises 23536"),
         (IMAGES, GOOD_IMAGES + b"\0", "has 23537 bytes where its header promises 23536"),
+        (f"{IMAGES}.gz", gzip.compress(GOOD_IMAGES + b"\0"), "has more bytes where its header promises 23536"),
+        (f"{IMAGES}.gz", gzip.compress(GOOD_IMAGES[:-1]), "has 23535 bytes where its header promises 23536"),
+        (f"{IMAGES}.gz", gzip.compress(PROMISES_ALL), "is refused: its 26 bytes are to unpack to 7922816245"),
+        (IMAGES, PROMISES_ALL, "has 16 bytes where its header promises 79228162458924105385300197391"),
+        (IMAGES, PROMISES_0, "has 23536 bytes where its header promises 16"),
         (IMAGES, idx(np.zeros((30, 32, 32), np.uint8)), "holds images of 32x32 pixels, not 28x28"),
         (LABELS, idx(np.zeros(29, np.uint8)), f"holds 29 labels for the 30 images of {IMAGES}"),
         (LABELS, idx(np.full(30, 10, np.uint8)), "holds the label 10, outside 0..9"),
@@ -154,8 +163,25 @@ def test_empty_set_is_refused(tmp_path):
 def test_unreadable_file_is_named(tmp_path, monkeypatch):
     folder = write_fashion_mnist(tmp_path / "root")
 
-    def refuse(path):
+    def refuse(path, mode):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     assert error_of("fashion-mnist", folder).startswith(f"{folder / IMAGES} cannot be read ([Errno 13] Permission")
+
+
+def test_a_gzip_bomb_is_not_unpacked(tmp_path):
+    """A file of 130 kB that unpacks to 128 MiB: where its header promises that, and where it promises 30 images."""
+    folder = write_fashion_mnist(tmp_path / "root", (IMAGES,))
+    path, num_images = folder / f"{IMAGES}.gz", 2**27 // 784
+    honest = struct.pack(">4I", 0x0803, num_images, 28, 28)
+    for header, complaint in ((honest, "is refused: its "), (GOOD_IMAGES[:16], "has more bytes where its header")):
+        path.write_bytes(gzip.compress(header + bytes(784 * num_images)))
+        tracemalloc.start()
+        try:
+            message = error_of("fashion-mnist", folder)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert message.startswith(f"{path} {complaint}")
+        assert peak < 2**22

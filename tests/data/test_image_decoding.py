@@ -1,7 +1,10 @@
 """Odd image files against the arrays they were made of, and broken ones against their line."""
 
+import struct
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import odd_images
@@ -69,3 +72,28 @@ def test_resized_images_are_torchvisions(tmp_path, size, share):
     middle = TF.center_crop(Image.fromarray(odd_images.SMOOTH), [side, side])
     expected = TF.pil_to_tensor(TF.resize(middle, [size, size])).permute(1, 2, 0)
     assert torch.equal(decode_resized(files, 0), expected)
+
+
+def png_that_promises(path: Path, width: int, height: int) -> Path:
+    """A PNG of one pixel whose header says that it has more."""
+    Image.new("L", (1, 1)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("side", "complaint"),
+    [
+        (9_459, r"image file is truncated.*"),  # so large ones are decoded
+        (9_460, r"it has 9460x9460 pixels, more than 89478485"),
+        (20_000, r"Image size \(400000000 pixels\) exceeds limit.*"),  # where Pillow itself stops
+        (2**31 - 1, r"Image size .* exceeds limit.*"),
+    ],
+)
+def test_an_image_of_too_many_pixels_is_refused_undecoded(tmp_path, side, complaint):
+    path = png_that_promises(tmp_path / "bomb.png", side, side)
+    with pytest.raises(DataError, match=rf"bomb.png cannot be decoded \({complaint}\): replace it"):
+        decode(path)

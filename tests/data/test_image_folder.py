@@ -129,8 +129,21 @@ def test_links_to_folders_and_files_are_followed(root, tmp_path):
 def test_a_folder_that_links_to_itself_is_named(root):
     (root / "train" / "cat" / "again").symlink_to(root / "train" / "cat")
     message = error(root)
-    assert message.startswith(f"{root / 'train' / 'cat' / 'again'}")
-    assert "Too many levels of symbolic links" in message
+    assert message.startswith(f"{root / 'train' / 'cat'}/again/again/")
+    assert message.endswith(" is 8 folders below its class: does a link lead back up? delete it")
+
+
+def test_two_folders_that_link_to_themselves_are_named_as_soon(root):
+    """Each level would double the files: 40 of them, where the system stops, are a million million."""
+    for name in ("again", "once more"):
+        (root / "train" / "cat" / name).symlink_to(root / "train" / "cat")
+    assert error(root).endswith("does a link lead back up? delete it")
+
+
+def test_images_seven_folders_below_their_class_are_read(root):
+    name = "/".join(["cat", *"abcdefg", "image.jpg"])
+    write(root / "train", [name])
+    assert name in load(root).train_images.names
 
 
 def test_names_that_are_no_text_are_kept(root):

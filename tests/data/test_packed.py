@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import pickle
 import warnings
 from collections.abc import Callable
 from hashlib import sha256
@@ -19,6 +20,7 @@ from fastadaad.data import Augmentation, DataError, Dataset, ResidentPipeline, S
 from fastadaad.data.packed import FORMAT, LOG, SUMMARY, load_packed, read_pack, verify_pack
 from fastadaad.data.source import Source
 from fastadaad.data.statistics import channel_statistics
+from fastadaad.file_limits import SUMMARY_BYTES
 
 SIZE = 8
 IMAGE_BYTES = 3 * SIZE**2
@@ -151,7 +153,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "damaged labels": (
         lambda out: change_byte(out / "train_labels.npy", -8),
-        "{out}/train_labels.npy is damaged" + REMEDY,
+        "{out}/train_labels.npy is damaged (its checksum is another one)" + REMEDY,
     ),
     "another label": (
         lambda out: write_labels(out, np.array([0, 2, 1])),
@@ -163,11 +165,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "fewer labels": (
         lambda out: write_labels(out, np.array([0, 1])),
-        "{out}/test_labels.npy holds torch.int64 [2], not int64 labels of 3 images" + REMEDY,
+        "{out}/test_labels.npy holds int64 [2], not int64 labels of 3 images" + REMEDY,
     ),
     "other numbers": (
         lambda out: write_labels(out, np.array([0.0, 1.0, 1.0])),
-        "{out}/test_labels.npy holds torch.float64 [3], not int64 labels of 3 images" + REMEDY,
+        "{out}/test_labels.npy holds float64 [3], not int64 labels of 3 images" + REMEDY,
     ),
 }
 
@@ -178,6 +180,94 @@ def test_a_pack_that_is_not_whole_is_refused(out, damage, message):
     with pytest.raises(DataError) as caught:
         load(out)
     assert str(caught.value) == message.format(out=out)
+
+
+def planted(value: object, *names: str) -> Callable[[dict], object]:
+    """Changes an entry of a summary."""
+
+    def change(summary: dict) -> None:
+        for name in names[:-1]:
+            summary = summary[name]
+        summary[names[-1]] = value
+
+    return change
+
+
+WRONG = [None, -1, 0, "7", 1e300, float("nan"), [], {}, [None], [[]], True, 2**63, "x" * 7]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(("origin", name) for name in ("image_size", "format")),
+        *(("splits", "train", name) for name in ("num_images", "chunk_images", "chunk_sha256", "labels_sha256")),
+        *(
+            ("class_names",),
+            ("mean",),
+            ("std",),
+            ("origin",),
+            ("splits",),
+            ("splits", "test"),
+            ("splits", "test", "skipped"),
+        ),
+    ],
+    ids=".".join,
+)
+def test_a_summary_with_a_wrong_entry_is_refused_in_one_line(out, names):
+    whole = (out / SUMMARY).read_text()
+    for value in WRONG:
+        if (names[-1], value) == ("skipped", {}):
+            continue
+        (out / SUMMARY).write_text(whole)
+        change_summary(out, planted(value, *names))
+        with pytest.raises(DataError) as caught:
+            load(out)
+        assert str(caught.value).startswith(f"{out}/")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"origin":' * 100_000, b"[]", b'"', b"3"], ids=lambda text: text[:9]
+)
+def test_a_summary_that_is_no_summary_is_refused(out, content):
+    (out / SUMMARY).write_bytes(content)
+    with pytest.raises(DataError, match=r"pack.json cannot be read \(.*\): delete "):
+        load(out)
+
+
+def test_a_summary_that_is_too_long_is_not_read(out):
+    os.truncate(out / SUMMARY, SUMMARY_BYTES + 1)
+    with pytest.raises(DataError, match=rf"it has {SUMMARY_BYTES + 1} bytes and at most {SUMMARY_BYTES} are read"):
+        load(out)
+
+
+class Attack:
+    """Its pickle creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_labels_that_are_a_pickle_or_an_archive_are_refused_unread(out, tmp_path):
+    objects, archive = io.BytesIO(), io.BytesIO()
+    np.save(objects, np.array([Attack(tmp_path / "ran")], object), allow_pickle=True)
+    np.savez(archive, a=np.zeros(3))
+    for content in (pickle.dumps(Attack(tmp_path / "ran")), objects.getvalue(), archive.getvalue()):
+        (out / "test_labels.npy").write_bytes(content)
+        checksum = sha256(content).hexdigest()
+        change_summary(out, planted(checksum, "splits", "test", "labels_sha256"))
+        with pytest.raises(DataError, match=r"test_labels.npy is damaged \("):
+            load(out)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_labels_longer_than_those_of_the_images_are_not_read(out):
+    os.truncate(out / "test_labels.npy", 2**40)
+    with pytest.raises(DataError, match=r"test_labels.npy is damaged \(it has 1099511627776 bytes and at most 10024 "):
+        load(out)
 
 
 def verify(out: Path) -> list[int]:

@@ -373,9 +373,34 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_decoded(root, tmp_p
     pack(root, tmp_path / "out")
 
 
-def test_a_damaged_log_is_named(root, tmp_path):
+def changed(line: bytes, **facts: object) -> bytes:
+    return json.dumps(json.loads(line) | facts).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda first, second: [first, b"x" + second],
+        lambda first, second: [b"[]\n", second],
+        lambda first, second: [b"[" * 100_000 + b"\n", second],
+        lambda first, second: [first, b"{}\n"],
+        lambda first, second: [first, b"[1]\n"],
+        lambda first, second: [first, changed(second, split="val")],
+        lambda first, second: [first, changed(second, split=["train"])],
+        lambda first, second: [first, changed(second, chunk=None)],
+        lambda first, second: [first, changed(second, chunk={"num_images": 1})],
+        lambda first, second: [first, changed(second, chunk=json.loads(second)["chunk"] | {"num_images": -1})],
+        lambda first, second: [first, changed(second, chunk=json.loads(second)["chunk"] | {"num_images": "1"})],
+        lambda first, second: [first, changed(second, chunk=json.loads(second)["chunk"] | {"num_images": 1e99})],
+        lambda first, second: [first, changed(second, counts=[[1] * 255] * 3)],
+        lambda first, second: [first, changed(second, counts=[[2**70] * 256] * 3)],
+        lambda first, second: [first, changed(second, counts=[["1"] * 256] * 3)],
+        lambda first, second: [first, changed(second, counts=3)],
+    ],
+)
+def test_a_damaged_log_is_named(root, tmp_path, damage):
     out = tmp_path / "out"
     interrupt(root, out, "decode_resized", 5)
     first, second, *rest = (out / LOG).read_bytes().splitlines(keepends=True)
-    (out / LOG).write_bytes(b"".join([first, b"x" + second, *rest]))
+    (out / LOG).write_bytes(b"".join([*damage(first, second), *rest]))
     assert refusal(root, out) == f"{out / LOG} is damaged: delete {out} and begin anew"

@@ -1,7 +1,10 @@
 """Tiny-ImageNet from a small copy of its layout, image by image, and each way it can be broken."""
 
 import hashlib
+import os
 import shutil
+import stat
+import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +17,7 @@ from errors import error_of
 from PIL import Image
 
 from fastadaad.data import load_dataset, tiny_imagenet
+from fastadaad.file_limits import TEXT_BYTES
 
 WORDNET_IDS = ("n03", "n01", "n02")  # wnids.txt is not in alphabetical order
 LABELS = {"n01": 0, "n02": 1, "n03": 2}
@@ -76,6 +80,24 @@ def test_what_is_missing_or_broken_is_named(folder, tmp_path):
     assert "n02/images holds no .JPEG files" in error(folder)
     (folder / "wnids.txt").write_text("<!DOCTYPE html>\n")
     assert f"{folder / 'wnids.txt'} is a web page: delete it, then set data.root=FOLDER" in error(folder)
+
+
+@pytest.mark.parametrize("name", ["..", "../n01", "/etc", "n01/..", "a\0b", "a\\b", "."])
+def test_a_name_that_leads_elsewhere_is_refused(folder, name):
+    classes, annotations = folder / "wnids.txt", folder / "val" / "val_annotations.txt"
+    for path, line in ((annotations, f"{name}\tn01\t0\n"), (classes, f"{name}\n")):
+        path.write_text(path.read_text() + line)
+        assert error(folder) == f"{path} has the name {name!r}, which leads elsewhere: {tiny_imagenet.REMEDY}"
+
+
+def test_a_list_that_is_no_text_or_too_long_is_refused(folder):
+    for name in ("val/val_annotations.txt", "wnids.txt"):
+        (folder / name).write_bytes(b"\xff\n")
+        assert f"{folder / name} cannot be read ('utf-8' codec" in error(folder)
+        os.truncate(folder / name, TEXT_BYTES + 1)
+        assert f"{folder / name} cannot be read (it has {TEXT_BYTES + 1} bytes and at most {TEXT_BYTES}" in error(
+            folder
+        )
 
 
 def test_a_list_without_a_last_newline_is_read_to_its_end(folder):
@@ -145,6 +167,31 @@ def test_an_archive_that_is_there_is_unpacked_without_the_network(folder, tmp_pa
     archive = publish(folder, tmp_path / "root", monkeypatch)
     monkeypatch.setattr(tiny_imagenet, "URL", "none")
     assert len(load_dataset("tiny-imagenet", archive.parent, download=True).train_labels) == 6
+
+
+def test_members_of_an_archive_stay_below_the_folder(folder, tmp_path, monkeypatch):
+    """Although its checksum is right, as if it had been published so."""
+    root = tmp_path / "root"
+    root.mkdir()
+    archive = publish(folder, root, monkeypatch)
+    link = zipfile.ZipInfo("tiny-imagenet-200/link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(archive, "a") as file:
+        for name in ("../evil", "tiny-imagenet-200/../../../evil", f"{tmp_path}/evil", "tiny-imagenet-200/link/evil"):
+            file.writestr(name, "")
+        file.writestr(link, str(tmp_path))
+    monkeypatch.setattr(tiny_imagenet, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    error_of("tiny-imagenet", root, download=True)  # for the file that the link is in the way of
+    assert not [path for path in tmp_path.rglob("evil") if root not in path.parents]
+    assert not any(path.is_symlink() for path in root.rglob("*"))
+
+
+def test_an_archive_whose_checksum_is_wrong_is_not_unpacked(folder, server, tmp_path, monkeypatch):
+    published = publish(folder, server, monkeypatch)
+    with zipfile.ZipFile(published, "a") as file:
+        file.writestr("more", "")
+    assert "could not be downloaded (File not found or corrupted.): " in error(tmp_path / "root", download=True)
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["tiny-imagenet-200.zip"]
 
 
 @pytest.mark.parametrize("content", [b"<html>Moved</html>", b"PK\3\4 and no more"])
