@@ -286,6 +286,8 @@ class OptimConfig:
             "NVIDIA's apex has no LARS of this kind: set optim.optimizer_backend=auto",
         )
         _require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}: it must be positive")
+        _require(0 <= self.momentum < 1, f"momentum is {self.momentum}: it must lie in [0, 1)")
+        _require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}: it must be 0 or more")
         for name, size in (("base_batch_size", self.base_batch_size), ("micro_batch", self.micro_batch)):
             _require(size is None or size >= 1, f"{name} is {size}: it must be 1 or more, or left out")
         _require(0 <= self.warmup < 1, f"warmup is {self.warmup}: it is a share of the run, in [0, 1)")

@@ -65,6 +65,8 @@ REFUSED = [
     (lambda: OptimConfig(epochs=0), "epochs is 0"),
     (lambda: OptimConfig(epochs=2, learning_rate=0.0), "learning_rate is 0.0"),
     (lambda: OptimConfig(epochs=2, learning_rate=math.nan), "learning_rate is nan"),
+    (lambda: OptimConfig(epochs=2, momentum=1.0), "momentum is 1.0"),
+    (lambda: OptimConfig(epochs=2, weight_decay=-5e-4), "weight_decay is -0.0005"),
     (lambda: OptimConfig(epochs=2, warmup=1.0), "warmup is 1.0"),
     (lambda: OptimConfig(epochs=2, ema_decay=1.0), "ema_decay is 1.0"),
     (lambda: OptimConfig(epochs=2, schedule="step"), "schedule is 'step'.*one-cycle"),
