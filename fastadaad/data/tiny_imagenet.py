@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor
 
 from fastadaad.data.dataset import DataError, Dataset
@@ -133,10 +133,11 @@ def _read(files: Sequence[tuple[Path, int]], part: str, source: Source) -> tuple
     images = np.empty((len(files), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     labels: list[int] = []
     skipped: dict[Path, str] = {}
-    with ThreadPool(os.cpu_count()) as pool:
-        attempts = pool.imap(attempt, files, chunksize=64)
-        shown = track(attempts, f"tiny-imagenet, {part} images", total=len(files), transient=True)
-        for (path, label), found in zip(files, shown, strict=True):
+    # Not rich's track: left by an error, its thread ends at some later time, and may then wait for itself.
+    with ThreadPool(os.cpu_count()) as pool, Progress(transient=True) as progress:
+        task = progress.add_task(f"tiny-imagenet, {part} images", total=len(files))
+        for (path, label), found in zip(files, pool.imap(attempt, files, chunksize=64), strict=True):
+            progress.advance(task)
             if isinstance(found, DataError):
                 if source.on_error == "raise":
                     raise found
