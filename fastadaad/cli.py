@@ -1,6 +1,7 @@
 """The command line: `fastadaad COMMAND`, one module of fastadaad/commands per command."""
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
@@ -14,7 +15,7 @@ from fastadaad.interruption import Interrupted
 
 COMMANDS = (
     "train", "evaluate", "compare", "sweep-epsilon", "recipes", "methods", "teachers", "inspect", "export",
-    "pack", "show-batch", "doctor",
+    "pack", "show-batch", "compat", "doctor",
 )  # fmt: skip
 
 
@@ -27,8 +28,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="fastadaad",
-        description="Robust students from robust teachers, fast.",
-        epilog="example: fastadaad train demo",
+        description="Robust students from robust teachers, fast; example: fastadaad train demo",
         formatter_class=partial(argparse.HelpFormatter, max_help_position=20),  # a line for the longest command too
     )
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         summary = description.partition("\n")[0]
         command = subparsers.add_parser(name, help=summary, description=description, epilog=epilog)
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, options=[*command._option_string_actions])
     return parser
 
 
@@ -50,12 +50,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives `overrides` only those that directly follow the recipe; the ones after an option are left over.
     if any(word.startswith("-") for word in rest) or (rest and "overrides" not in arguments):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{_suggestion(rest, arguments.options)}")
     if rest:
         arguments.overrides += rest
     if getattr(arguments, "download", False):
         arguments.overrides.append("data.download=true")
     return arguments
+
+
+def _suggestion(words: Sequence[str], options: Sequence[str]) -> str:
+    """The option of the command that is closest to the first of `words` that is like one."""
+    close = [match for word in words for match in difflib.get_close_matches(word.partition("=")[0], options, n=1)]
+    return f": did you mean {close[0]}?" if close else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
