@@ -15,7 +15,7 @@ ENTRY = "fastadaad"
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that a reader, or a crash, meets the old file or the new one and nothing between."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # of several processes each has its own
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -25,6 +25,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what processes that were killed while they wrote to `folder` have left."""
+    for path in folder.glob("*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

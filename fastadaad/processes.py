@@ -38,6 +38,11 @@ class Processes:
         """Whether this one speaks and writes for all."""
         return self.rank == 0
 
+    @property
+    def is_first_of_node(self) -> bool:
+        """Whether this one fetches for all that share its disk."""
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+
     def gathered(self, value: Value) -> list[Value]:
         """The values of all, by rank."""
         if self.count == 1:

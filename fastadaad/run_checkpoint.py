@@ -19,7 +19,7 @@ from fastadaad.checkpoint import ENTRY, serialized, write_atomically
 from fastadaad.nested_state import join_tensors, split_tensors
 
 FORMAT = 1
-FOLDER = "checkpoints"  # in the run's
+CHECKPOINTS = "checkpoints"  # in the run's
 NUM_KEPT = 2
 
 
@@ -57,7 +57,7 @@ class RunCheckpoint:
 
 def checkpoint_paths(run_folder: Path) -> list[Path]:
     """The checkpoints of a run, the latest first."""
-    return sorted((run_folder / FOLDER).glob("step-*.safetensors"), reverse=True)
+    return sorted((run_folder / CHECKPOINTS).glob("step-*.safetensors"), reverse=True)
 
 
 def write_checkpoint(run_folder: Path, step: int, facts: CheckpointFacts, state: Any) -> Path:
@@ -67,11 +67,11 @@ def write_checkpoint(run_folder: Path, step: int, facts: CheckpointFacts, state:
     """
     plain, tensors = split_tensors(state)
     content = {"format": FORMAT, "facts": asdict(facts), "state": plain}
-    folder = run_folder / FOLDER
+    folder = run_folder / CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.safetensors"
     write_atomically(path, serialized(tensors, content=content, sha256=_sha256(tensors, content)))
-    for old in [*checkpoint_paths(run_folder)[NUM_KEPT:], *folder.glob("*.tmp")]:
+    for old in checkpoint_paths(run_folder)[NUM_KEPT:]:
         old.unlink()
     return path
 
@@ -112,8 +112,8 @@ def last_checkpoint(run_folder: Path, say: Callable[[str], object]) -> RunCheckp
             say(f"{error}; trying the one before")
     if paths:
         raise CheckpointError(
-            f"none of the {len(paths)} checkpoints in {run_folder / FOLDER} can be used: move {run_folder} away to "
-            "start anew"
+            f"none of the {len(paths)} checkpoints in {run_folder / CHECKPOINTS} can be used: to start anew, move "
+            f"{run_folder} away"
         )
     return None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastadaad import methods, precision_report
 from fastadaad.builders import build_student, build_teacher, checked_mode, distiller_of, resolve_device
-from fastadaad.checkpoint import serialized
+from fastadaad.checkpoint import remove_temporaries, serialized
 from fastadaad.config import RunConfig
 from fastadaad.data.rank_agreement import fingerprint
 from fastadaad.determinism import deterministic_algorithms
@@ -23,6 +23,7 @@ from fastadaad.processes import current_processes
 from fastadaad.progress import Counts, ImageProgress, image_progress
 from fastadaad.random_states import own_random_states, random_states, restore_random_states
 from fastadaad.run_checkpoint import (
+    CHECKPOINTS,
     CheckpointError,
     CheckpointFacts,
     RunCheckpoint,
@@ -89,15 +90,28 @@ class Trainer:
         self._files = PatientFiles(self._say, enabled=self.processes.is_first)
         self._run_facts = json.loads(json.dumps(training_facts(self.config)))
         self._run_facts[DATA] = fingerprint(self.data.dataset)
+        self._check_same_on_all_ranks()
         self._counts, self._random_states = Counts(), None
         if resume:
             self._resume()
 
+    def _check_same_on_all_ranks(self) -> None:
+        """Raises ValueError where a process was started with other settings or has other teacher weights."""
+        facts = self.processes.gathered(self._run_facts)
+        for rank, other in enumerate(facts):
+            if found := differences(facts[0], other):
+                raise ValueError(
+                    f"rank {rank} has another run than rank 0: {', '.join(found)}; start all of them alike"
+                )
+
     def _resume(self) -> None:
         """Go on from the last checkpoint, where there is one."""
-        checkpoint = self.processes.from_first(
-            last_checkpoint(self.folder, self._say) if self.processes.is_first else None
-        )
+        checkpoint = None
+        if self.processes.is_first:
+            for folder in (self.folder, self.folder / CHECKPOINTS):
+                remove_temporaries(folder)
+            checkpoint = last_checkpoint(self.folder, self._say)
+        checkpoint = self.processes.from_first(checkpoint)
         if checkpoint is None:
             self._say(f"{self.folder} has no checkpoint: the run starts from its beginning")
             return
@@ -275,7 +289,9 @@ class Trainer:
         assert asked.signal_number is not None
         self._save_checkpoint(progress)
         place = f"epoch {self.state.epoch + 1} of {self.config.optim.epochs}, step {self.state.step}"
-        raise Interrupted(f"stopped in {place}; the same command with --resume goes on", asked.signal_number)
+        raise Interrupted(
+            f"stopped in {place}, and saved; start it again to go on (train: with --resume)", asked.signal_number
+        )
 
     def _save_checkpoint(self, progress: ImageProgress) -> None:
         """What a later process needs to go on from here, for it to end with the same weights."""

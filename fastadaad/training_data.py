@@ -1,6 +1,6 @@
 """The three splits of a run's data set, each as a pipeline."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from fastadaad.data.dataset import Images, image_shape
 from fastadaad.data.extra_images import ExtraImages
 from fastadaad.data.rank_agreement import check_same_on_all_ranks
 from fastadaad.data.statistics import Statistics, channel_statistics
-from fastadaad.processes import current_processes
+from fastadaad.processes import Processes, current_processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def training_data(config: RunConfig, device: torch.device) -> TrainingData:
             f"data.batch_size is {data.batch_size}, the images of a step of all {processes.count} processes: give a "
             f"multiple of {processes.count}"
         )
-    dataset = _load(data)
+    dataset = _load_after_download(data, processes)
     check_same_on_all_ranks(dataset)
     train, validation = split_validation(dataset.train_labels, data.validation_size, config.seed)
     if data.num_samples is not None:
@@ -113,6 +113,15 @@ def training_data(config: RunConfig, device: torch.device) -> TrainingData:
         validation=as_they_are(training.images, labels, validation) if len(validation) else None,
         test=as_they_are(dataset.test_images, dataset.test_labels, test),
     )
+
+
+def _load_after_download(data: DataConfig, processes: Processes) -> Dataset:
+    """The data set, which one process of a node fetches for all of them where it is missing."""
+    if not data.download or processes.count == 1:
+        return _load(data)
+    fetched = _load(data) if processes.is_first_of_node else None
+    processes.gathered(None)  # the others wait
+    return fetched or _load(replace(data, download=False))
 
 
 def _load(data: DataConfig) -> Dataset:

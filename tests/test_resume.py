@@ -172,7 +172,9 @@ def test_a_signal_finishes_the_step_saves_and_the_run_goes_on(tmp_path, number, 
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     run = trainer(config, folder)
     before_step(run, 5, lambda: signal.raise_signal(number))
-    with pytest.raises(Interrupted, match=r"stopped in epoch 2 of 3, step 6; .* --resume goes on") as stopped:
+    with pytest.raises(
+        Interrupted, match=r"^stopped in epoch 2 of 3, step 6, and saved; start it again to go on"
+    ) as stopped:
         run.train()
     assert stopped.value.exit_code == code
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
@@ -297,7 +299,9 @@ def test_where_no_checkpoint_can_be_used_nothing_is_started_anew(tmp_path):
     run_until(long_run(), tmp_path, step=6)
     for path in checkpoint_paths(tmp_path):
         truncate(path)
-    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .* can be used: move .* away"):
+    with pytest.raises(
+        CheckpointError, match=r"none of the 2 checkpoints in .* can be used: to start anew, move .* away"
+    ):
         trainer(long_run(), tmp_path, resume=True)
 
 

@@ -51,8 +51,11 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         if not processes.is_first:
             console = Console(quiet=True)
         resume = arguments.resume or restarted_by_torchrun()
-        folder = choose_run_folder(arguments.run_folder, config, resume=resume, say=console.print)
+        folder = None
+        if processes.is_first:
+            folder = choose_run_folder(arguments.run_folder, config, resume=resume, say=console.print)
         folder = processes.from_first(folder)
+        assert folder is not None
         console.print(summarize_ops())
         rows = [(config.method, train_and_evaluate(config, folder, console, config.method, resume=resume))]
         if processes.is_first:
