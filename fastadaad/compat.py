@@ -125,7 +125,7 @@ def _plain(name: str) -> str:
 
 def _known(flag: str, text: str, names: Iterable[str], aliases: Mapping[str, str]) -> str:
     """Our name of what `text` names in the program's spelling or in ours."""
-    known = {_plain(name): name for name in names} | aliases
+    known = {**{_plain(name): name for name in names}, **aliases}
     if _plain(text) not in known:
         raise ValueError(f"--{flag} {text} is unknown: choose one of {', '.join(dict.fromkeys(known.values()))}")
     return known[_plain(text)]
