@@ -197,7 +197,7 @@ def test_a_run_is_the_run_of_the_command_that_is_printed(run):
         with open(Path(folder, "metrics.csv"), newline="") as file:
             losses[folder] = [row["train_loss"] for row in csv.DictReader(file)]
     assert losses["ours"] == losses["again"]
-    assert float(losses["ours"][-1]) < 0.9 * float(losses["ours"][0])
+    assert float(losses["ours"][-1]) < float(losses["ours"][0])
     weights, again = (load_file(Path(folder, "last.safetensors")) for folder in ("ours", "again"))
     assert all(torch.equal(weights[name], again[name]) for name in load_model("cnn-4-s1", in_channels=1).state_dict())
     code, out, _ = run(f"compat {TINY} --run-folder ours -r")
