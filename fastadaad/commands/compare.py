@@ -35,13 +35,16 @@ def run(arguments: argparse.Namespace, console: Console) -> "list[Cell]":
     from fastadaad.doctor import summarize_ops
 
     recipe, overrides = recipe_and_overrides(arguments)
+    names = commas(arguments.methods)
+    if not names:
+        raise ValueError("--methods is empty: name some, such as pgd-at,adaad, or all")
     folder = Path(arguments.run_folder or f"runs/compare-{recipe}")
     console.print(summarize_ops())
     cells = compare(
         recipe,
         overrides,
         folder=folder,
-        names=commas(arguments.methods),
+        names=names,
         students=commas(arguments.students),
         seeds=arguments.seeds,
         from_scratch=arguments.from_scratch,

@@ -73,15 +73,20 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     from fastadaad.config import ModelConfig
     from fastadaad.evaluation import merge
     from fastadaad.evaluation.report import print_attacks, write_json, write_results
+    from fastadaad.output_files import check_output
     from fastadaad.run_evaluation import evaluate_on_test_set
     from fastadaad.training_data import training_data
 
     config, weights = _config_and_weights(arguments)
+    for output in filter(None, (arguments.csv, arguments.json)):
+        check_output(Path(output))
+    state = None if arguments.state is None else Path(arguments.state)
+    if state is not None and state.exists() and not state.is_dir():
+        raise ValueError(f"{state} is no folder: give a folder, new or of an evaluation that goes on")
     name = Path(arguments.run_or_weights).name
     device = resolve_device(config.device)
     data = training_data(config, device)
     model = build_model(ModelConfig(name=config.student.name, checkpoint=str(weights)), data, device)
-    state = None if arguments.state is None else Path(arguments.state)
     shards, count = arguments.shard or ([0], 1)
     parts = [replace(data, test=data.test.shard(shard, count)) for shard in shards]
     measured = [evaluate_on_test_set(model, config, part, console, name, state=state) for part in parts]

@@ -29,9 +29,11 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     from fastadaad import recipes
     from fastadaad.builders import resolve_device
     from fastadaad.config_io import override, read_config
+    from fastadaad.output_files import check_output
     from fastadaad.show_batch import plot_batch, shown_batch
     from fastadaad.training_data import training_data
 
+    check_output(arguments.output)
     folder = Path(arguments.recipe_or_run)
     if folder.is_dir():
         config = read_config(folder / "config.json")

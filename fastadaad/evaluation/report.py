@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fastadaad.checkpoint import write_atomically
 from fastadaad.evaluation.accuracy import AttackResult, masking_warning
+from fastadaad.output_files import write_output
 
 Models = Sequence[tuple[str, Sequence[AttackResult]]]
 
@@ -77,10 +77,10 @@ def csv_bytes(rows: Sequence[dict]) -> bytes:
 def write_results(path: Path, models: Models) -> None:
     """The same as CSV, one row per model and attack."""
     rows = [{"model": name} | result.row() for name, results in models for result in results]
-    write_atomically(path, csv_bytes(rows))
+    write_output(path, csv_bytes(rows))
 
 
 def write_json(path: Path, name: str, results: Sequence[AttackResult]) -> None:
     """The same as JSON: the model, the warning where there is one, and every field of every result."""
     content = {"model": name, "warning": masking_warning(results), "attacks": [asdict(result) for result in results]}
-    write_atomically(path, json.dumps(content, indent=2).encode())
+    write_output(path, json.dumps(content, indent=2).encode())

@@ -44,7 +44,12 @@ class Keeper:
     def load(self) -> Survival | None:
         if self._path is None or not self._path.exists():
             return None
-        return Survival(**json.loads(self._path.read_text()))
+        try:
+            return Survival(**json.loads(self._path.read_text()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self._path} is not what an evaluation kept: delete it, and this attack begins anew"
+            ) from error
 
     def save(self, survival: Survival) -> None:
         if self._path is not None:

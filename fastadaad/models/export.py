@@ -9,6 +9,7 @@ from torch import Tensor
 from fastadaad.checkpoint import save_tensors, write_atomically
 from fastadaad.models.checkpoint_reading import read_state_dict
 from fastadaad.models.recognition import Recognized, recognize
+from fastadaad.output_files import check_output
 
 # Our networks -> the class of RobustBench with the same names and the same function.
 ROBUSTBENCH_CLASSES = {
@@ -24,12 +25,13 @@ def export(source: Path, out: Path) -> list[str]:
 
     .safetensors: our names, so that load_model reads it, with the network's name in the header. .pt: a bare state dict
     with RobustBench's names, and the normalisation as the buffers mu and sigma [1, C, 1, 1] where there is one.
-    Raises ValueError where `out` exists or has another ending, or the network is not recognised.
+    Raises ValueError where `out` exists, has another ending or is in no folder, or the network is not recognised.
     """
     if out.suffix not in (".safetensors", ".pt"):
         raise ValueError(f"{out} has another ending: give .safetensors, or .pt for RobustBench's form")
     if out.exists():
         raise ValueError(f"{out} exists already: give another name, or move it away")
+    check_output(out)
     weights_file = source / "best.safetensors" if source.is_dir() else source
     weights = read_state_dict(weights_file)
     recognized = recognize(weights)
