@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastadaad.config import RunConfig
 from fastadaad.data import Augmentation, Pipeline
+from fastadaad.data.dataset import image_shape
 from fastadaad.evaluation import AttackResult, evaluate
 from fastadaad.inner_maximization import frozen
 from fastadaad.input_checks import check_batch, check_logits, check_radius, check_values
@@ -37,6 +38,7 @@ def check_before_training(
     find the same. Raises ValueError, in one line.
     """
     _check_labels(data)
+    _check_augmentation(config, data)
     x_natural, labels = next(data.train.epoch(0))
     _check_batch(data, x_natural, labels)
     for threat_model in (config.inner.threat_model, config.evaluation.threat_model):
@@ -57,6 +59,17 @@ def _check_labels(data: TrainingData) -> None:
             raise ValueError(
                 f"data set {data.dataset.name} has the {part} label {outside[0]}, outside 0..{data.num_classes - 1}: "
                 "number its classes from 0, in the order of class_names"
+            )
+
+
+def _check_augmentation(config: RunConfig, data: TrainingData) -> None:
+    """Neither a crop nor a black square leaves nothing of an image."""
+    side = min(image_shape(data.train.images)[:2])
+    for name, pixels in (("padding", config.data.padding), ("cutout", config.data.cutout)):
+        if pixels >= side:
+            raise ValueError(
+                f"data.{name} is {pixels}, and images of {side} pixels may become all black by it: choose less than "
+                f"{side}, such as {side // 8 if name == 'padding' else side // 2}"
             )
 
 

@@ -57,13 +57,14 @@ def refusal(*arguments, **options) -> str:
 
 
 def test_a_good_teacher_is_said_in_one_line_with_both_accuracies(data, networks):
-    (line,) = check(data, *networks, teacher_check=100)
-    assert line.startswith("teacher cnn-72-s1: 100.0 % natural accuracy on 100 validation images, ")
+    (line,) = check(data, *networks, teacher_check=30)
+    assert line.startswith("teacher cnn-72-s1: 100.0 % natural accuracy on 30 validation images, ")
     assert "under pgd10 with linf epsilon 0.15" in line
-    (line,) = check(replace(data, validation=None), *networks, teacher_check=150)
-    assert "natural accuracy on 150 training images" in line
-    (line,) = check(data, *networks, teacher_check=10_000)
-    assert "natural accuracy on 200 validation images" in line  # all there are
+    (line,) = check(replace(data, validation=None), *networks, teacher_check=30)
+    assert "natural accuracy on 30 training images" in line
+    few = training_data(replace(CONFIG, data=replace(CONFIG.data, validation_size=20)), CPU)
+    (line,) = check(few, *networks, teacher_check=10_000)
+    assert "natural accuracy on 20 validation images" in line  # all there are
     assert check(data, *networks, teacher_check=0) == []
     assert check(data, networks[0], None, teacher_check=256) == []
 
@@ -109,7 +110,7 @@ def test_looking_leaves_pipelines_networks_and_generators_as_they_were(data, net
 @pytest.mark.parametrize("with_validation", [True, False])
 def test_a_teacher_at_chance_is_refused(data, networks, change, cause, with_validation):
     data = data if with_validation else replace(data, validation=None)
-    message = refusal(data, networks[0], Logits(networks[1], change), teacher_check=200)
+    message = refusal(data, networks[0], Logits(networks[1], change), teacher_check=100)
     assert message.startswith("teacher cnn-72-s1 has ")
     assert "guessing has 10.0 %" in message
     assert cause in message
@@ -202,6 +203,17 @@ def test_one_label_outside_the_classes_is_found(data, networks, split, label):
     part = {"train": "training"}.get(split, split)
     message = refusal(replace(data, **{split: pipeline}), *networks)
     assert message.startswith(f"data set digits has the {part} label {label}, outside 0..9: number its classes from 0")
+
+
+@pytest.mark.parametrize("name", ["padding", "cutout"])
+def test_an_augmentation_that_may_leave_nothing_of_an_image_is_refused(data, networks, name):
+    """The digits have 8x8 pixels."""
+    check(data, *networks, config=replace(CONFIG, data=replace(CONFIG.data, **{name: 7})))
+    config = replace(CONFIG, data=replace(CONFIG.data, **{name: 8}))
+    message = refusal(data, *networks, config=config)
+    assert message.startswith(
+        f"data.{name} is 8, and images of 8 pixels may become all black by it: choose less than 8"
+    )
 
 
 @pytest.mark.parametrize("section", ["inner", "evaluation"])
