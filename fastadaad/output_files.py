@@ -1,4 +1,4 @@
-"""The file that a command is asked to write: looked at before the work that it is to hold."""
+"""The file that a command is asked to write: looked at before the work that it is to hold, and written in one piece."""
 
 from pathlib import Path
 
@@ -14,8 +14,11 @@ def check_output(path: Path) -> None:
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write `content` to `path` in one piece. Raises OSError."""
-    if path.exists() and not path.is_file():
-        path.write_bytes(content)  # a device or a pipe, such as /dev/stdout, must not be replaced by a file
-    else:
-        write_atomically(path, content)
+    """Write `content` to `path` in one piece. Raises ValueError where that cannot be done."""
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)  # a device or a pipe, such as /dev/stdout, must not be replaced by a file
+        else:
+            write_atomically(path, content)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}): give another place, or make room") from error

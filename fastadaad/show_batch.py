@@ -1,5 +1,6 @@
 """What the networks see: a batch as a picture, natural beside adversarial beside their scaled difference."""
 
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from fastadaad.builders import build_student, build_teacher, distiller_of
 from fastadaad.config import RunConfig
 from fastadaad.evaluation.plots import new_figure
 from fastadaad.optimizers import make_optimizer
+from fastadaad.output_files import write_output
 from fastadaad.training_data import TrainingData
 
 
@@ -58,7 +60,10 @@ def _classes(student: nn.Module, x: Tensor) -> list[int]:
 
 
 def plot_batch(path: Path, batch: ShownBatch, title: str = "") -> None:
-    """A column per image: as it is, adversarial, and their difference, grey where there is none."""
+    """A column per image: as it is, adversarial, and their difference, grey where there is none.
+
+    Raises ValueError where `path` has the suffix of no picture, or cannot be written.
+    """
     rows = [("natural", batch.x_natural, batch.labels)]
     if batch.x_adv is not None and batch.student_classes is not None:
         difference = 0.5 + (batch.x_adv - batch.x_natural) / (2 * max(batch.epsilon, 1e-12))
@@ -74,7 +79,9 @@ def plot_batch(path: Path, batch: ShownBatch, title: str = "") -> None:
             _draw(axes, image)
             axes.set_title(caption, fontsize="small")
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.removeprefix(".") or "png", dpi=120)
+    write_output(path, picture.getvalue())
 
 
 def _draw(axes: Any, image: Tensor) -> None:

@@ -84,7 +84,8 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path} does not exist: give a .safetensors, .pt or .pth file")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise WeightsError(f"{path} {what}: give a .safetensors, .pt or .pth file")
     if is_web_page(path):
         raise WeightsError(f"{path} is a web page and no weights: fetch the file itself, not the page about it")
     content, entry = unwrap(_read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_save(path))
