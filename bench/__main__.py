@@ -11,6 +11,7 @@ BENCHMARKS = {
     "readme": "writes the README's tables of speed anew from bench/results",
     "roofline": "what each recipe's step must compute and move, and what GPUs could do at best: computed",
     "run": "a recipe's teacher and students: accuracies, or the time to one",
+    "scaling": "what communication leaves of the speed of 8 to 512 GPUs: computed",
     "step": "one training step of each method: Distiller against a plain restatement of its authors' program",
 }
 
