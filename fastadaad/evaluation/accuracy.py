@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastadaad.caller import bare
 from fastadaad.config import ThreatModel
 from fastadaad.evaluation.attacks import AttackSpec, GradientAttack, check_attacks, correct, parse_attack
 from fastadaad.evaluation.autoattack import PartAttack
@@ -74,16 +75,17 @@ def evaluate(
 ) -> list[AttackResult]:
     """One result per attack on all images of `batches()`, which yields (x_natural [B, C, H, W], labels [B]).
 
-    The model is evaluated in eval mode and comes back in its own. `progress(part, num_images)` is called after each
-    batch of each part of an attack. In the folder `state` the attacks in parts keep what they have done, so that they
-    go on from there. Raises ValueError for an unknown attack (before anything runs), one that does not fit the threat
-    model, or no images.
+    The model is evaluated in eval mode, without a wrapper of DistributedDataParallel or torch.compile, and comes back
+    in its own; the caller may be in any grad mode or in inference mode. `progress(part, num_images)` is called after
+    each batch of each part of an attack. In the folder `state` the attacks in parts keep what they have done, so that
+    they go on from there. Raises ValueError for an unknown attack (before anything runs), one that does not fit the
+    threat model, or no images.
     """
     specs = [parse_attack(name) for name in attacks]
     check_attacks([spec.name for spec in specs], threat_model)
     device = next(model.parameters()).device
-    results = []
-    with frozen(model):
+    results, model = [], bare(model)
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model):
         for spec in specs:
             num_restarts = restarts if any(attack.is_random for _, attack in spec.parts) else 1
             # One per restart, so that more restarts only add to the starts of fewer.
