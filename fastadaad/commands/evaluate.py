@@ -13,6 +13,7 @@ from fastadaad.commands.arguments import add_overrides, commas
 
 if TYPE_CHECKING:
     from fastadaad.config import RunConfig
+    from fastadaad.evaluation import AttackResult
 
 EXAMPLE = "fastadaad evaluate runs/my-run --attacks pgd20,autoattack -n 1000"
 # Options that are short for a setting.
@@ -69,13 +70,9 @@ def _config_and_weights(arguments: argparse.Namespace) -> "tuple[RunConfig, Path
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
-    from fastadaad.builders import build_model, resolve_device
-    from fastadaad.config import ModelConfig
-    from fastadaad.evaluation import merge
     from fastadaad.evaluation.report import print_attacks, write_json, write_results
     from fastadaad.output_files import check_output
-    from fastadaad.run_evaluation import evaluate_on_test_set
-    from fastadaad.training_data import training_data
+    from fastadaad.processes import joined_processes
 
     config, weights = _config_and_weights(arguments)
     for output in filter(None, (arguments.csv, arguments.json)):
@@ -83,16 +80,35 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     state = None if arguments.state is None else Path(arguments.state)
     if state is not None and state.exists() and not state.is_dir():
         raise ValueError(f"{state} is no folder: give a folder, new or of an evaluation that goes on")
-    name = Path(arguments.run_or_weights).name
+    with joined_processes(config.device, config.rank_timeout_s) as processes:
+        if not processes.is_first:
+            console = Console(quiet=True)
+        if arguments.shard and processes.count > 1:
+            raise ValueError("--shard is for processes that are started one by one: leave it out under torchrun")
+        results = _results(arguments, config, weights, state, console)
+        print_attacks(console, results)
+        name = Path(arguments.run_or_weights).name
+        if arguments.csv and processes.is_first:
+            write_results(Path(arguments.csv), [(name, results)])
+        if arguments.json and processes.is_first:
+            write_json(Path(arguments.json), name, results)
+
+
+def _results(
+    arguments: argparse.Namespace, config: "RunConfig", weights: Path, state: Path | None, console: Console
+) -> "list[AttackResult]":
+    """Of the shards that are asked for, merged."""
+    from fastadaad.builders import build_model, resolve_device
+    from fastadaad.config import ModelConfig
+    from fastadaad.evaluation import merge
+    from fastadaad.run_evaluation import evaluate_on_test_set
+    from fastadaad.training_data import training_data
+
     device = resolve_device(config.device)
     data = training_data(config, device)
     model = build_model(ModelConfig(name=config.student.name, checkpoint=str(weights)), data, device)
     shards, count = arguments.shard or ([0], 1)
     parts = [replace(data, test=data.test.shard(shard, count)) for shard in shards]
+    name = Path(arguments.run_or_weights).name
     measured = [evaluate_on_test_set(model, config, part, console, name, state=state) for part in parts]
-    results = [merge(results) for results in zip(*measured, strict=True)]
-    print_attacks(console, results)
-    if arguments.csv:
-        write_results(Path(arguments.csv), [(name, results)])
-    if arguments.json:
-        write_json(Path(arguments.json), name, results)
+    return [merge(results) for results in zip(*measured, strict=True)]
