@@ -5,6 +5,7 @@ import sys
 
 BENCHMARKS = {
     "data": "images/s of the data engines, what a training waits for them, and how far their pixels are apart",
+    "faults": "trainings that are killed or lose their disk again and again: do they end as one that is left alone?",
     "measures": "the inner loop with one measure after the other, from the plain program to ours",
     "ops": "each operation against plain torch, eager and compiled; --static: resources of the Triton kernels",
     "policies": "what asking the teacher less often costs in accuracy, over several seeds",

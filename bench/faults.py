@@ -1,0 +1,126 @@
+"""`python -m bench faults`: short trainings that are killed, asked to stop, or left without a disk, and go on.
+
+Each process is `fastadaad train ... --run-folder FOLDER --resume` and has one fault, until the run has ended. Some are
+killed at any moment, others while they save a checkpoint, write weights, validate or evaluate. At the end the weights
+and the untimed columns of the tables must be bitwise those of a run that nothing happened to. A kill before the first
+step has nothing to lose. What a loss of power does to a disk is not tried. The exit code is 1 where a fault was not
+survived.
+"""
+
+import argparse
+import shutil
+import signal
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from .faults_disk import NO_MOUNT, disk_faults, small_disk
+from .faults_moments import Plan, kills
+from .faults_run import RUNS, Fault, Process, Start, Struck, start, under_faults
+from .tables import print_table
+from .timing import RESULTS, write_rows
+
+SHOWN = ("fault", "signal", "tried", "ended_well", "went_on", "equal", "survived")
+
+
+def undisturbed(start: Start, folder: Path) -> Plan:
+    """Run to the end what the others are compared with."""
+    started_at = time.time()
+    process = Process(start, folder, folder.with_suffix(".txt"))
+    if code := process.exit_code():
+        raise RuntimeError(f"a run without a fault ends with exit code {code}, see {process.output}")
+    return Plan.of(folder, started_at)
+
+
+def rows(struck: list[Struck], signal_name: str, seed: int) -> list[dict[str, object]]:
+    """One per name of a fault."""
+    names = sorted({each.name for each in struck})
+    found = {name: [each for each in struck if each.name == name] for name in names}
+    return [
+        {
+            "fault": name,
+            "signal": signal_name,
+            "tried": len(each),
+            "ended_well": sum(one.ended_well for one in each),
+            "went_on": sum(one.went_on for one in each),
+            "equal": sum(one.equal for one in each),
+            "survived": sum(one.survived for one in each),
+            "runs": len({one.run for one in each}),
+            "seed": seed,
+        }
+        for name, each in found.items()
+    ]
+
+
+def strike(place: Path, whole: Path, faults: list[Fault], title: str, console: Console) -> list[Struck]:
+    """under_faults in `place`, with live progress."""
+    place.mkdir(exist_ok=True)
+    left = deque(faults)
+    with console.status(title):
+        return under_faults(
+            start,
+            place,
+            whole,
+            left,
+            lambda line: console.print(f"{title} {len(faults) - len(left)}/{len(faults)}, {line}", soft_wrap=True),
+        )
+
+
+def measure(options: argparse.Namespace, place: Path, console: Console) -> list[dict[str, object]]:
+    """The rows of all that is asked for; `place` is a folder for the runs."""
+    whole = place / "whole"
+    with console.status("the run without faults"):
+        plan = undisturbed(start, whole)
+    console.print(f"without faults: {plan}", soft_wrap=True)
+    measured = []
+    for number in options.signals:
+        faults = kills(options.kills, number, plan, options.seed)
+        struck = strike(place / number.name, whole, faults, number.name, console)
+        measured += rows(struck, number.name, options.seed)
+    disk = place / "disk"
+    disk.mkdir()
+    with small_disk(disk / RUNS) as can_mount:
+        if not can_mount:
+            console.print(NO_MOUNT)
+        faults = disk_faults(options.disk, disk / RUNS, plan, options.seed, can_mount=can_mount)
+        struck = strike(disk, whole, faults, "disk", console)
+    return measured + rows(struck, signal.SIGKILL.name, options.seed)
+
+
+def signals(text: str) -> list[signal.Signals]:
+    try:
+        return [signal.Signals[name] for name in text.split(",")]
+    except KeyError as error:
+        raise argparse.ArgumentTypeError(f"{error} is no signal: write SIGKILL,SIGTERM, say") from error
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench faults", description=__doc__)
+    parser.add_argument("--kills", type=int, default=25, metavar="N", help="of each signal; default: %(default)s")
+    parser.add_argument("--signals", type=signals, default="SIGKILL", metavar="NAMES", help="default: %(default)s")
+    parser.add_argument("--disk", type=int, default=2, metavar="N", help="faults of each kind; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
+    parser.add_argument("--output", type=Path, default=RESULTS / "faults.csv", help="rows are added")
+    parser.add_argument("--rewrite", action="store_true", help="start the CSV file anew")
+    options = parser.parse_args(argv)
+    console = Console()
+    place = Path(tempfile.mkdtemp(prefix="fastadaad-faults-"))
+    measured = measure(options, place, console)
+    if options.rewrite:
+        options.output.unlink(missing_ok=True)
+    write_rows(options.output, measured, torch.device("cpu"))
+    table = Table(*SHOWN)
+    for row in measured:
+        table.add_row(*[str(row[column]) for column in SHOWN])
+    print_table(table)
+    num_tried, num_survived = (sum(row[name] for row in measured) for name in ("tried", "survived"))
+    console.print(f"{num_survived} survived / {num_tried} tried")
+    if num_survived < num_tried:
+        console.print(f"runs and what they printed are in {place}")
+        raise SystemExit(1)
+    shutil.rmtree(place)

@@ -1,0 +1,77 @@
+"""Trainings in forks of a process that has imported everything already, where new interpreters would take seconds."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.faults_run import WORDS
+from fastadaad import run_checkpoint, trainer
+from fastadaad.cli import main
+from fastadaad.training_state import TrainingState
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["fastadaad.cli", "fastadaad.compare", "fastadaad.doctor", "sklearn.datasets", "torch._dynamo"]
+)
+
+
+class ForkedChild:
+    """A process that calls `target` and prints to `output`; as bench.faults_run.Child has it."""
+
+    def __init__(self, target: Callable[..., int], output: Path, *arguments: object) -> None:
+        self._process = FORKS.Process(target=_call, args=(target, output, arguments), daemon=True)
+        self._process.start()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self._process.pid, number)
+
+    def wait(self) -> int:
+        self._process.join()
+        return self._process.exitcode
+
+
+def _call(target: Callable[..., int], output: Path, arguments: tuple[object, ...]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    with output.open("w") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    raise SystemExit(target(*arguments))
+
+
+def train(folder: Path) -> int:
+    """The training of bench.faults_run in `folder`."""
+    return main(["train", *WORDS, "--run-folder", str(folder), "--resume"])
+
+
+def train_without_momentum(folder: Path) -> int:
+    """A program that forgets the optimizer's state when it goes on."""
+    load = TrainingState.load_state_dict
+
+    def load_the_rest(self: TrainingState, state: dict) -> None:
+        load(self, {**state, "optimizer": {**state["optimizer"], "state": {}}})
+
+    TrainingState.load_state_dict = load_the_rest  # type: ignore[method-assign]
+    return train(folder)
+
+
+def train_from_the_checkpoint_before(folder: Path) -> int:
+    """A program that takes up what it has done already."""
+
+    def before_last(run_folder: Path, say: object) -> run_checkpoint.RunCheckpoint | None:
+        paths = run_checkpoint.checkpoint_paths(run_folder)
+        return run_checkpoint.read_checkpoint(paths[-1]) if paths else None
+
+    trainer.last_checkpoint = before_last
+    return train(folder)
+
+
+def train_only_anew(folder: Path) -> int:
+    """A program that cannot go on."""
+    return 2 if run_checkpoint.checkpoint_paths(folder) else train(folder)
