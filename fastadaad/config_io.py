@@ -13,16 +13,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fastadaad.config import RunConfig, TeacherPolicy
 from fastadaad.file_limits import CONFIG_BYTES, check_size
+from fastadaad.printable import printable
 from fastadaad.units import parse_pixels
 
 PIXEL_FIELDS = ("epsilon", "step_size")
-MAX_MESSAGE = 500  # characters: jsonargparse repeats the value
 _WORD = r"""[\w.+/()~"'=-]*"""
 # One word, or a flat list of words.
 PLAIN = re.compile(rf"\s*(?:{_WORD}|\[(?:\s*{_WORD}\s*,)*\s*{_WORD}\s*\])\s*")
@@ -31,6 +31,14 @@ TEXT = re.compile(r"""(?!\s*(?:[][{}!&*?|>%@`"']|-\s))(?!.*:(?:\s|$)).*""")
 
 Kind = Literal["section", "table", "text", "plain"]
 """Of a setting: fields of a class, fields of any name, TEXT, or what is PLAIN."""
+
+
+class _Setting(NamedTuple):
+    """What the type of a setting says about its values."""
+
+    kind: Kind
+    is_optional: bool
+    """It may be null."""
 
 
 def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -82,7 +90,7 @@ def _split(text: str) -> tuple[str, str]:
         return name, json.dumps(asdict(TeacherPolicy.parse(value)))
     if name.rpartition(".")[2] in PIXEL_FIELDS:
         value = repr(parse_pixels(value))
-    _check(name, None if value.lower() == "null" else value)
+    _check(name, None if value.lower() in ("null", "~") else value)
     return name, value
 
 
@@ -97,42 +105,46 @@ def _settings_in(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[st
 
 def _check(name: str, value: Any) -> None:
     """Raises ValueError for an unknown setting, and for a value that is no plain one and no list of plain ones."""
-    kinds = _kinds(RunConfig)
-    kind = kinds.get(name)
-    if kind is None and kinds.get(name.rpartition(".")[0]) != "table":
-        raise ValueError(f"unknown setting {name}={value}{_suggestion(name, list(kinds))}")
-    if kind in ("section", "table"):
+    settings = _settings(RunConfig)
+    parent = settings.get(name.rpartition(".")[0])
+    in_table = _Setting("plain", False) if parent and parent.kind == "table" else None
+    setting = settings.get(name, in_table)
+    if setting is None:
+        raise ValueError(f"unknown setting {name}={value}{_suggestion(name, list(settings))}")
+    if value is None and not setting.is_optional:
+        raise ValueError(f"{name} is null: give a value, or leave it out")
+    if setting.kind in ("section", "table"):
         if value not in (None, {}):
             raise ValueError(f"{name} is a section: set its fields one by one, as {name}.FIELD=VALUE")
-    elif not all(_is_plain(part, kind) for part in (value if isinstance(value, list) else [value])):
+    elif not all(_is_plain(part, setting.kind) for part in (value if isinstance(value, list) else [value])):
         raise ValueError(f"{name} is set to {reprlib.repr(value)}: give a plain value, or a list of plain values")
 
 
 @cache
-def _kinds(section: type, prefix: str = "") -> dict[str, Kind]:
-    """The kind of all settings below `section`, by their dotted names; sections are among them."""
-    kinds: dict[str, Kind] = {}
+def _settings(section: type, prefix: str = "") -> dict[str, _Setting]:
+    """All settings below `section`, by their dotted names; sections are among them."""
+    settings: dict[str, _Setting] = {}
     for name, hint in get_type_hints(section).items():
-        below = next((part for part in (hint, *get_args(hint)) if isinstance(part, type) and is_dataclass(part)), None)
+        parts = (hint, *get_args(hint))
+        below = next((part for part in parts if isinstance(part, type) and is_dataclass(part)), None)
+        kind: Kind = "text" if hint in (str, str | None) else "plain"
         if below is not None:
-            kinds[prefix + name] = "section"
-            kinds |= _kinds(below, f"{prefix}{name}.")
+            kind = "section"
+            settings |= _settings(below, f"{prefix}{name}.")
         elif get_origin(hint) is dict:
-            kinds[prefix + name] = "table"
-        else:
-            kinds[prefix + name] = "text" if hint in (str, str | None) else "plain"
-    return kinds
+            kind = "table"
+        settings[prefix + name] = _Setting(kind, type(None) in parts)
+    return settings
 
 
-def _is_plain(value: Any, kind: Kind | None) -> bool:
+def _is_plain(value: Any, kind: Kind) -> bool:
     if isinstance(value, str):
         return (TEXT if kind == "text" else PLAIN).fullmatch(value) is not None
     return not isinstance(value, dict | list)
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
+    return printable(" ".join(str(error).split()))
 
 
 def _suggestion(unknown: str, names: Sequence[str]) -> str:

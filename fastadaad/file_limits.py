@@ -24,6 +24,8 @@ UNPACKED_RATIO = 100
 """A larger one to so many times its size: images unpack to less than ten times, zlib's best is 1,032 times."""
 IMAGE_PIXELS = 89_478_485
 """Width times height of one image: from here on Pillow warns, and 1.3 million images of ImageNet are below."""
+IMAGE_BYTES = 512 * MIB
+"""The file of one image: so many pixels of three times 16 bits, unpacked."""
 NESTED_FOLDERS = 8
 """Below the folder of a class; a link that leads back up is deeper than any number."""
 NESTED_WRAPPERS = 8

@@ -1,6 +1,6 @@
 """What the methods leave to the user, in one checked dataclass; each row of methods.py names the fields it reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 KLReduction = Literal["batchmean", "mean"]
@@ -18,6 +18,15 @@ _NOT_NEGATIVE = (
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _kind(value: object) -> str | None:
+    """In words, what an option with this default takes."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    return "a text" if isinstance(value, str) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +63,9 @@ class MethodOptions:
     """beta of SAAD: weight of the kl at x_natural, most where the teacher is certain at x_adv."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            _require(_kind(value) == _kind(field.default), f"{field.name} is {value!r}: give {_kind(field.default)}")
         for name in ("adversarial_weight", "teacher_weight"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"{name} is {value}: it must lie in [0, 1]")

@@ -7,10 +7,14 @@ from pathlib import Path
 from torch import Tensor
 
 from fastadaad.config import OnError
+from fastadaad.printable import printable
 
 
 class DataError(ValueError):
     """A data set that cannot be read; the message is one line that names the file and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,5 +1,6 @@
 """One encoded image -> uint8 pixels, as people see it, or one line that names the file."""
 
+import io
 import re
 import warnings
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from fastadaad.data.dataset import DataError, ImageFiles
 from fastadaad.data.file_checks import looks_like_html, one_line, start_of
 from fastadaad.data.resized_crop import center_window
-from fastadaad.file_limits import IMAGE_PIXELS
+from fastadaad.file_limits import IMAGE_BYTES, IMAGE_PIXELS, check_size
 
 # Pillow's other readers are for documents and rarities; some of them start programs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
@@ -34,7 +35,9 @@ def decode(path: Path) -> Image.Image:
     if PILLOWS_REMARKS not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        # From memory: for a block that is said to be long, Pillow asks a file for so many bytes at once.
+        check_size(path, IMAGE_BYTES)
+        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
             if image.width * image.height > IMAGE_PIXELS:
                 raise ValueError(f"it has {image.width}x{image.height} pixels, more than {IMAGE_PIXELS}")
             image.load()

@@ -15,24 +15,35 @@ from torch import Tensor, nn
 
 from fastadaad.models.checkpoint_checks import ForbiddenCallError, check_safetensors, check_torch_save
 from fastadaad.models.checkpoint_names import WRAPPERS, Checkpoint, by_our_names, canonical, unwrap
+from fastadaad.printable import printable
 
 # What a file may lack: the counters are unused with a fixed momentum, and only fastadaad's models carry a Normalize.
 OPTIONAL = re.compile(r"(.*\.)?num_batches_tracked|normalize\.(mean|std)")
 MAX_LISTED = 3
+NUMBER_TYPE = re.compile("b1|[iuf](1|2|4|8)")
 
 
-def _number(dtype: np.dtype, content: bytes) -> np.generic:
-    """In place of numpy's function, which allocates a scalar of any size that the file names."""
-    if dtype.kind not in "biuf":
-        raise ValueError(f"it holds a number of numpy's type {dtype}")
-    return np.frombuffer(content, dtype)[0]
+class _NumberType:
+    """In place of numpy's dtype, which may be of any size, and crashes when it is built from a state of wrong form."""
+
+    def __init__(self, code: str, *flags: bool) -> None:
+        if not NUMBER_TYPE.fullmatch(code):
+            raise ValueError(f"it holds a number of numpy's type {code}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+def _number(kind: _NumberType, content: bytes) -> np.generic:
+    """In place of numpy's function."""
+    return np.frombuffer(content, kind.dtype)[0]
 
 
 # Plain values that training programs save beside the weights: their command line, and accuracies as numpy numbers.
 HARMLESS: list[Any] = [
     argparse.Namespace,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)),
+    (_NumberType, "numpy.dtype"),
     (_number, "numpy.core.multiarray.scalar"),  # before numpy 2
     (_number, "numpy._core.multiarray.scalar"),
 ]
@@ -40,6 +51,9 @@ HARMLESS: list[Any] = [
 
 class WeightsError(ValueError):
     """A weights file that cannot be read or does not fit; the message is one line that names it and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import save
 
 from fastadaad.file_limits import SAFETENSORS_HEADER_BYTES
 from fastadaad.models import WeightsError, read_state_dict
+from fastadaad.models.checkpoint_reading import HARMLESS
 
 MANY = 2**33  # bytes: more than a test may take
 
@@ -146,13 +147,33 @@ def test_what_training_programs_save_beside_the_weights_does_no_harm(tmp_path, z
 
 
 def test_numbers_of_numpy_come_back_as_they_were(tmp_path):
-    from fastadaad.models.checkpoint_reading import HARMLESS
-
-    numbers = [np.float64(0.1), np.float32(0.1), np.int64(-3), np.bool_(True)]
+    numbers = [np.dtype(kind).type(3) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u4", "u8", "b1")]
     torch.save(numbers, tmp_path / "w.pt")
     with torch.serialization.safe_globals(HARMLESS):
         read = torch.load(tmp_path / "w.pt", weights_only=True)
-    assert [(number, number.dtype) for number in read] == [(number, number.dtype) for number in numbers]
+    assert read == [3] * 9 + [True]
+    assert [number.dtype for number in read] == [number.dtype for number in numbers]
+
+
+def numpys_number(state: tuple, content: bytes) -> bytes:
+    """The pickle of a float64 whose type is built from `state`."""
+    kind = b"cnumpy\ndtype\nX\x02\0\0\0f8\x89\x88\x87R" + pickle.dumps(state, 2)[2:-1] + b"b"
+    encoded = b"c_codecs\nencode\nX\x08\0\0\0" + content + b"X\x06\0\0\0latin1\x86R"
+    return called("numpy._core.multiarray", "scalar", b"(", kind, encoded)
+
+
+@pytest.mark.parametrize(("order", "content"), [("<", b"\0\0\0\0\0\0\x08@"), (">", b"@\x08\0\0\0\0\0\0")])
+def test_a_number_of_numpy_may_be_in_either_byte_order(tmp_path, order, content):
+    state = (3, order, None, None, None, -1, -1, 0)
+    with torch.serialization.safe_globals(HARMLESS):
+        assert torch.load(archive(tmp_path / "w.pt", numpys_number(state, content)), weights_only=True) == 3
+
+
+# In the first a value is missing, which crashes numpy.
+@pytest.mark.parametrize("state", [(3, "N", None, -1, -1, 0), (3,), (), (3, None), 3, (3, 7)], ids=str)
+def test_numpys_types_are_not_built_from_a_file(tmp_path, state):
+    path = archive(tmp_path / "w.pt", numpys_number(state, bytes(8)))
+    assert error_of(path).startswith(("is no torch.save file or is corrupt", "holds no state dict"))
 
 
 def test_a_compressed_archive_is_refused_unpacked(tmp_path):

@@ -1,0 +1,10 @@
+"""Names and texts out of other people's files, in messages: one line of bounded length that no terminal obeys."""
+
+HEAD, TAIL = 800, 200  # characters that are kept of a longer text: what is wrong is at its front, the remedy at its end
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for what ends a line or is not shown, and without its middle where it is long."""
+    if len(text) > HEAD + TAIL:
+        text = f"{text[:HEAD]}...{text[-TAIL:]}"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -1,0 +1,243 @@
+"""Every reader of files that may come from strangers: a small valid set for each, and what reads all of it."""
+
+import gzip
+import io
+import json
+import zipfile
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from mutations import Field
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load, save, save_file
+from target import Part, Target
+
+from fastadaad import recipes
+from fastadaad.checkpoint import ENTRY, serialized
+from fastadaad.config_io import read_config
+from fastadaad.data import DataError, load_dataset
+from fastadaad.data.extra_images import ExtraImages
+from fastadaad.data.image_decoding import decode_resized
+from fastadaad.data.packed import SPLITS, SUMMARY, labels_path, load_packed, read_pack, verify_pack
+from fastadaad.data.packing import pack
+from fastadaad.data.source import Source
+from fastadaad.models import WeightsError, load_model, read_state_dict
+from fastadaad.models.recognition import recognize
+from fastadaad.run_checkpoint import CheckpointError, CheckpointFacts, read_checkpoint, write_checkpoint
+
+RNG = np.random.default_rng(0)
+SHAPE = (8, 6, 3)
+
+
+def member(file: str, name: str) -> Part:
+    """A member of an archive, whose checksum and sizes are made right again."""
+
+    def unpack(whole: bytes) -> bytes:
+        return zipfile.ZipFile(io.BytesIO(whole)).read(name)
+
+    def pack(whole: bytes, inner: bytes) -> bytes:
+        stream = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(stream, "w") as new:
+            for entry in old.infolist():
+                new.writestr(entry.filename, inner if entry.filename == name else old.read(entry), entry.compress_type)
+        return stream.getvalue()
+
+    return Part(file=file, unpack=unpack, pack=pack)
+
+
+def state_of_a_run(file: str) -> Part:
+    """What a run's checkpoint holds beside the tensors, whose checksum is made right again where it is JSON."""
+
+    def unpack(whole: bytes) -> bytes:
+        length = int.from_bytes(whole[:8], "little")
+        entry = json.loads(whole[8 : 8 + length])["__metadata__"][ENTRY]
+        return json.dumps(json.loads(entry)["content"]).encode()
+
+    def pack(whole: bytes, inner: bytes) -> bytes:
+        tensors = load(whole)
+        try:
+            content = json.loads(inner)
+        except ValueError:
+            return save(tensors, {ENTRY: f'{{"content": {inner.decode(errors="replace")}, "sha256": ""}}'})
+        return serialized(tensors, content=content, sha256=sha256(serialized(tensors, content=content)).hexdigest())
+
+    return Part(file=file, unpack=unpack, pack=pack)
+
+
+def _weights() -> dict[str, torch.Tensor]:
+    return load_model("cnn-2").state_dict()
+
+
+def _checkpoint_content() -> dict:
+    """With a view of a storage, a number of numpy and plain values beside the weights."""
+    return {"state_dict": _weights(), "epoch": 3, "accuracy": np.float64(0.5), "view": torch.arange(10.0)[3:6]}
+
+
+def _write_safetensors(folder: Path) -> None:
+    save_file(_weights(), folder / "w.safetensors", {"fastadaad": json.dumps({"model": "cnn-2"})})
+
+
+def _read_weights(path: Path) -> None:
+    """As fastadaad inspect does, and every number."""
+    weights = read_state_dict(path)
+    for tensor in weights.values():
+        tensor.double().sum().item()
+    recognize(weights)
+
+
+def idx(array: np.ndarray) -> bytes:
+    """An IDX file."""
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+IDX_FIELDS = tuple(Field(offset, 4, "big") for offset in (0, 4, 8, 12))
+IDX_FILES = {
+    "train-images-idx3-ubyte": idx(RNG.integers(0, 256, (5, 28, 28), dtype=np.uint8)),
+    "train-labels-idx1-ubyte.gz": gzip.compress(idx(RNG.integers(0, 10, 5, dtype=np.uint8)), mtime=0),
+    "t10k-images-idx3-ubyte.gz": gzip.compress(idx(RNG.integers(0, 256, (3, 28, 28), dtype=np.uint8)), mtime=0),
+    "t10k-labels-idx1-ubyte": idx(RNG.integers(0, 10, 3, dtype=np.uint8)),
+}
+
+
+def _write_idx(folder: Path) -> None:
+    for name, content in IDX_FILES.items():
+        (folder / name).write_bytes(content)
+
+
+def _write_npz(folder: Path) -> None:
+    arrays = {"image": RNG.integers(0, 256, (9, *SHAPE), dtype=np.uint8), "label": RNG.integers(0, 10, 9)}
+    np.savez(folder / "extra.npz", **arrays)
+
+
+def _read_npz(folder: Path) -> None:
+    extra = ExtraImages(folder / "extra.npz", num_classes=10, image_shape=SHAPE)
+    images = torch.empty(len(extra), *SHAPE, dtype=torch.uint8)
+    extra.read_into(images)
+
+
+IMAGES = ("cat/a.png", "cat/b.jpg", "cat/c.gif", "cat/d.webp", "dog/a.bmp", "dog/b.ppm", "dog/c.tif")
+
+
+def _write_images(folder: Path) -> None:
+    for split, names in (("train", IMAGES), ("test", ("cat/a.png", "dog/a.png"))):
+        for name in names:
+            path = folder / split / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(RNG.integers(0, 256, (11, 13, 3), dtype=np.uint8)).save(path)
+
+
+def _read_images(folder: Path) -> None:
+    """As the torch engine does."""
+    images = load_dataset("folder", folder, image_size=8).train_images
+    for index in range(len(images)):
+        decode_resized(images, index)  # type: ignore[arg-type]
+
+
+def _write_pack(folder: Path) -> None:
+    _write_images(folder / "images")
+    dataset = load_dataset("folder", folder / "images", image_size=8)
+    pack(dataset, folder / "pack", num_workers=1, console=Console(quiet=True))
+
+
+def _read_pack(folder: Path) -> None:
+    dataset = load_packed(Source(root=folder / "pack"))
+    for images in (dataset.train_images, dataset.test_images):
+        images.sum().item()  # type: ignore[union-attr]
+    verify_pack(folder / "pack", read_pack(folder / "pack"), lambda num_images: None)
+
+
+def _read_pack_of_these_labels(folder: Path) -> None:
+    """With the checksum of the labels as they are, as someone would write it who means harm."""
+    summary = json.loads((folder / "pack" / SUMMARY).read_text())
+    for split in SPLITS:
+        content = labels_path(folder / "pack", split).read_bytes()
+        summary["splits"][split]["labels_sha256"] = sha256(content).hexdigest()
+    (folder / "pack" / SUMMARY).write_text(json.dumps(summary))
+    _read_pack(folder)
+
+
+def _write_run(folder: Path) -> None:
+    facts = CheckpointFacts(run={"seed": 0}, versions={"torch": "2"}, processes=1, epoch=1, epochs=2, finished=False)
+    state = {"student": _weights(), "step": 3, "random": [torch.get_rng_state()[:64], None]}
+    write_checkpoint(folder, 3, facts, state)
+
+
+RUN_FILE = "checkpoints/step-000000003.safetensors"
+SAFETENSORS_FIELDS = (Field(0, 8), Field(8, 1))
+
+TARGETS = {
+    "safetensors": Target(
+        write=_write_safetensors,
+        read=lambda folder: _read_weights(folder / "w.safetensors"),
+        parts=(Part(file="w.safetensors", fields=SAFETENSORS_FIELDS),),
+        error=WeightsError,
+    ),
+    "torch-save": Target(
+        write=lambda folder: torch.save(_checkpoint_content(), folder / "w.pt"),
+        read=lambda folder: _read_weights(folder / "w.pt"),
+        parts=(Part(file="w.pt"), member("w.pt", "w/data.pkl")),
+        error=WeightsError,
+    ),
+    "torch-save-old": Target(
+        write=lambda folder: torch.save(_checkpoint_content(), folder / "w.pt", _use_new_zipfile_serialization=False),
+        read=lambda folder: _read_weights(folder / "w.pt"),
+        parts=(Part(file="w.pt"),),
+        error=WeightsError,
+    ),
+    "run-checkpoint": Target(
+        write=_write_run,
+        read=lambda folder: read_checkpoint(folder / RUN_FILE) and None,
+        parts=(Part(file=RUN_FILE, fields=SAFETENSORS_FIELDS), state_of_a_run(RUN_FILE)),
+        error=CheckpointError,
+    ),
+    "idx": Target(
+        write=_write_idx,
+        read=lambda folder: load_dataset("fashion-mnist", folder) and None,
+        parts=(
+            Part(file="train-images-idx3-ubyte", fields=IDX_FIELDS),
+            Part(file="t10k-labels-idx1-ubyte", fields=IDX_FIELDS[:2]),
+            Part(file="train-labels-idx1-ubyte.gz"),
+            Part(
+                file="t10k-images-idx3-ubyte.gz",
+                unpack=gzip.decompress,
+                pack=lambda whole, inner: gzip.compress(inner),
+                fields=IDX_FIELDS,
+            ),
+        ),
+        error=DataError,
+    ),
+    "npz": Target(
+        write=_write_npz,
+        read=_read_npz,
+        parts=(Part(file="extra.npz"), member("extra.npz", "image.npy"), member("extra.npz", "label.npy")),
+        error=DataError,
+    ),
+    "images": Target(
+        write=_write_images,
+        read=_read_images,
+        parts=tuple(Part(file=f"train/{name}") for name in IMAGES),
+        error=DataError,
+    ),
+    "pack": Target(
+        write=_write_pack,
+        read=_read_pack,
+        parts=tuple(Part(file=f"pack/{name}") for name in (SUMMARY, "train_labels.npy", "train_images.u8")),
+        error=DataError,
+    ),
+    "labels-of-a-pack": Target(
+        write=_write_pack,
+        read=_read_pack_of_these_labels,
+        parts=(Part(file="pack/train_labels.npy"),),
+        error=DataError,
+    ),
+    "config": Target(
+        write=lambda folder: (folder / "config.json").write_text(json.dumps(asdict(recipes.get("demo")))) and None,
+        read=lambda folder: read_config(folder / "config.json") and None,
+        parts=(Part(file="config.json"),),
+        error=ValueError,
+    ),
+}

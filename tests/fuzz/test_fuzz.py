@@ -1,0 +1,36 @@
+"""Damaged files are read, or refused in one line that names the file: no crash, no hang, no memory above the bound.
+
+The bounds are those of worker.py. More than here is tried by, for example,
+`FASTADAAD_FUZZ_CASES=10000 FASTADAAD_FUZZ_SEED=1 pytest tests/fuzz`.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from harness import Worker, faults
+from targets import TARGETS
+
+NUM_RANDOM = int(os.environ.get("FASTADAAD_FUZZ_CASES", "120"))  # for each file, beside those that its format gives
+SEED = int(os.environ.get("FASTADAAD_FUZZ_SEED", "0"))
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    """The process that reads."""
+    worker = Worker("targets")
+    yield worker
+    worker.close()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_valid_files_are_read(worker, tmp_path, name):
+    TARGETS[name].write(tmp_path)
+    assert worker.read(name, tmp_path) == ("", "")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_damaged_files_are_read_or_refused(worker, tmp_path, name):
+    found, counts = faults(worker, name, TARGETS[name], tmp_path, seed=SEED, num_random=NUM_RANDOM)
+    assert not found, "\n".join(found)
+    assert counts["refused"] > sum(counts.values()) / 4  # else they would be hardly damaged

@@ -1,0 +1,93 @@
+"""Reads damaged files in a process of its own, whose memory and time are bounded.
+
+`python worker.py MODULE [CPU_SECONDS SECONDS]`; MODULE has a table TARGETS. Each line of the input is the name of a
+target and a folder, with a tab between; each line of the output is an Outcome as JSON.
+"""
+
+import importlib
+import json
+import os
+import re
+import resource
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+MEMORY_BYTES = 2**30
+"""More than when it began the process may not take. An image of file_limits.IMAGE_PIXELS in RGB takes a third of it."""
+CPU_SECONDS = 10.0
+"""For each reading."""
+SECONDS = 120.0
+"""In all; whoever computes for less of them on however busy a machine, waits for something."""
+
+# What an allocation that the system refused says, in Python, torch, C++ and Rust.
+REFUSED_ALLOCATION = re.compile(
+    r"MemoryError|can't allocate memory|bad_alloc|not enough memory|[Cc]annot allocate memory"
+)
+
+
+class Outcome(NamedTuple):
+    """How one reading ended: `fault` is empty where it was read, or refused as is documented."""
+
+    fault: str
+    message: str
+
+
+def read(target, folder: Path) -> Outcome:
+    """Read the files of `target` in `folder`."""
+    try:
+        target.read(folder)
+    except target.error as error:
+        message = str(error)
+        chain = _chain(error)
+        if REFUSED_ALLOCATION.search(chain):
+            return Outcome(f"it asked for too much memory: {chain}", message)
+        if "\n" in message or "\r" in message:
+            return Outcome(f"its message has several lines: {message!r}", message)
+        if str(folder) not in message:
+            return Outcome(f"its message names no file: {message!r}", message)
+        return Outcome("", message)
+    except BaseException as error:
+        return Outcome(f"an exception that is not documented: {_chain(error)}", str(error))
+    return Outcome("", "")
+
+
+def _chain(error: BaseException | None) -> str:
+    """An exception and those that led to it."""
+    texts = []
+    while error is not None:
+        texts.append(f"{type(error).__name__}: {str(error)[:300]}")
+        error = error.__cause__ or error.__context__
+    return " <- ".join(texts)
+
+
+def _limit_memory() -> None:
+    used = 1024 * int(re.findall(r"^VmData:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)[0])
+    resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY_BYTES, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main() -> None:
+    module, *limits = sys.argv[1:]
+    cpu_seconds, seconds = map(float, limits) if limits else (CPU_SECONDS, SECONDS)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    targets = importlib.import_module(module).TARGETS
+    warnings.simplefilter("ignore")
+    _limit_memory()
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        name, folder = line.rstrip("\n").split("\t")
+        # Python handles neither signal, so that they end the process wherever it is.
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        outcome = read(targets[name], Path(folder))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(outcome), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
