@@ -4,6 +4,7 @@ import os
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from fastadaad.watchdog import Watchdog
 
 Value = TypeVar("Value")
 
+# Seconds between two looks at whether others are there.
+POLL_S = 0.05
 # Seconds that the others have to say that they are there, once one of them has lost contact.
 GRACE_S = 3.0
 # Of the timeout of a process that hangs; the others wait for it that much longer, so that it can say where it hangs.
@@ -126,7 +129,8 @@ def joined_processes(device: str, timeout_s: float) -> Iterator[Processes]:
     if uses_cuda:
         _choose_gpu(int(os.environ["LOCAL_RANK"]))
     waiting = timedelta(seconds=WAITING_SHARE * timeout_s)
-    store, rank, count = next(iter(dist.rendezvous("env://", timeout=waiting)))
+    torchruns_store, rank, count = next(iter(dist.rendezvous("env://", timeout=waiting)))
+    store = _own_part(torchruns_store, rank, count, time.monotonic() + waiting.total_seconds())
     backend = "cpu:gloo,cuda:nccl" if uses_cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=waiting)
     last_words = LastWords(store, rank, count)
@@ -142,6 +146,28 @@ def joined_processes(device: str, timeout_s: float) -> Iterator[Processes]:
         _joined = None
         watchdog.stop()
         dist.destroy_process_group()
+
+
+def _own_part(store: dist.Store, rank: int, count: int, deadline: float) -> dist.Store:
+    """The part of `store` that is of these processes alone.
+
+    torchrun's store may outlive a restart, with the addresses of processes that are gone in it, and its count of
+    restarts is not the same on all nodes. So each process draws a name, the first one's is that of the part, and the
+    first one lists whom it has met: who finds itself in the list knows that the name is not an old one. Raises
+    TimeoutError after `deadline` (of time.monotonic).
+    """
+    own = uuid.uuid4().hex
+    if rank == 0:
+        store.set("part", own)
+        store.set(f"{own}/met", " ".join(store.get(f"{own}/{other}").decode() for other in range(1, count)))
+        return dist.PrefixStore(own, store)
+    while time.monotonic() < deadline:
+        part = store.get("part").decode()
+        store.set(f"{part}/{rank}", own)
+        if store.check([f"{part}/met"]) and own.encode() in store.get(f"{part}/met"):
+            return dist.PrefixStore(part, store)
+        time.sleep(POLL_S)
+    raise TimeoutError(f"rank {rank} has not met the other processes: are all of them started, by the same line?")
 
 
 def _choose_gpu(local_rank: int) -> None:
@@ -181,7 +207,7 @@ class LastWords:
         missing = set(range(self._count))
         while missing and time.monotonic() < deadline:
             missing = {rank for rank in missing if not self._is_set(f"noticed/{rank}")}
-            time.sleep(0.1)
+            time.sleep(POLL_S)
         return sorted(missing)
 
     def _end(self, text: str, code: int) -> NoReturn:

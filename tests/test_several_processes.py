@@ -1,5 +1,6 @@
 """Several processes train what one trains; one that is lost ends the others, and torchrun brings the run back."""
 
+import csv
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from rich.console import Console
 from tiny_runs import save_teacher, tiny_run
 from torch import Tensor
 
-from fastadaad import InnerConfig, methods
+from fastadaad import InnerConfig, cli, methods
 from fastadaad.builders import build_model
 from fastadaad.config import ModelConfig, OptimConfig, RunConfig
 from fastadaad.evaluation import evaluate
@@ -174,6 +175,21 @@ def test_an_evaluation_in_shards_counts_what_one_process_counts(two_processes, t
         threat_model=config.evaluation.threat_model,
     )
     assert read_metrics(two_processes / "pgd-at")[-1]["natural_accuracy"] == natural.accuracy
+
+
+def test_the_command_evaluate_gives_the_same_table_by_two_processes(two_processes, tmp_path):
+    """Of attacks without a random start; the images, 101 of them, cannot be halved."""
+    words = ["evaluate", str(two_processes / "pgd-at"), "--attacks", "natural,fgsm", "-n", "101", "--csv"]
+    assert cli.main([*words, str(tmp_path / "one.csv")]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fastadaad"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *words, str(tmp_path / "two.csv")], env=environment, check=True, timeout=TIME_LIMIT_S)
+    one, two = (
+        [(row["attack"], row["num_images"], row["accuracy"]) for row in csv.DictReader(path.read_text().splitlines())]
+        for path in (tmp_path / "one.csv", tmp_path / "two.csv")
+    )
+    assert one == two
+    assert [row[:2] for row in one] == [("natural", "101"), ("fgsm", "101")]
 
 
 FAULT = {"rank": 1, "step": 5}

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     with joined_processes(config.device, config.rank_timeout_s) as processes:
         if not processes.is_first:
             console = Console(quiet=True)
-        resume = arguments.resume or restarted_by_torchrun()
+        resume = arguments.resume or any(processes.gathered(restarted_by_torchrun()))
         folder = None
         if processes.is_first:
             folder = choose_run_folder(arguments.run_folder, config, resume=resume, say=console.print)
