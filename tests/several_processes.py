@@ -58,7 +58,7 @@ def run_task(folder: Path, task: dict, rank: int) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    with joined_processes("cpu", float(os.environ.get("RANK_TIMEOUT_S", "60"))) as processes:
+    with joined_processes(os.environ.get("DEVICE", "cpu"), float(os.environ.get("RANK_TIMEOUT_S", "60"))) as processes:
         for task in json.loads((folder / "tasks.json").read_text()):
             run_task(folder, task, processes.rank)
 

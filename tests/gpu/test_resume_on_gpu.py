@@ -1,0 +1,95 @@
+"""Runs that go on, NaN, and several processes on CUDA devices."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from tiny_runs import save_teacher, tiny_run
+
+from fastadaad import NonFiniteError
+from fastadaad.config import OptimConfig, RunConfig
+from fastadaad.trainer import Trainer
+
+SCRIPT = Path(__file__).parents[1] / "several_processes.py"
+
+
+def config_on_gpu(folder: Path, mode: str, **changes) -> RunConfig:
+    optim = OptimConfig(epochs=2, learning_rate=0.05, ema_decay=0.9)
+    teacher = save_teacher(folder / "teacher.safetensors")
+    return tiny_run(
+        **{"method": "adaad", "teacher": teacher, "optim": optim, "device": "cuda", "mode": mode, "checkpoint_every": 1}
+        | changes
+    )
+
+
+def trainer(config: RunConfig, folder: Path, *, resume: bool = False) -> Trainer:
+    return Trainer(config, folder, Console(file=io.StringIO(), width=200), resume=resume)
+
+
+def before_step(run: Trainer, step: int, act) -> None:
+    take_step = run.distiller.step
+
+    def step_after_act(x_natural, *arguments, **options):
+        if run.state.step == step:
+            x_natural = act(x_natural)
+        return take_step(x_natural, *arguments, **options)
+
+    run.distiller.step = step_after_act
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled", "graph"])
+def test_a_run_goes_on_where_it_stopped(tmp_path, mode):
+    config = config_on_gpu(tmp_path, mode)
+    whole = trainer(config, tmp_path / "whole")
+    whole.train()
+
+    def die(x_natural):
+        raise KeyboardInterrupt
+
+    run = trainer(config, tmp_path / "stopped")
+    before_step(run, 5, die)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    resumed = trainer(config, tmp_path / "stopped", resume=True)
+    assert resumed.state.step == 5
+    resumed.train()
+    for name, tensor in whole.state.student.state_dict().items():
+        torch.testing.assert_close(resumed.state.student.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled", "graph"])
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_nan_is_found_or_left_out(tmp_path, mode, on_nonfinite):
+    run = trainer(config_on_gpu(tmp_path, mode, on_nonfinite=on_nonfinite), tmp_path / "run")
+    before_step(run, 5, lambda x_natural: torch.full_like(x_natural, torch.nan))
+    if on_nonfinite == "stop":
+        with pytest.raises(NonFiniteError, match="step 6: NaN or inf in x_natural"):
+            run.train()
+    else:
+        run.train()
+        assert run.state.rows[-1]["skipped_updates"] == 1
+        assert all(tensor.isfinite().all() for tensor in run.state.student.state_dict().values())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed")
+@pytest.mark.parametrize("batch_norm", ["sync", "local"])
+def test_two_gpus_train_one_student_by_nccl(tmp_path, batch_norm):
+    config = replace(config_on_gpu(tmp_path, "eager"), batch_norm=batch_norm)
+    (tmp_path / "run.json").write_text(json.dumps(asdict(config)))
+    (tmp_path / "tasks.json").write_text(json.dumps([{"name": "run"}]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT, tmp_path]
+    subprocess.run(command, env=os.environ | {"DEVICE": "cuda"}, check=True, timeout=300)
+    students = [torch.load(tmp_path / f"run-rank{rank}.pt", map_location="cpu") for rank in (0, 1)]
+    assert all(torch.equal(tensor, students[1][name]) for name, tensor in students[0].items())
+    if batch_norm == "sync":
+        alone = trainer(config, tmp_path / "alone")
+        alone.train()
+        for name, tensor in alone.state.student.state_dict().items():
+            torch.testing.assert_close(students[0][name], tensor.cpu(), rtol=1e-2, atol=1e-3)
