@@ -23,6 +23,10 @@ class Form:
     compiled: bool = False
     """Whether it is going to be compiled, which decides the layout `auto`."""
 
+    def __post_init__(self) -> None:
+        if self.layout not in ("auto", *FORMATS):
+            raise ValueError(f"layout is {self.layout!r}: choose auto, {' or '.join(FORMATS)}")
+
 
 class _Twin:
     """A twin, or None where the network cannot be folded, and the tensors that it was made from.

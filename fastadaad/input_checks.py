@@ -25,6 +25,9 @@ _known: weakref.WeakKeyDictionary[nn.Module, set[tuple]] = weakref.WeakKeyDictio
 
 def check_batch(x_natural: Tensor, labels: Tensor | None) -> None:
     """x_natural is fp32 [B, C, H, W], labels int64 [B] or None. Raises ValueError; reads no value."""
+    for name, given in {"x_natural": x_natural, **({} if labels is None else {"labels": labels})}.items():
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{name} is a {type(given).__name__}: give a tensor, such as torch.as_tensor({name})")
     if x_natural.dim() != 4:
         raise ValueError(f"x_natural has shape {list(x_natural.shape)}: give images [B, C, H, W]")
     if not x_natural.is_floating_point():
@@ -63,10 +66,10 @@ def check_first_call(
     if facts in known or not len(x_natural):
         return
     check_radius(inner.threat_model, x_natural.shape[1:])
-    num_classes = _num_classes("student", networks[0], x_natural)
+    num_classes = logits_of("student", networks[0], x_natural[:1]).shape[1]
     if teacher is not None:
         assert networks[1] is not None
-        check_same_classes(num_classes, _num_classes("teacher", networks[1], x_natural))
+        check_same_classes(num_classes, logits_of("teacher", networks[1], x_natural[:1]).shape[1])
     check_values(x_natural, labels, num_classes, lower=min(inner.lower, 0.0), upper=max(inner.upper, 1.0))
     known.add(facts)
 
@@ -91,9 +94,14 @@ def check_same_classes(num_student_classes: int, num_teacher_classes: int) -> No
 
 
 def check_values(
-    x_natural: Tensor, labels: Tensor | None, num_classes: int, *, lower: float = 0.0, upper: float = 1.0
+    x_natural: Tensor,
+    labels: Tensor | None = None,
+    num_classes: int = 0,
+    *,
+    lower: float = 0.0,
+    upper: float = 1.0,
 ) -> None:
-    """Pixels lie in [lower, upper] and labels in 0..num_classes - 1. Raises ValueError; waits for the device once.
+    """Pixels lie in [lower, upper], labels in 0..num_classes - 1. Raises ValueError; waits for the device once.
 
     NaN passes: it may come in any step, and who looks for it in every step says in which it came.
     """
@@ -114,22 +122,25 @@ def check_values(
             )
 
 
-def check_logits(name: str, logits: object) -> Tensor:
-    """`logits`, where they are [B, N]. Raises ValueError."""
+def logits_of(name: str, network: nn.Module, x_natural: Tensor) -> Tensor:
+    """The logits [B, N] of `network` in eval mode, without gradient. Raises ValueError where it gives none."""
+    from fastadaad.inner_maximization import frozen  # here, as that module imports this one
+
+    try:
+        with torch.no_grad(), frozen(network):
+            logits = network(x_natural)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{name} cannot take images {list(x_natural.shape[1:])} ({reason}): give images and networks for each other"
+        ) from error
     if not isinstance(logits, Tensor):
         raise ValueError(f"{name} returns {type(logits).__name__}: let it return its logits [B, N] alone")
     if logits.dim() != 2:
         raise ValueError(f"{name} returns logits of shape {list(logits.shape)}: let it return [B, N], one per class")
     return logits
-
-
-def _num_classes(name: str, network: nn.Module, x_natural: Tensor) -> int:
-    """From the logits of one image, in eval mode."""
-    from fastadaad.inner_maximization import frozen
-
-    # A network that runs as it is may be in train mode.
-    with torch.no_grad(), frozen(network):
-        return check_logits(name, network(x_natural[:1])).shape[1]
 
 
 def _pixel_remedy(least: float, most: float) -> str:

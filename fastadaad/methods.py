@@ -73,7 +73,9 @@ class Method:
             raise ValueError(f"labels are missing: method {self.name} needs them")
 
     def require_parts(self, micro_batch: int | None) -> None:
-        """Raises ValueError where batches are to be taken in parts and their loss is no mean over images."""
+        """Raises ValueError for parts of no image, and where the loss of a batch is no mean over its images."""
+        if micro_batch is not None and micro_batch < 1:
+            raise ValueError(f"micro_batch is {micro_batch}: it must be 1 or more, or left out")
         if micro_batch is not None and not self.mean_over_images:
             raise ValueError(
                 f"method {self.name} weights an image by the others of its batch, which cannot be taken in parts: "

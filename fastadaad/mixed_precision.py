@@ -84,6 +84,8 @@ def _give_first_momenta(optimizer: torch.optim.Optimizer) -> None:
 
 
 def check_awp(precision: Precision, awp_gamma: float) -> None:
-    """Raises ValueError for AWP in fp16, where an infinite gradient would perturb weights into NaN."""
+    """Raises ValueError for a negative gamma, and for AWP in fp16, where an infinite gradient makes NaN of weights."""
+    if not awp_gamma >= 0:
+        raise ValueError(f"awp_gamma is {awp_gamma}: it must be 0 or more")
     if precision == "fp16" and awp_gamma:
         raise ValueError("AWP follows gradients, which may be infinite in fp16: set precision.student to bf16")

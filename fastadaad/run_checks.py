@@ -12,8 +12,7 @@ from fastadaad.config import RunConfig
 from fastadaad.data import Augmentation, Pipeline
 from fastadaad.data.dataset import image_shape
 from fastadaad.evaluation import AttackResult, evaluate
-from fastadaad.inner_maximization import frozen
-from fastadaad.input_checks import check_batch, check_logits, check_radius, check_values
+from fastadaad.input_checks import check_batch, check_radius, check_values, logits_of
 from fastadaad.training_data import TrainingData
 
 NUM_ASKED = 16  # images of which a network's logits are looked at
@@ -91,8 +90,7 @@ def _check_batch(data: TrainingData, x_natural: Tensor, labels: Tensor) -> None:
 
 def _check_network(name: str, network: nn.Module, x_natural: Tensor, data: TrainingData) -> None:
     """Its logits are finite, and as many as the data set has classes."""
-    with torch.no_grad(), frozen(network):
-        logits = check_logits(name, network(x_natural[:NUM_ASKED]))
+    logits = logits_of(name, network, x_natural[:NUM_ASKED])
     if logits.shape[1] != data.num_classes:
         raise ValueError(
             f"{name} has {logits.shape[1]} classes and data set {data.dataset.name} has {data.num_classes}: student, "

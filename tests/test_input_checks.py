@@ -43,6 +43,9 @@ MISTAKES = {
     "0..255": (lambda s, t, x, y: (s, t, 255 * x, y), "outside [0, 1]: divide them by 255"),
     "normalised": (lambda s, t, x, y: (s, t, 4 * x - 2, y), "normalise inside the network"),
     "no batch": (lambda s, t, x, y: (s, t, x[0], y), "x_natural has shape [3, 8, 8]: give images"),
+    "list": (lambda s, t, x, y: (s, t, x.tolist(), y), "x_natural is a list: give a tensor"),
+    "grey": (lambda s, t, x, y: (s, t, x[:, :1], y), "student cannot take images [1, 8, 8]"),
+    "thin": (lambda s, t, x, y: (s, t, x[..., :1], y), "student cannot take images [3, 8, 1]"),
     "classes": (lambda s, t, x, y: (s, wide(t), x, y), "student has 5 classes and teacher 6: give both networks"),
     "tuple": (
         lambda s, t, x, y: (nn.Sequential(s, Twice()), t, x, y),

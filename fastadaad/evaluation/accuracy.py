@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fastadaad.evaluation.autoattack import PartAttack
 from fastadaad.evaluation.survival import Keeper, attack_survivors, fingerprint
 from fastadaad.folding import fold
 from fastadaad.inner_maximization import frozen
+from fastadaad.input_checks import check_values
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Progress = Callable[[str, int], None]
@@ -79,7 +80,7 @@ def evaluate(
     in its own; the caller may be in any grad mode or in inference mode. `progress(part, num_images)` is called after
     each batch of each part of an attack. In the folder `state` the attacks in parts keep what they have done, so that
     they go on from there. Raises ValueError for an unknown attack (before anything runs), one that does not fit the
-    threat model, or no images.
+    threat model, no images, or pixels outside [0, 1] in the first batch.
     """
     specs = [parse_attack(name) for name in attacks]
     check_attacks([spec.name for spec in specs], threat_model)
@@ -91,10 +92,11 @@ def evaluate(
             # One per restart, so that more restarts only add to the starts of fewer.
             generators = [torch.Generator(device).manual_seed(seed + restart) for restart in range(num_restarts)]
             attack = spec.parts[0][1]
+            checked = _checked(batches())
             if isinstance(attack, GradientAttack):  # then it is the only part
-                measured = _on_batches(model, attack, threat_model, batches(), generators, spec.name, progress)
+                measured = _on_batches(model, attack, threat_model, checked, generators, spec.name, progress)
             else:
-                measured = _on_survivors(model, spec, threat_model, batches(), generators, progress, state)
+                measured = _on_survivors(model, spec, threat_model, checked, generators, progress, state)
             results.append(
                 AttackResult(
                     attack=spec.name,
@@ -105,6 +107,13 @@ def evaluate(
                 )
             )
     return results
+
+
+def _checked(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    for number, (x_natural, labels) in enumerate(batches):
+        if number == 0 and len(labels):
+            check_values(x_natural)
+        yield x_natural, labels
 
 
 def _no_images() -> ValueError:

@@ -51,9 +51,12 @@ def load_model(
     Names: cnn-<channels> for images of 16 pixels and more, cnn-<channels>-s1 for smaller ones, rescnn-<channels>,
     resnet18, resnet34, preactresnet18, mobilenet-v2, wrn-<depth>-<width>, and timm/<name> for any network of timm.
     Weights are read from `checkpoint`, or drawn with torch's global generator. `mean` and `std` normalise the pixels
-    inside the model; a checkpoint that has a normalisation brings its own. Raises ValueError for an unknown name and
-    WeightsError for a checkpoint that does not fit.
+    inside the model; a checkpoint that has a normalisation brings its own. Raises ValueError for an unknown name or a
+    number below 1, and WeightsError for a checkpoint that does not fit.
     """
+    for setting, number in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if number < 1:
+            raise ValueError(f"{setting} is {number}: it must be 1 or more")
     model = _construct(name, num_classes=num_classes, in_channels=in_channels, mean=mean, std=std)
     if checkpoint is not None:
         load_weights(model, checkpoint)
