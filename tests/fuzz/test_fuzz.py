@@ -11,7 +11,7 @@ import pytest
 from harness import Worker, faults
 from targets import TARGETS
 
-NUM_RANDOM = int(os.environ.get("FASTADAAD_FUZZ_CASES", "120"))  # for each file, beside those that its format gives
+NUM_RANDOM = int(os.environ.get("FASTADAAD_FUZZ_CASES", "200"))  # for each file, beside those that its format gives
 SEED = int(os.environ.get("FASTADAAD_FUZZ_SEED", "0"))
 
 
