@@ -1,11 +1,13 @@
-"""A guard for Triton's interpreter: every address that a kernel loads or stores must lie inside a tensor of its launch.
+"""A guard for Triton's interpreter: what a kernel loads or stores must be an element of a tensor of its launch.
 
 For the time of a launch each tensor moves into a buffer of its own with a margin on both sides, so that an
 overrun ends in a margin and not unseen in a neighbouring tensor.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -13,64 +15,98 @@ import torch
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
 MARGIN_BYTES = 1 << 20
+# What touches memory -> where its pointers and its mask are among the arguments; None: it touches all of them.
+ACCESSES = {
+    "create_load": (0, None),
+    "create_store": (0, None),
+    "create_masked_load": (0, 1),
+    "create_masked_store": (0, 2),
+    "create_atomic_rmw": (1, 3),
+    "create_atomic_cas": (0, None),
+}
 
 
 class OutOfBoundsError(Exception):
     """A kernel touched memory outside the tensors of its launch."""
 
 
-def _span(tensor: torch.Tensor) -> int:
-    """Elements between the first and the last one of a tensor in memory, both included; 0 for an empty tensor."""
-    if tensor.numel() == 0:
-        return 0
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+@dataclass(frozen=True)
+class Launch:
+    """A launch that the guard has seen."""
+
+    kernel: str
+    arguments: tuple[Any, ...]
+    repeat: Callable[..., None]
+    """Once more, with the arguments that are given."""
+
+
+def _offsets(tensor: torch.Tensor) -> np.ndarray:
+    """Of all elements, from the first one in memory, in elements."""
+    offsets = np.zeros((), np.int64)
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        offsets = offsets[..., None] + stride * np.arange(size)
+    return np.unique(offsets)
 
 
 def _with_margins(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor's values and strides in the middle of a new buffer."""
     margin = MARGIN_BYTES // tensor.element_size()
-    buffer = torch.zeros(_span(tensor) + 2 * margin, dtype=tensor.dtype)
+    span = _offsets(tensor).max(initial=-1) + 1
+    buffer = torch.zeros(int(span) + 2 * margin, dtype=tensor.dtype)
     moved = torch.as_strided(buffer, tensor.shape, tensor.stride(), margin)
     return moved.copy_(tensor)
 
 
-def _check(pointers, mask, tensors: list[torch.Tensor]) -> None:
-    addresses = pointers.data[mask.data.astype(bool)].astype(np.int64)
-    inside = np.zeros(addresses.shape, dtype=bool)
-    for tensor in tensors:
-        size = tensor.element_size()
-        first = tensor.data_ptr()
-        inside |= (addresses >= first) & (addresses <= first + (_span(tensor) - 1) * size)
-    if not inside.all():
-        raise OutOfBoundsError(f"{(~inside).sum()} of {inside.size} addresses are outside the tensors of the launch")
+def _addresses(tensors: list[torch.Tensor]) -> np.ndarray:
+    """Of all elements, in order."""
+    found = [tensor.data_ptr() + tensor.element_size() * _offsets(tensor) for tensor in tensors]
+    return np.sort(np.concatenate([np.zeros(0, np.int64), *found]))
+
+
+def _check(pointers: np.ndarray, allowed: np.ndarray) -> None:
+    """`allowed`: in order."""
+    addresses = pointers.astype(np.int64)
+    outside = np.append(allowed, -1)[np.searchsorted(allowed, addresses)] != addresses
+    if outside.any():
+        raise OutOfBoundsError(f"{outside.sum()} of {outside.size} addresses are outside the tensors of the launch")
 
 
 @contextmanager
-def bounds_guard() -> Iterator[None]:
-    """Within it each interpreted launch raises (with OutOfBoundsError in its message) where it leaves its tensors."""
-    launch = GridExecutor.__call__
-    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
-    tensors = []
+def bounds_guard() -> Iterator[list[Launch]]:
+    """Within it each interpreted launch raises (with OutOfBoundsError in its message) where it leaves its tensors.
 
-    def guarded_launch(executor, *args, **kwargs):
-        moved = {id(a): _with_margins(a) for a in args if isinstance(a, torch.Tensor)}
-        tensors[:] = moved.values()
-        launch(executor, *(moved.get(id(a), a) for a in args), **kwargs)
-        for argument in args:
-            if isinstance(argument, torch.Tensor):
-                argument.copy_(moved[id(argument)])
+    Yields the launches, of which there are more and more.
+    """
+    launch, launches = GridExecutor.__call__, []
+    allowed = np.zeros(0, np.int64)
 
-    def guarded_load(builder, pointers, mask, *rest):
-        _check(pointers, mask, tensors)
-        return load(builder, pointers, mask, *rest)
+    def guarded_launch(executor, *arguments, **options):
+        nonlocal allowed
+        launches.append(
+            Launch(executor.fn.__name__, arguments, lambda *changed: guarded_launch(executor, *changed, **options))
+        )
+        tensors = [a for a in (*arguments, *options.values()) if isinstance(a, torch.Tensor)]
+        moved = {id(tensor): _with_margins(tensor) for tensor in tensors}
+        allowed = _addresses(list(moved.values()))
+        launch(
+            executor,
+            *(moved.get(id(a), a) for a in arguments),
+            **{name: moved.get(id(a), a) for name, a in options.items()},
+        )
+        for tensor in tensors:
+            tensor.copy_(moved[id(tensor)])
 
-    def guarded_store(builder, pointers, value, mask, *rest):
-        _check(pointers, mask, tensors)
-        return store(builder, pointers, value, mask, *rest)
+    def guarded(access: Callable, pointers: int, mask: int | None) -> Callable:
+        def checked(builder, *arguments, **options):
+            touched = arguments[pointers].data
+            _check(touched if mask is None else touched[arguments[mask].data.astype(bool)], allowed)
+            return access(builder, *arguments, **options)
 
-    with (
-        mock.patch.object(GridExecutor, "__call__", guarded_launch),
-        mock.patch.object(InterpreterBuilder, "create_masked_load", guarded_load),
-        mock.patch.object(InterpreterBuilder, "create_masked_store", guarded_store),
-    ):
-        yield
+        return checked
+
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(GridExecutor, "__call__", guarded_launch))
+        for name, places in ACCESSES.items():
+            access = guarded(getattr(InterpreterBuilder, name), *places)
+            patches.enter_context(mock.patch.object(InterpreterBuilder, name, access))
+        yield launches

@@ -12,15 +12,15 @@ collect_ignore = [] if INTERPRETED else ["test_bounds.py"]  # the guard is the i
 
 
 @pytest.fixture(autouse=True)
-def guarded_kernels() -> Iterator[None]:
-    """Guard every interpreted launch; numpy's warnings about inf - inf are no news where infinities are tested."""
+def guarded_kernels() -> Iterator[list]:
+    """Guard every interpreted launch, and list them; numpy's warnings about inf - inf are no news."""
     if not INTERPRETED:
-        yield
+        yield []
         return
     from bounds import bounds_guard
 
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"), bounds_guard():
-        yield
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"), bounds_guard() as launches:
+        yield launches
 
 
 @pytest.fixture
