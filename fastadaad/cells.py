@@ -22,6 +22,7 @@ from fastadaad.builders import build_model, build_teacher, resolve_device
 from fastadaad.checkpoint import write_atomically
 from fastadaad.config import EvaluationConfig, ModelConfig, RunConfig
 from fastadaad.evaluation import AttackResult
+from fastadaad.run_checkpoint import checkpoint_paths
 from fastadaad.run_evaluation import evaluate_on_test_set
 from fastadaad.run_facts import place, sha256_of, training_facts
 from fastadaad.trainer import Trainer
@@ -91,7 +92,7 @@ class Cell:
         """Train to the end, unless that was done before or the cell is a teacher's."""
         if self.is_teacher or self.training is not None:
             return
-        result = Trainer(self.config, self.folder, console, resume=True).train()
+        result = Trainer(self.config, self.folder, console, resume=bool(checkpoint_paths(self.folder))).train()
         # The graphs of one run are of no use to the next, and torch.compile keeps only a few of them per function.
         torch.compiler.reset()
         training = Training(best_epoch=result.best_epoch, images_per_s=result.images_per_s, seconds=result.seconds)

@@ -122,8 +122,8 @@ class Trainer:
         self._counts = Counts(**kept["counts"])
         if self.processes.rank < len(kept["random_states"]):
             self._random_states = kept["random_states"][self.processes.rank]
-        steps = f"step {self.state.step}, in epoch {self.state.epoch + 1} of {self.config.optim.epochs}"
-        self._say(f"going on from {checkpoint.path}: {steps}")
+        place = f"step {self.state.step}, in epoch {self.state.epoch + 1} of {self.config.optim.epochs}"
+        self._say(f"going on from {checkpoint.path}: {'finished' if self._is_finished() else place}")
 
     def _check_same_run(self, checkpoint: RunCheckpoint) -> None:
         """Raises CheckpointError where another run left the checkpoint; says what may make a difference in rounding."""
