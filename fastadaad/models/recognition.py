@@ -32,6 +32,8 @@ def recognize(weights: Mapping[str, Tensor]) -> list[Recognized]:
     stem = next((weights[name] for name in ("conv1.weight", "features.0.0.weight") if name in weights), None)
     if classifier is None or stem is None or classifier.dim() != 2 or stem.dim() != 4:
         return []
+    if not all(tensor.numel() for tensor in weights.values()):  # whose other sizes may be any number
+        return []
     num_classes, in_channels = len(classifier), stem.shape[1]
     return [
         Recognized(name=name, num_classes=num_classes, in_channels=in_channels)

@@ -194,3 +194,14 @@ def test_every_listed_teacher_is_a_network_of_ours():
             load_model(network)
     assert len({(teacher.name, teacher.data) for teacher in ROBUST_TEACHERS}) == len(ROBUST_TEACHERS)
     assert all(teacher.autoattack < teacher.natural for teacher in ROBUST_TEACHERS)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 3, 3), (2**62, 0, 3, 3), (16, 0, 2**62, 1), (0, 0, 0, 0)], ids=str)
+@pytest.mark.parametrize("name", ["conv1.weight", "block1.layer.0.conv1.weight", "fc.weight"])
+def test_no_network_has_a_tensor_without_elements(name, shape):
+    """Its other sizes would be those of the network that is tried."""
+    state = {key.removeprefix("module."): tensor for key, tensor in published().items()}
+    assert recognize(state)
+    assert name in state
+    state[name] = torch.empty(shape[: state[name].dim()])
+    assert recognize(state) == []
