@@ -12,6 +12,7 @@ import torch
 import fastadaad
 from fastadaad.config import DataConfig, RunConfig
 from fastadaad.data.datasets import OWN_DATASETS
+from fastadaad.models.checkpoint_reading import check_is_file
 from fastadaad.weights import checkpoint_path
 
 # The item of a checkpoint's facts that tells the images; a configuration only names them.
@@ -40,8 +41,12 @@ def training_facts(config: RunConfig) -> dict[str, Any]:
 
 
 def sha256_of(checkpoint: str | None) -> str | None:
-    """Of the contents of a file of weights, named as in a ModelConfig."""
-    return None if checkpoint is None else hashlib.sha256(checkpoint_path(checkpoint).read_bytes()).hexdigest()
+    """Of the contents of a file of weights, named as in a ModelConfig. Raises ValueError where there is none."""
+    if checkpoint is None:
+        return None
+    path = checkpoint_path(checkpoint)
+    check_is_file(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def place(data: DataConfig) -> str | None:

@@ -91,15 +91,20 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     return read_checkpoint(path).weights
 
 
+def check_is_file(path: Path) -> None:
+    """Raises WeightsError where there is no file of that name."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise WeightsError(f"{path} {what}: give a .safetensors, .pt or .pth file")
+
+
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """As read_state_dict, with what is known about where they were. See checkpoint_names.py for what it understands."""
     # Imported here: all of fastadaad.data comes with it.
     from fastadaad.data.file_checks import is_web_page
 
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise WeightsError(f"{path} {what}: give a .safetensors, .pt or .pth file")
+    check_is_file(path)
     if is_web_page(path):
         raise WeightsError(f"{path} is a web page and no weights: fetch the file itself, not the page about it")
     content, entry = unwrap(_read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_save(path))
