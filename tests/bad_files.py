@@ -1,0 +1,183 @@
+"""Files as they are when something went wrong with them, in one folder for a whole table of tests."""
+
+import gzip
+import json
+import os
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from data.image_trees import write_tree
+from tiny_runs import save_teacher, tiny_run
+from torch import nn
+
+from fastadaad import load_model
+from fastadaad.checkpoint import save_weights
+from fastadaad.config import RunConfig
+
+WEB_PAGE = b"<!DOCTYPE html>\n<html><title>404 Not Found</title></html>\n"
+IDX_FILES = {
+    "train-images-idx3-ubyte": (8, 28, 28),
+    "train-labels-idx1-ubyte": (8,),
+    "t10k-images-idx3-ubyte": (4, 28, 28),
+    "t10k-labels-idx1-ubyte": (4,),
+}
+
+
+class Code:
+    """Unpickled, it would leave a file behind."""
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("code-was-run",)
+
+
+def write_bad_files(folder: Path) -> RunConfig:
+    """Everything below, and good files to compare with; returns a run that is good but for them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        teacher = save_teacher(folder / "teacher.safetensors")
+        _save(folder / "other_teacher.safetensors", load_model("cnn-6-s1", in_channels=1))
+        _write_weights(folder)
+    run = tiny_run(method="adaad", teacher=teacher)
+    _write_npz(folder)
+    _write_idx(folder)
+    _write_image_folders(folder)
+    _write_runs(folder, run)
+    (folder / "empty").mkdir()
+    (folder / "notes.txt").write_text("not a recipe\n")
+    for name in ("full.csv", "full.json", "full.png"):
+        (folder / name).symlink_to("/dev/full")
+    return run
+
+
+def _write_weights(folder: Path) -> None:
+    """By names that tell what is wrong; each a .safetensors, a .pt or both."""
+    good = (folder / "teacher.safetensors").read_bytes()
+    state_dict = load_model("cnn-6-s1", in_channels=1).state_dict()
+    torch.save(state_dict, folder / "whole.pt")
+    saved = (folder / "whole.pt").read_bytes()
+    for name, content in {
+        "page.safetensors": WEB_PAGE,
+        "page.pt": WEB_PAGE,
+        "empty.safetensors": b"",
+        "empty.pt": b"",
+        "cut.safetensors": good[:-7],
+        "cut.pt": saved[: len(saved) // 2],
+        "flipped.safetensors": bytes([*good[:7], good[7] ^ 0x40, *good[8:]]),  # in the length of its header
+        "flipped.pt": saved.replace(b"PK\x01\x02", b"PK\x01\x42"),
+        "text.pt": b"to be done\n",
+        "renamed.safetensors": saved,
+    }.items():
+        (folder / name).write_bytes(content)
+    torch.save({"state_dict": Code()}, folder / "code.pt")
+    torch.save([1, 2, 3], folder / "list.pt")
+    torch.save({"epoch": 3}, folder / "no_weights.pt")
+    torch.save(nn.Linear(2, 2), folder / "module.pt")
+    (folder / "folder.pt").mkdir()
+    _save(folder / "wider.safetensors", load_model("cnn-8-s1", in_channels=1))
+    _save(folder / "hundred.safetensors", load_model("cnn-6-s1", num_classes=100, in_channels=1))
+    _save(folder / "colour.safetensors", load_model("cnn-6-s1"))
+    broken = load_model("cnn-6-s1", in_channels=1)
+    nn.init.constant_(broken.fc.weight, torch.nan)
+    _save(folder / "nan.safetensors", broken)
+    torch.save({name: tensor for name, tensor in state_dict.items() if name != "fc.bias"}, folder / "name_less.pt")
+    torch.save(state_dict | {"head.weight": torch.zeros(1)}, folder / "name_more.pt")
+
+
+def _save(path: Path, network: nn.Module) -> None:
+    save_weights(path, network)
+
+
+def _write_npz(folder: Path) -> None:
+    """Extra images for the digits."""
+    images, labels = np.zeros((6, 8, 8, 1), np.uint8), np.arange(6)
+    np.savez(folder / "good.npz", image=images, label=labels)
+    good = (folder / "good.npz").read_bytes()
+    (folder / "page.npz").write_bytes(WEB_PAGE)
+    (folder / "empty.npz").write_bytes(b"")
+    (folder / "cut.npz").write_bytes(good[: len(good) // 2])
+    np.savez(folder / "no_labels.npz", image=images)
+    np.savez(folder / "colour.npz", image=np.zeros((6, 8, 8, 3), np.uint8), label=labels)
+    np.savez(folder / "floats.npz", image=images / 255, label=labels)
+    np.savez(folder / "label_10.npz", image=images, label=labels + 5)
+    np.savez(folder / "label_less.npz", image=images, label=labels[1:])
+    np.savez(folder / "objects.npz", image=images, label=np.array([Code()] * 6, dtype=object))
+    with zipfile.ZipFile(folder / "huge.npz", "w") as archive:
+        for name, shape in (("image", (2**40, 8, 8, 1)), ("label", (2**40,))):
+            with archive.open(f"{name}.npy", "w") as file:
+                kind = "|u1" if name == "image" else "<i8"
+                np.lib.format.write_array_header_1_0(
+                    file, {"descr": kind, "fortran_order": False, "shape": shape}
+                )  # fmt: skip
+
+
+def _write_idx(folder: Path) -> None:
+    """Sets like Fashion-MNIST, of which one file each is bad."""
+    bad: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+        "idx_page": ("train-images-idx3-ubyte", lambda content: WEB_PAGE),
+        "idx_cut": ("train-images-idx3-ubyte", lambda content: content[:-1]),
+        "idx_long": ("t10k-images-idx3-ubyte", lambda content: content + b"\0"),
+        "idx_header": ("train-labels-idx1-ubyte", lambda content: content[:6]),
+        "idx_foreign": ("t10k-labels-idx1-ubyte", lambda content: b"\x89PNG" + content[4:]),
+        "idx_label_10": ("train-labels-idx1-ubyte", lambda content: content[:-1] + b"\x0a"),
+        "idx_huge": ("train-images-idx3-ubyte", lambda content: content[:4] + struct.pack(">I", 2**31) + content[8:]),
+        "idx_gzip": ("t10k-images-idx3-ubyte", lambda content: gzip.compress(content)[:-20]),
+    }
+    for name, (changed, change) in bad.items():
+        (folder / name).mkdir()
+        for file_name, shape in IDX_FILES.items():
+            content = struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape) + bytes(np.prod(shape))
+            (folder / name / file_name).write_bytes(change(content) if file_name == changed else content)
+
+
+def _write_image_folders(folder: Path) -> None:
+    """Sets of image files, each with one thing wrong."""
+    write_tree(folder / "images")
+    (write_tree(folder / "page_images") / "train" / "cat" / "a.png").write_bytes(WEB_PAGE)
+    (write_tree(folder / "empty_image") / "train" / "dog" / "a.png").write_bytes(b"")
+    (write_tree(folder / "empty_class") / "train" / "emu").mkdir()
+    other = write_tree(folder / "other_classes")
+    (other / "test" / "dog").rename(other / "test" / "wolf")
+    (folder / "no_test" / "train").mkdir(parents=True)
+    (folder / "flat" / "train").mkdir(parents=True)
+    (folder / "flat" / "test").mkdir()
+    (folder / "flat" / "train" / "a.png").write_bytes((folder / "images" / "train" / "cat" / "a.png").read_bytes())
+    for name, content in {
+        "pack_page": WEB_PAGE,
+        "pack_list": b"[1, 2]",
+        "pack_cut": b'{"origin": {"image_size": 8,',
+        "pack_huge": b'{"origin": {"image_size": 1e300}}',
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "pack.json").write_bytes(content)
+    (folder / "pack_begun").mkdir()
+    (folder / "pack_begun" / "packing.jsonl").write_bytes(b"")
+
+
+def _write_runs(folder: Path, run: RunConfig) -> None:
+    """Run folders without a run: a bad configuration, or a good one and bad weights."""
+    good = asdict(replace(run, student=replace(run.student, name="cnn-6-s1")))
+    for name, content in {
+        "run_page": WEB_PAGE,
+        "run_empty": b"",
+        "run_cut": json.dumps(good).encode()[:-9],
+        "run_list": b"[]",
+        "run_deep": b"[" * 100_000,
+        "run_unknown": json.dumps(good | {"colour": "red"}).encode(),
+        "run_code": json.dumps(good | {"method_options": {"class_path": "os.system"}}).encode(),
+        "run_radius": json.dumps(good | {"inner": {"threat_model": {"norm": "linf", "epsilon": 8}}}).encode(),
+        "run_bytes": b"\xff\xfe\x00",
+        "run_without_weights": json.dumps(good).encode(),
+        "run_page_weights": json.dumps(good).encode(),
+        "run_other_weights": json.dumps(good).encode(),
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_bytes(content)
+    (folder / "run_folder").mkdir()
+    (folder / "run_folder" / "config.json").mkdir()
+    (folder / "run_page_weights" / "best.safetensors").write_bytes(WEB_PAGE)
+    _save(folder / "run_other_weights" / "best.safetensors", load_model("cnn-8-s1", in_channels=1))
