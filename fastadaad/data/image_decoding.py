@@ -13,13 +13,14 @@ from torch import Tensor
 from fastadaad.data.dataset import DataError, ImageFiles
 from fastadaad.data.file_checks import looks_like_html, one_line, start_of
 from fastadaad.data.resized_crop import center_window
-from fastadaad.file_limits import IMAGE_BYTES, IMAGE_PIXELS, check_size
+from fastadaad.file_limits import IMAGE_BYTES, IMAGE_PIXELS, JPEG_SCANS, check_size
 
 # Pillow's other readers are for documents and rarities; some of them start programs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 SUFFIXES = frozenset(("jpg", "jpeg", "jpe", "jfif", "png", "bmp", "webp", "tif", "tiff", "gif", "ppm", "pgm", "pbm"))
 """Of the files of a folder that are taken for images, in lower case; the contents tell the format."""
 
+JPEG_MAGIC, JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
 REMEDY = "replace it, or set data.on_error=skip to leave such files out"
 # What Pillow remarks about files that it reads nevertheless, such as a damaged EXIF.
 PILLOWS_REMARKS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
@@ -35,9 +36,12 @@ def decode(path: Path) -> Image.Image:
     if PILLOWS_REMARKS not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        # From memory: for a block that is said to be long, Pillow asks a file for so many bytes at once.
         check_size(path, IMAGE_BYTES)
-        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
+        content = path.read_bytes()
+        if content.startswith(JPEG_MAGIC) and content.count(JPEG_SCAN) > JPEG_SCANS:
+            raise ValueError(f"it has more than {JPEG_SCANS} scans")
+        # From memory: for a block that is said to be long, Pillow asks a file for so many bytes at once.
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > IMAGE_PIXELS:
                 raise ValueError(f"it has {image.width}x{image.height} pixels, more than {IMAGE_PIXELS}")
             image.load()

@@ -1,5 +1,6 @@
 """Odd image files against the arrays they were made of, and broken ones against their line."""
 
+import io
 import struct
 import warnings
 import zlib
@@ -97,3 +98,20 @@ def test_an_image_of_too_many_pixels_is_refused_undecoded(tmp_path, side, compla
     path = png_that_promises(tmp_path / "bomb.png", side, side)
     with pytest.raises(DataError, match=rf"bomb.png cannot be decoded \({complaint}\): replace it"):
         decode(path)
+
+
+@pytest.mark.parametrize("num_scans", [100, 101])
+def test_a_jpeg_of_many_scans_is_refused_undecoded(tmp_path, num_scans):
+    """In a file of 1 MB they would take hours."""
+    stream = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(stream, "JPEG", progressive=True)
+    content = stream.getvalue()
+    last = content.rindex(b"\xff\xda")
+    scan = content[last:-2]  # without the end of the image
+    path = tmp_path / "slow.jpg"
+    path.write_bytes(content[:last] + scan * (num_scans - content[:last].count(b"\xff\xda")) + content[-2:])
+    if num_scans == 100:
+        assert decode(path).size == (64, 64)
+    else:
+        with pytest.raises(DataError, match=r"slow.jpg cannot be decoded \(it has more than 100 scans\): replace it"):
+            decode(path)
