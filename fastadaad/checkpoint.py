@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors.torch import save as serialize
@@ -30,7 +31,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def remove_temporaries(folder: Path) -> None:
     """Delete what processes that were killed while they wrote to `folder` have left."""
     for path in folder.glob("*.tmp"):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be written to keeps them
+            path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 from rich.console import Console
 from torch import Tensor
@@ -116,14 +117,22 @@ class Trainer:
             self._say(f"{self.folder} has no checkpoint: the run starts from its beginning")
             return
         self._check_same_run(checkpoint)
-        kept = checkpoint.state
-        self.state.load_state_dict(kept["training"])
-        self.distiller.load_state_dict(kept["distiller"])
-        self._counts = Counts(**kept["counts"])
-        if self.processes.rank < len(kept["random_states"]):
-            self._random_states = kept["random_states"][self.processes.rank]
-        place = f"step {self.state.step}, in epoch {self.state.epoch + 1} of {self.config.optim.epochs}"
-        self._say(f"going on from {checkpoint.path}: {'finished' if self._is_finished() else place}")
+        try:
+            self._load(checkpoint.state)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path} has not what this version keeps ({' '.join(str(error).split())}): go on with the "
+                "version that wrote it, or give another --run-folder"
+            ) from error
+        self._say(f"going on from {checkpoint.path}: {'finished' if self._is_finished() else self._place()}")
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """What _save_checkpoint saved."""
+        self.state.load_state_dict(state["training"])
+        self.distiller.load_state_dict(state["distiller"])
+        self._counts = Counts(**state["counts"])
+        if self.processes.rank < len(state["random_states"]):
+            self._random_states = state["random_states"][self.processes.rank]
 
     def _check_same_run(self, checkpoint: RunCheckpoint) -> None:
         """Raises CheckpointError where another run left the checkpoint; says what may make a difference in rounding."""
@@ -161,7 +170,10 @@ class Trainer:
                 self._report_precision("start")
             else:
                 restore_random_states(self._random_states)
-            return self._train(asked)
+            result = self._train(asked)
+            if self._is_asked_to_stop(asked):  # too late for a step to see it
+                raise self._interrupted("after the last epoch", asked)
+            return result
 
     def _train(self, asked: Interruption) -> TrainingResult:
         config, state, data = self.config, self.state, self.data
@@ -284,14 +296,20 @@ class Trainer:
         asked.signal_number = next((number for number in numbers if number is not None), None)
         return asked.signal_number is not None
 
-    def _save_and_stop(self, progress: ImageProgress, asked: Interruption) -> None:
+    def _save_and_stop(self, progress: ImageProgress, asked: Interruption) -> NoReturn:
         """Raises Interrupted."""
-        assert asked.signal_number is not None
         self._save_checkpoint(progress)
-        place = f"epoch {self.state.epoch + 1} of {self.config.optim.epochs}, step {self.state.step}"
-        raise Interrupted(
-            f"stopped in {place}, and saved; start it again to go on (train: with --resume)", asked.signal_number
-        )
+        raise self._interrupted(f"in {self._place()}", asked)
+
+    def _interrupted(self, place: str, asked: Interruption) -> Interrupted:
+        assert asked.signal_number is not None
+        advice = "start it again to go on (train: with --resume)"
+        return Interrupted(f"stopped {place}, and saved; {advice}", asked.signal_number)
+
+    def _place(self) -> str:
+        """Where the run is, in words."""
+        num_epochs = self.config.optim.epochs
+        return f"epoch {min(self.state.epoch + 1, num_epochs)} of {num_epochs}, step {self.state.step}"
 
     def _save_checkpoint(self, progress: ImageProgress) -> None:
         """What a later process needs to go on from here, for it to end with the same weights."""

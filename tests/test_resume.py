@@ -24,6 +24,7 @@ from fastadaad.run_checkpoint import CheckpointError, checkpoint_paths, last_che
 from fastadaad.run_facts import versions
 from fastadaad.run_log import read_metrics
 from fastadaad.trainer import Trainer
+from fastadaad.training_state import NUMBERS
 
 NUM_STEPS = 12  # three epochs of four
 
@@ -109,7 +110,7 @@ def test_a_run_that_died_in_the_middle_of_an_epoch_ends_bitwise_as_one_that_did_
     resumed = trainer(config, tmp_path / "stopped", resume=True)
     assert resumed.state.step == 6
     resumed.train()
-    assert "step 6, in epoch 2 of 3" in said(resumed)
+    assert "epoch 2 of 3, step 6" in said(resumed)
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
     assert untimed_rows(tmp_path / "stopped") == untimed_rows(tmp_path / "whole")
 
@@ -200,6 +201,26 @@ def test_a_signal_during_the_validation_keeps_the_epoch(tmp_path, monkeypatch):
     resumed.train()
     assert weights(folder) == weights(tmp_path / "whole")
     assert untimed_rows(folder) == untimed_rows(tmp_path / "whole")
+
+
+def test_a_signal_after_the_last_epoch_is_heard(tmp_path, monkeypatch):
+    run = trainer(long_run(), tmp_path)
+    monkeypatch.setattr(run, "_report_teacher_policy", lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="stopped after the last epoch, and saved"):
+        run.train()
+    assert len(read_metrics(tmp_path)) == 3
+    again = trainer(long_run(), tmp_path, resume=True)
+    assert "going on from" in said(again)
+    assert ": finished" in said(again)
+
+
+def test_a_checkpoint_without_something_that_is_kept_now_is_refused(tmp_path, monkeypatch):
+    run_until(long_run(), tmp_path, step=2)
+    monkeypatch.setattr("fastadaad.training_state.NUMBERS", (*NUMBERS, "something new"))
+    with pytest.raises(
+        CheckpointError, match=r"has not what this version keeps \('something new'\): go on with the version"
+    ):
+        trainer(long_run(), tmp_path, resume=True)
 
 
 def test_a_second_sigint_stops_at_once(tmp_path):

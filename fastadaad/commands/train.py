@@ -6,6 +6,7 @@ The test set is used once, at the end.
 import argparse
 import json
 from dataclasses import asdict
+from functools import partial
 
 from rich.console import Console
 
@@ -53,7 +54,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         resume = arguments.resume or any(processes.gathered(restarted_by_torchrun()))
         folder = None
         if processes.is_first:
-            folder = choose_run_folder(arguments.run_folder, config, resume=resume, say=console.print)
+            say = partial(console.print, markup=False, soft_wrap=True)
+            folder = choose_run_folder(arguments.run_folder, config, resume=resume, say=say)
         folder = processes.from_first(folder)
         assert folder is not None
         console.print(summarize_ops())
