@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fastadaad.file_limits import UNPACKED_BYTES
 from fastadaad.models.checkpoint_checks import ForbiddenCallError, check_safetensors, check_torch_save
 from fastadaad.models.checkpoint_names import WRAPPERS, Checkpoint, by_our_names, canonical, unwrap
 from fastadaad.printable import printable
@@ -144,11 +145,11 @@ def _read_torch_save(path: Path) -> Any:
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A few bytes can pass for a tensor of any size, by strides of 0."""
-    size = path.stat().st_size
+    """By strides of 0 a few bytes can pass for a tensor of any size, which whoever copies it allocates."""
+    limit = max(path.stat().st_size, UNPACKED_BYTES)
     for name, tensor in tensors.items():
-        if tensor.numel() > size:
-            raise WeightsError(f"{path} has {size} bytes, and {name} {tensor.numel()} elements: fetch it again")
+        if tensor.numel() > limit:
+            raise WeightsError(f"{path} holds {name} of {tensor.numel()} elements, more than its bytes: fetch it again")
 
 
 def _is_state_dict(content: Any) -> bool:
