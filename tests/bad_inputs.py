@@ -49,6 +49,7 @@ CONFIGURATION = {
     "a setting without a name": (setting("=3"), "unknown setting =3"),
     "a word that is no setting": (setting("soon"), "'soon' is not an override", "write section.field=value"),
     "a section as a value": (setting("optim=3"), "optim is a section", "optim.FIELD=VALUE"),
+    "no section": (setting("optim=null"), "optim is null", "give a value, or leave it out"),
     "no value": (setting("optim.epochs="), "optim.epochs", "int"),
     "a text for a number": (setting("optim.learning_rate=fast"), "optim.learning_rate", "float", "fast"),
     "NaN": (setting("optim.learning_rate=nan"), "optim.learning_rate", "nan"),
@@ -141,6 +142,8 @@ COMMAND_LINE = {
     "a pack in a file": ("pack images notes.txt --image-size 8", "notes.txt cannot be written (File exists)"),
     "a share above 1": ("pack images out --image-size 8 --center-share 2", "center_share is 2.0", "in (0, 1]"),
     "settings of no recipe": ("doctor optim.epochs=3", "optim.epochs=3 changes a recipe", "--max-batch RECIPE"),
+    "another program's option": ("compat --lr 0.1", "--lr is not taken", "give --lr_max"),
+    "another program's data set": ("compat --dataset mnist", "--dataset mnist is unknown", "choose one of digits"),
     "another program's method": ("compat --method Nothing", "--method Nothing is unknown", "choose one of adaad"),
 }  # fmt: skip
 
@@ -159,7 +162,7 @@ FILES = {
     "a list": ("export list.pt x.safetensors", "list.pt holds no state dict", "save model.state_dict()"),
     "a folder for weights": ("inspect folder.pt", "folder.pt is a folder", "give a .safetensors"),
     "a teacher with code": ("train tiny teacher.checkpoint=code.pt", "code.pt is refused", "save its state dict"),
-    "a folder for a teacher": ("train tiny teacher.checkpoint=folder.pt", "folder.pt", "directory"),
+    "a folder for a teacher": ("train tiny teacher.checkpoint=folder.pt", "folder.pt is a folder", "give a"),
     "another teacher's weights": ("train tiny teacher.checkpoint=wider.safetensors", "does not fit", "check the"),
     "other classes": ("train tiny teacher.checkpoint=hundred.safetensors", "[100, 24] instead of [10", "num_classes"),
     "other channels": ("train tiny teacher.checkpoint=colour.safetensors", "instead of [6, 1, 3, 3]", "in_channels"),
