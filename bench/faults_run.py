@@ -201,7 +201,7 @@ def _run(
 
 def resumed_step(printed: str) -> int | None:
     """Where a process says that it begins; None where it has not come so far."""
-    if match := re.search(r"^going on from .*: step (\d+),", printed, re.MULTILINE):
+    if match := re.search(r"^going on from .*step-(\d+)\.safetensors: ", printed, re.MULTILINE):
         return int(match[1])
     return 0 if "has no checkpoint: the run starts from its beginning" in printed else None
 
