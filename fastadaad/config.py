@@ -6,7 +6,7 @@ Radii and step sizes are in pixel units: pixels lie in [0, 1], so the usual CIFA
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Norm = Literal["linf", "l2"]
 Start = Literal["gaussian", "uniform", "natural"]
@@ -28,6 +28,12 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _require_choice(name: str, value: object, choices: Any) -> None:
+    """`choices`: a Literal."""
+    *others, last = get_args(choices)
+    _require(value in (*others, last), f"{name} is {value!r}: choose {', '.join(others)} or {last}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ThreatModel:
     """The set an adversarial image may come from: the ball of radius `epsilon` in `norm` around the natural image."""
@@ -36,7 +42,7 @@ class ThreatModel:
     epsilon: float = 8 / 255
 
     def __post_init__(self) -> None:
-        _require(self.norm in ("linf", "l2"), f"norm is {self.norm!r}: choose linf or l2")
+        _require_choice("norm", self.norm, Norm)
         _require(
             math.isfinite(self.epsilon) and self.epsilon >= 0,
             f"epsilon is {self.epsilon}: it must be a finite radius, 0 or more",
@@ -76,10 +82,8 @@ class InnerConfig:
             f"step_size {self.step_size:.4f} is {words} epsilon {epsilon:.4f}: are the two swapped? Else set "
             "inner.step_size to a quarter of epsilon, say",
         )
-        _require(
-            self.start in (None, "gaussian", "uniform", "natural"),
-            f"start is {self.start!r}: choose gaussian, uniform or natural",
-        )
+        if self.start is not None:
+            _require_choice("start", self.start, Start)
         _require(self.lower < self.upper, f"lower {self.lower} is not below upper {self.upper}: swap them")
 
 
@@ -92,10 +96,7 @@ class PrecisionConfig:
 
     def __post_init__(self) -> None:
         for name, precision in (("student", self.student), ("teacher", self.teacher)):
-            _require(
-                precision in ("fp32", "tf32", "bf16", "fp16"),
-                f"precision.{name} is {precision!r}: choose fp32, tf32, bf16 or fp16",
-            )
+            _require_choice(f"precision.{name}", precision, Precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,11 +207,8 @@ class DataConfig:
             _require(share is None or 0 < share <= 1, f"{name} is {share}: it is a share, in (0, 1]")
         _require(0 <= self.color_jitter <= 1, f"color_jitter is {self.color_jitter}: it must lie in [0, 1]")
         _require(0 < self.extra_share < 1, f"extra_share is {self.extra_share}: it is a share of a batch, in (0, 1)")
-        _require(
-            self.engine in ("auto", "resident", "dali", "torch"),
-            f"engine is {self.engine!r}: choose auto, resident, dali or torch",
-        )
-        _require(self.on_error in ("raise", "skip"), f"on_error is {self.on_error!r}: choose raise or skip")
+        _require_choice("engine", self.engine, Engine)
+        _require_choice("on_error", self.on_error, OnError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,13 +272,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"epochs is {self.epochs}: it must be 1 or more")
-        _require(
-            self.optimizer in ("sgd", "lars", "lamb"), f"optimizer is {self.optimizer!r}: choose sgd, lars or lamb"
-        )
-        _require(
-            self.optimizer_backend in ("auto", "foreach", "apex"),
-            f"optimizer_backend is {self.optimizer_backend!r}: choose auto, foreach or apex",
-        )
+        _require_choice("optimizer", self.optimizer, OptimizerName)
+        _require_choice("optimizer_backend", self.optimizer_backend, OptimizerBackend)
         _require(
             self.optimizer != "lars" or self.optimizer_backend != "apex",
             "NVIDIA's apex has no LARS of this kind: set optim.optimizer_backend=auto",
@@ -302,10 +295,7 @@ class OptimConfig:
         )
         _require(self.awp_gamma >= 0, f"awp_gamma is {self.awp_gamma}: it must be 0 or more")
         _require(self.awp_begin >= 0, f"awp_begin is {self.awp_begin}: it must be 0 or more")
-        _require(
-            self.schedule in ("constant", "piecewise", "cosine", "one-cycle"),
-            f"schedule is {self.schedule!r}: choose constant, piecewise, cosine or one-cycle",
-        )
+        _require_choice("schedule", self.schedule, ScheduleName)
         outside = [milestone for milestone in self.milestones if not 0 < milestone < 1]
         _require(not outside, f"milestones {outside} are not shares of the run: write 0.5 for half-way")
         _require(
@@ -400,15 +390,12 @@ class RunConfig:
         method.require_parts(self.optim.micro_batch)
         if self.teacher is not None:
             self.teacher.policy.check(method.objective.through_teacher, self.method)
-        _require(
-            self.layout in ("auto", "contiguous", "channels_last"),
-            f"layout is {self.layout!r}: choose auto, contiguous or channels_last",
-        )
+        _require_choice("layout", self.layout, Layout)
         for name in ("log_every", "checkpoint_every"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: it must be 1 or more")
         _require(self.teacher_check >= 0, f"teacher_check is {self.teacher_check}: it must be 0 or more")
-        _require(self.on_nonfinite in ("stop", "skip"), f"on_nonfinite is {self.on_nonfinite!r}: choose stop or skip")
-        _require(self.batch_norm in ("local", "sync"), f"batch_norm is {self.batch_norm!r}: choose local or sync")
+        _require_choice("on_nonfinite", self.on_nonfinite, OnNonfinite)
+        _require_choice("batch_norm", self.batch_norm, BatchNorm)
         _require(
             0 < self.rank_timeout_s < math.inf,
             f"rank_timeout_s is {self.rank_timeout_s}: it must be a positive number of seconds",

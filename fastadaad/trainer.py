@@ -36,12 +36,10 @@ from fastadaad.run_checks import check_before_training
 from fastadaad.run_evaluation import evaluate_on_validation_split
 from fastadaad.run_facts import DATA, differences, training_facts, versions
 from fastadaad.run_log import RunLog, precision_json
+from fastadaad.run_report import closing_lines
 from fastadaad.schedule import learning_rate
 from fastadaad.training_data import training_data
 from fastadaad.training_state import initial_state
-
-# Share of the time of a training.
-WORTH_A_THOUGHT = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +195,9 @@ class Trainer:
             seconds=progress.seconds,
         )
         self._report_precision("end")
-        self._report_skipped_updates()
-        self._report_teacher_policy()
-        self._report_data(progress)
+        for line in closing_lines(self.distiller, progress):
+            self._say(line)
+        self._report_skipped_images()
         self._files.require()
         return result
 
@@ -367,26 +365,8 @@ class Trainer:
         path = self.folder / "precision.json"
         self._files.write(path, precision_json(path, moment, asdict(report)))
 
-    def _report_skipped_updates(self) -> None:
-        if num_skipped := self.distiller.read_skipped():
-            self._say(f"updates left out, as NaN or inf was in their loss or gradients: {num_skipped}")
-
-    def _report_teacher_policy(self) -> None:
-        policy, error = self.distiller.maximizer.teacher_policy, self.distiller.teacher_error
-        if policy.kind == "exact":
-            return
-        known = "its error is not known: the outer loss does not ask the teacher at x_adv"
-        if error is not None:
-            known = f"kl off by {error.kl_error:.1%}, another top class in {error.top_class_differs:.1%} of the images"
-        self._say(f"teacher policy {policy}: asked every {self.distiller.maximizer.asking_interval} steps, {known}")
-
-    def _report_data(self, progress: ImageProgress) -> None:
-        """What waiting for data cost, where it is worth a thought, and the files that were left out."""
-        if progress.waited_share > WORTH_A_THOUGHT:
-            self._say(
-                f"{progress.waited_share:.0%} of the time was spent waiting for data: raise data.num_workers, or run "
-                "fastadaad pack once and train from what it writes"
-            )
+    def _report_skipped_images(self) -> None:
+        """The image files that any process left out."""
         skipped = {path: reason for part in self.processes.gathered(self.data.skipped) for path, reason in part.items()}
         if skipped:
             path = self.folder / "skipped_images.txt"

@@ -205,7 +205,7 @@ def test_a_signal_during_the_validation_keeps_the_epoch(tmp_path, monkeypatch):
 
 def test_a_signal_after_the_last_epoch_is_heard(tmp_path, monkeypatch):
     run = trainer(long_run(), tmp_path)
-    monkeypatch.setattr(run, "_report_teacher_policy", lambda: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(run, "_report_skipped_images", lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Interrupted, match="stopped after the last epoch, and saved"):
         run.train()
     assert len(read_metrics(tmp_path)) == 3
