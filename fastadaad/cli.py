@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if arguments.traceback:
             raise
-        _complain(str(error))
+        _complain(_unusable(error) if isinstance(error, OSError) and error.filename else str(error))
         return 2
     except Interrupted as error:
         _complain(str(error))
@@ -81,6 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain("interrupted; what was saved so far is complete")
         return 130
     return 0
+
+
+def _unusable(error: OSError) -> str:
+    """Where the system's own words name a file, but no remedy."""
+    return f"{error.filename} cannot be used ({error.strerror}): make it possible, or give another place"
 
 
 def _complain(message: str) -> None:

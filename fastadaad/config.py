@@ -382,6 +382,10 @@ class RunConfig:
         # Imported here: methods.py needs the classes above.
         from fastadaad import methods
 
+        _require(
+            re.fullmatch(r"\w[\w.+-]*", self.recipe) is not None,
+            f"recipe is {self.recipe!r}: it names the run's folder, give letters, digits, dots and dashes",
+        )
         method = methods.get(self.method, **self.method_options)
         _require(
             self.teacher is not None or not method.needs_teacher,

@@ -16,7 +16,9 @@ from safetensors.torch import load
 from torch import Tensor
 
 from fastadaad.checkpoint import ENTRY, serialized, write_atomically
+from fastadaad.models.checkpoint_checks import check_safetensors
 from fastadaad.nested_state import join_tensors, split_tensors
+from fastadaad.printable import printable
 
 FORMAT = 1
 CHECKPOINTS = "checkpoints"  # in the run's
@@ -25,6 +27,9 @@ NUM_KEPT = 2
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line that names it and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +91,7 @@ def read_checkpoint(path: Path) -> RunCheckpoint:
             raise CheckpointError(f"{path} is damaged: its contents do not have the checksum that was written with it")
         facts = CheckpointFacts(**content["facts"])
         return RunCheckpoint(path=path, facts=facts, state=join_tensors(content["state"], tensors))
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, RecursionError) as error:
         raise _unreadable(path, error) from error
 
 
@@ -121,10 +126,11 @@ def last_checkpoint(run_folder: Path, say: Callable[[str], object]) -> RunCheckp
 def _header(path: Path) -> dict[str, Any]:
     """The JSON in the header, of the form that write_checkpoint gives it."""
     try:
+        check_safetensors(path)
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {})[ENTRY])
         found = header["content"]["format"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
     if found != FORMAT:
         raise CheckpointError(f"{path} has format {found}, and this version reads {FORMAT}: resume with that version")

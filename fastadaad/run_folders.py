@@ -21,7 +21,8 @@ def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool, say
     """
     if given is not None:
         folder = Path(given)
-        if not resume:
+        # A run may have been killed before its first checkpoint.
+        if not (resume and any(folder.glob("config.json*"))):
             _check_empty(folder)
         return folder
     unfinished = _unfinished(config)
