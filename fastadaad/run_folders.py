@@ -9,6 +9,7 @@ from pathlib import Path
 from fastadaad.config import RunConfig
 from fastadaad.run_checkpoint import CheckpointError, checkpoint_paths, read_facts
 from fastadaad.run_facts import DATA, differences, training_facts
+from fastadaad.run_lock import is_locked
 
 RUNS = Path("runs")
 
@@ -26,10 +27,12 @@ def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool, say
             _check_empty(folder)
         return folder
     unfinished = _unfinished(config)
-    if unfinished and resume:
-        return unfinished[0]
+    stopped = [folder for folder in unfinished if not is_locked(folder)]
+    if stopped and resume:
+        return stopped[0]
     for folder in unfinished:
-        say(f"{folder} has the same run, {read_facts(checkpoint_paths(folder)[0])}: add --resume to go on with it")
+        advice = "add --resume to go on with it" if folder in stopped else "another process trains it now"
+        say(f"{folder} has the same run, {read_facts(checkpoint_paths(folder)[0])}: {advice}")
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     folder = RUNS / f"{stamp}_{config.recipe}_{config.method}_seed{config.seed}"
     _check_empty(folder)

@@ -43,7 +43,6 @@ class RunLog:
     def __init__(self, folder: Path, config: RunConfig, files: PatientFiles, step: int) -> None:
         self._path, self._files = folder / "metrics.csv", files
         if files.enabled:
-            folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / "config.json", json.dumps(asdict(config), indent=2).encode())
             self._tensorboard = SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else None)
 

@@ -35,6 +35,7 @@ from fastadaad.run_checkpoint import (
 from fastadaad.run_checks import check_before_training
 from fastadaad.run_evaluation import evaluate_on_validation_split
 from fastadaad.run_facts import DATA, differences, training_facts, versions
+from fastadaad.run_lock import run_lock
 from fastadaad.run_log import RunLog, precision_json
 from fastadaad.run_report import closing_lines
 from fastadaad.schedule import learning_rate
@@ -148,7 +149,8 @@ class Trainer:
         """Run all epochs, or until early stopping.
 
         Raises Interrupted after SIGTERM or SIGINT, when the step is finished and saved; OSError where a file could not
-        be written to the end; NonFiniteError where NaN or inf was met (see RunConfig.on_nonfinite).
+        be written to the end; ValueError where another process trains in the folder; NonFiniteError where NaN or inf
+        was met (see RunConfig.on_nonfinite).
         """
         seed = self.config.seed + self.processes.rank
         with (
@@ -178,7 +180,10 @@ class Trainer:
         total_images = config.optim.epochs * len(data.train) * config.data.batch_size
         title = f"{config.recipe} {config.method} seed {config.seed}"
         self._say(f"{title}: {self.distiller.mode} mode on {self.device}")
+        if self.processes.is_first:
+            self.folder.mkdir(parents=True, exist_ok=True)
         with (
+            run_lock(self.folder) if self.processes.is_first else nullcontext(),
             RunLog(self.folder, config, self._files, state.step) as log,
             image_progress(self.console, title, total_images, self._counts) as progress,
         ):

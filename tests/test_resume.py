@@ -22,6 +22,7 @@ from fastadaad.config import OptimConfig, RunConfig, TeacherPolicy
 from fastadaad.interruption import Interrupted
 from fastadaad.run_checkpoint import CheckpointError, checkpoint_paths, last_checkpoint, read_checkpoint
 from fastadaad.run_facts import versions
+from fastadaad.run_lock import is_locked
 from fastadaad.run_log import read_metrics
 from fastadaad.trainer import Trainer
 from fastadaad.training_state import NUMBERS
@@ -377,6 +378,22 @@ def test_resuming_a_finished_run_trains_nothing(tmp_path):
     assert weights(tmp_path) == before
     assert result.best_epoch in (1, 2, 3)
     assert [row["epoch"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    run = trainer(long_run(), tmp_path)
+    seen = []
+
+    def start_another() -> None:
+        assert is_locked(tmp_path)
+        with pytest.raises(ValueError, match=f"another process trains in {tmp_path}: wait"):
+            trainer(long_run(), tmp_path, resume=True).train()
+        seen.append(read_metrics(tmp_path))
+
+    before_step(run, 6, start_another)
+    run.train()
+    assert len(seen[0]) == 1
+    assert not is_locked(tmp_path)
 
 
 def full_disk(*arguments) -> None:
