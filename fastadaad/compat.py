@@ -32,7 +32,6 @@ METHODS = {"plainmadry": "pgd-at", "plainclean": "pgd-at", "adaadwithiad1": "ada
 METHOD_SETTINGS = {
     "plainmadry": {"inner.start": "gaussian"},
     "plainclean": {"inner.threat_model.epsilon": "0", "inner.step_size": "0", "inner.num_steps": "1"},
-    "adaadwithiad1": {"method_options.kl_reduction": "batchmean"},
 }
 # Network, and file where the program has it, of the teachers by their names in the program and in RobustBench.
 _WRN_34_20 = ("wrn-34-20", "teacher_models/CIFAR10/wideresnet34_20/Chen2021LTD_34_20.pt")

@@ -138,11 +138,11 @@ def _paper(
 ) -> RunConfig:
     """The paper's set-up: SGD for 200 epochs, K = 10, step 2/255, radius 8/255, the five columns of its table.
 
-    `kl_reduction` is that of the authors' AdaAD and AdaIAD programs; the other methods average over the batch.
+    `kl_reduction` is that of the authors' AdaAD program; the other methods, AdaIAD too, average over the batch.
     `igdm_weight` is that of the authors of IGDM and SAAD for this data set.
     """
     threat_model = ThreatModel(epsilon=8 / 255)
-    options: dict[str, object] = {"kl_reduction": kl_reduction} if _base(method) in ("adaad", "adaiad") else {}
+    options: dict[str, object] = {"kl_reduction": kl_reduction} if _base(method) == "adaad" else {}
     if "igdm_weight" in methods.get(method).reads:
         options["igdm_weight"] = igdm_weight
     return RunConfig(

@@ -65,8 +65,7 @@ COMMANDS = {
     "--method AdaAD_with_IAD1 --IAD_begin 30 --IAD_alpha 0.9 --IAD_beta 0.2 --temp 20 --gpu_id 3": {
         "method": "adaiad", "device": "cuda:3",
         "method_options": {
-            "kl_reduction": "batchmean", "introspection_begin": 30, "teacher_weight": 0.9, "introspection_power": 0.2,
-            "temperature": 20,
+            "introspection_begin": 30, "teacher_weight": 0.9, "introspection_power": 0.2, "temperature": 20,
         },
     },
     "--dataset CIFAR100 --model mobilenetV2 --method AdaAD --teacher_model Chen2021WRN34_10 --seed 7": {

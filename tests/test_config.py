@@ -224,7 +224,7 @@ def test_cifar10_rn18_is_the_papers_set_up():
         ("fashion-mnist-small", "iad", {"introspection_begin": 3}),
         ("fashion-mnist-small", "saad", {"igdm_ramp_epochs": 10}),
         ("demo", "adaad+igdm", {"igdm_ramp_epochs": 60, "kl_reduction": "batchmean", "clean_statistics": False}),
-        ("cifar10-rn18", "adaiad", {"kl_reduction": "mean", "introspection_begin": 60}),
+        ("cifar10-rn18", "adaiad", {"kl_reduction": "batchmean", "introspection_begin": 60}),
         ("cifar10-rn18", "adaad+igdm", {"kl_reduction": "mean", "igdm_weight": 1.0, "igdm_ramp_epochs": 200}),
         ("cifar10-rn18", "rslad", {"kl_reduction": "batchmean"}),
         ("cifar100-mnv2", "saad", {"igdm_weight": 10.0, "igdm_ramp_epochs": 200}),
