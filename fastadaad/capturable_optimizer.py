@@ -40,6 +40,11 @@ class CapturableOptimizer:
         kept = [value for state in self.optimizer.state.values() for value in state.values()]
         return [*self._parameters(), *(value for value in kept if isinstance(value, Tensor))]
 
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimiser's."""
+        return self.optimizer.param_groups
+
     def refresh(self) -> None:
         """Copy each group's learning rate, as a schedule has left it, to where the graph reads it."""
         for rate, group in zip(self.learning_rates, self.optimizer.param_groups, strict=True):
