@@ -177,3 +177,18 @@ def test_the_recommended_policy_gains_and_costs_what_the_pages_say():
         assert times in words
         assert f"by {-change('natural'):.1f} points" in words
     assert change("pgd20") > 0  # robustness did not fall
+
+
+def test_the_faults_that_were_survived_are_those_of_the_rows():
+    with open(ROOT / "bench" / "results" / "faults.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["tried"] == row["survived"] for row in rows)
+    disk = ("checkpoint with a flipped bit", "full disk", "read-only folder", "truncated checkpoint")
+    kinds = {
+        "SIGKILLs": [row for row in rows if row["signal"] == "SIGKILL" and row["fault"] not in disk],
+        "SIGTERMs": [row for row in rows if row["signal"] == "SIGTERM"],
+        "faults of the disk": [row for row in rows if row["fault"] in disk],
+    }
+    text = " ".join(PAGES["long-runs.md"].split())
+    for name, found in kinds.items():
+        assert f" {sum(int(row['survived']) for row in found)} {name}" in text, name
