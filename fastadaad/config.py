@@ -168,6 +168,7 @@ class DataConfig:
     validation_size: int = 1024
     """Images held out of the training set, on which the best epoch is chosen."""
     batch_size: int = 128
+    """Images of a step; of several processes each takes its share of them."""
     padding: int = 0
     """Random crops of the image padded by so many black pixels on each side."""
     flip: bool = False
