@@ -62,6 +62,7 @@ CONFIGURATION = {
     "half an image": (setting("data.batch_size=12.5"), "data.batch_size", "int", "12.5"),
     "an unknown engine": (setting("data.engine=ffcv"), "data.engine", "'auto', 'resident', 'dali', 'torch'"),
     "an unknown attack": (setting("evaluation.attacks=[natural,pgd]"), "unknown attack 'pgd'", "such as pgd20"),
+    "an endless attack": (setting("evaluation.attacks=[pgd999999]"), "unknown attack 'pgd999999'", "such as pgd20"),
     "no attacks": (setting("evaluation.attacks=[]"), "attacks is empty", "give at least one"),
     "an option of another method": (setting("method_options.temperature=1"), "no option 'temperature'", "its options"),
     "an unknown policy": (setting("teacher.policy=often"), "teacher policy 'often'", "refreshed"),

@@ -90,8 +90,8 @@ def parse_attack(name: str) -> AttackSpec:
 
     natural: none. fgsm: one step of epsilon from the image. pgdN: N steps of epsilon/4 (2/255 at the usual 8/255) on
     the cross-entropy from a uniform start. cw-linfN (N = 20 if absent): the same on the margin. cw, cwN: the paper's
-    Carlini-Wagner attack with 1000 or N iterations. cw-l2: the full one, within an l2 radius. apgd-ce, apgd-t, fab-t,
-    square: the parts of autoattack. Raises ValueError for any other name.
+    Carlini-Wagner attack with 1000 or N iterations. N has at most five digits. cw-l2: the full one, within an l2
+    radius. apgd-ce, apgd-t, fab-t, square: the parts of autoattack. Raises ValueError for any other name.
     """
     if name == "autoattack":
         return AttackSpec(name=name, parts=tuple((part, PartAttack(part)) for part in PARTS))
@@ -117,7 +117,7 @@ def _single(name: str) -> Attack:
         return CarliniWagner(num_steps=1000, search_steps=9, constant=1e-3, confidence=0.0, within_epsilon=True)
     if name in PARTS:
         return PartAttack(name)
-    match = re.fullmatch(r"(pgd|cw-linf|cw)([1-9][0-9]*)?", name)
+    match = re.fullmatch(r"(pgd|cw-linf|cw)([1-9][0-9]{0,4})?", name)
     if match is None or (match[1] == "pgd" and match[2] is None):
         raise ValueError(f"unknown attack {name!r}: choose {CHOICES}")
     num_steps = int(match[2] or DEFAULT_STEPS[match[1]])
