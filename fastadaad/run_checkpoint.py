@@ -7,6 +7,7 @@ when it is read.
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,17 +108,24 @@ def read_facts(path: Path) -> CheckpointFacts:
 def last_checkpoint(run_folder: Path, say: Callable[[str], object]) -> RunCheckpoint | None:
     """The latest checkpoint of a run that can be used; None where it has none.
 
-    `say` hears why a later one cannot. Raises CheckpointError where there are some and none can be used.
+    `say` hears why a later one cannot; it is renamed, so that it is not one of those that are kept. Raises
+    CheckpointError where there are some and none can be used.
     """
-    paths = checkpoint_paths(run_folder)
-    for path in paths:
+    damaged: list[Path] = []
+    for path in checkpoint_paths(run_folder):
         try:
-            return read_checkpoint(path)
+            checkpoint = read_checkpoint(path)
         except CheckpointError as error:
             say(f"{error}; trying the one before")
-    if paths:
+            damaged.append(path)
+            continue
+        for later in damaged:
+            with suppress(OSError):
+                later.rename(later.with_suffix(".damaged"))
+        return checkpoint
+    if damaged:
         raise CheckpointError(
-            f"none of the {len(paths)} checkpoints in {run_folder / CHECKPOINTS} can be used: to start anew, move "
+            f"none of the {len(damaged)} checkpoints in {run_folder / CHECKPOINTS} can be used: to start anew, move "
             f"{run_folder} away"
         )
     return None

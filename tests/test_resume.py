@@ -293,6 +293,8 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(tmp_path,
     assert resumed.state.step == 5
     assert f"{last} is " in said(resumed)
     assert f"going on from {before}" in said(resumed)
+    assert checkpoint_paths(folder) == [before]
+    assert last.with_suffix(".damaged").exists()
     resumed.train()
     assert weights(folder) == weights(tmp_path / "whole")
 
