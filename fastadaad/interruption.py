@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT during a training: the step is finished and saved; a second SIGINT stops at once."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -21,11 +22,13 @@ class Interruption:
     """Whether this process was asked to stop."""
 
     def __init__(self, say: Callable[[str], object]) -> None:
-        self._say = say
+        self._say, self._process = say, os.getpid()
         self.signal_number: int | None = None
 
     def request(self, signal_number: int, frame: object = None) -> None:
         """What a signal does. Raises KeyboardInterrupt at the second SIGINT."""
+        if os.getpid() != self._process:  # a worker that reads data, which Ctrl-C reaches too: its parent ends it
+            return
         if self.signal_number == signal_number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = signal_number

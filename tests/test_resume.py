@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -202,6 +203,25 @@ def test_a_signal_during_the_validation_keeps_the_epoch(tmp_path, monkeypatch):
     resumed.train()
     assert weights(folder) == weights(tmp_path / "whole")
     assert untimed_rows(folder) == untimed_rows(tmp_path / "whole")
+
+
+def test_workers_that_ctrl_c_reaches_too_say_nothing_and_the_step_is_finished(tmp_path, capfd):
+    """Of the engine torch, whose processes inherit what their parent does with signals."""
+    config = long_run()
+    config = replace(config, data=replace(config.data, engine="torch"), checkpoint_every=100)
+    run = Trainer(config, tmp_path, Console(width=200))  # on the output that the workers have too
+
+    def press() -> None:
+        workers = multiprocessing.active_children()
+        assert workers
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    before_step(run, 5, press)
+    with pytest.raises(Interrupted, match="step 6"):
+        run.train()
+    assert capfd.readouterr().out.count("SIGINT: finishing the step") == 1
 
 
 def test_a_signal_after_the_last_epoch_is_heard(tmp_path, monkeypatch):
