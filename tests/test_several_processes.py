@@ -61,8 +61,7 @@ def launch(folder: Path, tasks: list[dict], *options: str, count: int = 2) -> su
         [*command, *options, SCRIPT, folder],
         capture_output=True,
         text=True,
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "RANK_TIMEOUT_S": str(RANK_TIMEOUT_S), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RANK_TIMEOUT_S": str(RANK_TIMEOUT_S)},
         timeout=TIME_LIMIT_S,
         check=False,
     )
