@@ -4,12 +4,11 @@ A finished training and each finished attack is a file that is written in one pi
 goes on where it stopped. A cell that another process is working on is locked; the lock ends with its process.
 """
 
-import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from fastadaad.builders import build_model, build_teacher, resolve_device
 from fastadaad.checkpoint import write_atomically
 from fastadaad.config import EvaluationConfig, ModelConfig, RunConfig
 from fastadaad.evaluation import AttackResult
+from fastadaad.locks import locked
 from fastadaad.run_checkpoint import checkpoint_paths
 from fastadaad.run_evaluation import evaluate_on_test_set
 from fastadaad.run_facts import place, sha256_of, training_facts
@@ -132,17 +132,12 @@ class Cell:
         return self.folder / "attacks" / f"{attack}_{_digest(facts)}.json"
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Whether this process got the cell's folder to itself; another one that asks meanwhile does not."""
+def cell_lock(folder: Path) -> AbstractContextManager[bool]:
+    """Whether this process got the cell's folder, which need not exist, to itself."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / f"{folder.name}.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    path = folder.parent / f"{folder.name}.lock"
+    path.touch()
+    return locked(path)
 
 
 def finish(cells: Iterable[Cell], console: Console) -> None:
@@ -151,7 +146,7 @@ def finish(cells: Iterable[Cell], console: Console) -> None:
     while pending:
         elsewhere = []
         for cell in pending:
-            with locked(cell.folder) as own:
+            with cell_lock(cell.folder) as own:
                 if own:
                     cell.train(console)
                     cell.attack(console)

@@ -10,7 +10,7 @@ from torch import nn
 
 from fastadaad import methods, recipes
 from fastadaad.builders import build_model
-from fastadaad.cells import Cell, finish, locked
+from fastadaad.cells import Cell, cell_lock, finish
 from fastadaad.compare_table import plot_comparison, print_table, summarize, write_csv, write_markdown
 from fastadaad.config import ModelConfig, RunConfig, TeacherConfig
 from fastadaad.config_io import override
@@ -113,7 +113,7 @@ def train_teacher(config: RunConfig, folder: Path, console: Console) -> TeacherC
     recipe = recipes.get(f"{config.recipe}-teacher")
     data = replace(recipe.data, root=config.data.root, download=config.data.download)
     cell = Cell(replace(recipe, data=data, device=config.device), folder, label=recipe.recipe)
-    with locked(cell.folder) as own:
+    with cell_lock(cell.folder) as own:
         if not own:
             raise ValueError(f"{cell.folder} is being trained by another process: start again when it has ended")
         cell.train(console)

@@ -133,17 +133,16 @@ class Distiller:
         self.processes, self.batch_norm = processes or Processes(), batch_norm
         if self._syncs_batch_norm:
             check_sync(student)
-        self.mode = self.maximizer.mode
-        self.method = self.maximizer.method
+        self.mode, self.method = self.maximizer.mode, self.maximizer.method
         self.precision = self.maximizer.precision
-        self.student, self.teacher = student, teacher
-        self.optimizer = optimizer
+        self.student, self.teacher, self.optimizer = student, teacher, optimizer
         self.awp_gamma, self.awp_begin = awp_gamma, awp_begin
         self.method.require_parts(micro_batch)
         self.micro_batch = micro_batch
         check_awp(self.precision.student, awp_gamma)
         self._outer_student = in_precision(student, self.precision.student)
-        self.scaler = gradient_scaler(self.precision.student, optimizer, next(student.parameters()).device)
+        device = next(student.parameters()).device
+        self.scaler = gradient_scaler(self.precision.student, optimizer, device)
         self._outer_loss = loss_and_logits
         if self.mode != "eager" and not self._syncs_batch_norm:  # which no graph of torch.compile can hold
             # An epoch is a number of the graph, which must not be compiled anew for each.

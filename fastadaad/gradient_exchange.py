@@ -14,8 +14,8 @@ def average_over_processes(processes: Processes, num_images: int, loss: Tensor, 
 
     Each process brings means over its own `num_images`. Returns the loss.
     """
-    flat = torch.cat([loss.reshape(1), *(tensor.reshape(-1) for tensor in tensors)]) * num_images
-    message = torch.cat([flat, flat.new_tensor([num_images])])
+    one = torch.ones_like(loss)  # which becomes the number of all images
+    message = torch.cat([value.reshape(-1) for value in (loss, *tensors, one)]).mul_(num_images)
     processes.sum(message)
     means = (message[:-1] / message[-1]).split([1, *(tensor.numel() for tensor in tensors)])
     for tensor, mean in zip(tensors, means[1:], strict=True):

@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from fastadaad.config import RunConfig
+from fastadaad.locks import locked
 from fastadaad.run_checkpoint import CheckpointError, checkpoint_paths, read_facts
 from fastadaad.run_facts import DATA, differences, training_facts
-from fastadaad.run_lock import is_locked
 
 RUNS = Path("runs")
 
@@ -27,7 +27,7 @@ def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool, say
             _check_empty(folder)
         return folder
     unfinished = _unfinished(config)
-    stopped = [folder for folder in unfinished if not is_locked(folder)]
+    stopped = [folder for folder in unfinished if not _is_trained_now(folder)]
     if stopped and resume:
         return stopped[0]
     for folder in unfinished:
@@ -50,16 +50,20 @@ def _check_empty(folder: Path) -> None:
     raise ValueError(f"{folder} exists already: {remedy}")
 
 
+def _is_trained_now(folder: Path) -> bool:
+    with locked(folder) as own:
+        return not own
+
+
 def _unfinished(config: RunConfig) -> list[Path]:
     """Folders in runs/ with an unfinished run of this configuration, the latest first."""
-    present = json.loads(json.dumps(training_facts(config)))
-    found = []
+    facts = {}
     for folder in sorted(RUNS.glob("*/"), reverse=True):
         for path in checkpoint_paths(folder)[:1]:
-            try:
-                facts = read_facts(path)
-            except CheckpointError:
-                continue
-            if not facts.finished and not differences(facts.run, present | {DATA: facts.run.get(DATA)}):
-                found.append(folder)
-    return found
+            with suppress(CheckpointError):
+                facts[folder] = read_facts(path)
+    facts = {folder: each for folder, each in facts.items() if not each.finished}
+    if not facts:
+        return []  # without a look at the teacher's weights, which may be large
+    present = json.loads(json.dumps(training_facts(config)))
+    return [folder for folder, each in facts.items() if not differences(each.run, present | {DATA: each.run.get(DATA)})]

@@ -37,7 +37,7 @@ class _SyncedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         axes = (0, 2, 3)
         pixels = x.float()
-        count = pixels.new_tensor([x.numel() / x.shape[1]])
+        count = pixels.new_full((1,), x.numel() / x.shape[1])
         # The mean first: sums of squares alone would lose the variance of a channel whose mean is large.
         sums = _SumOverProcesses.apply(torch.cat([pixels.sum(axes), count]), self.processes)
         total = sums[-1].detach()
@@ -59,7 +59,7 @@ class _SyncedBatchNorm2d(nn.BatchNorm2d):
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked += 1
-        share = 1.0 / self.num_batches_tracked if self.momentum is None else torch.as_tensor(self.momentum).to(mean)
+        share = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(unbiased_variance, share)
 

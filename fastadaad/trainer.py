@@ -18,6 +18,7 @@ from fastadaad.data.rank_agreement import fingerprint
 from fastadaad.determinism import deterministic_algorithms
 from fastadaad.evaluation import check_attacks
 from fastadaad.interruption import Interrupted, Interruption, interruption
+from fastadaad.locks import run_lock
 from fastadaad.nonfinite import NonFiniteError
 from fastadaad.patient_files import PatientFiles
 from fastadaad.processes import current_processes
@@ -35,7 +36,6 @@ from fastadaad.run_checkpoint import (
 from fastadaad.run_checks import check_before_training
 from fastadaad.run_evaluation import evaluate_on_validation_split
 from fastadaad.run_facts import DATA, differences, training_facts, versions
-from fastadaad.run_lock import run_lock
 from fastadaad.run_log import RunLog, precision_json
 from fastadaad.run_report import closing_lines
 from fastadaad.schedule import learning_rate

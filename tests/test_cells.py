@@ -14,7 +14,7 @@ from rich.console import Console
 from tiny_runs import save_teacher, tiny_run
 
 from fastadaad import cells as cells_module
-from fastadaad.cells import Cell, finish, locked
+from fastadaad.cells import Cell, cell_lock, finish
 from fastadaad.config import OptimConfig, RunConfig
 from fastadaad.run_facts import training_facts
 
@@ -117,7 +117,7 @@ def test_a_teacher_is_attacked_and_not_trained(config, tmp_path, work):
 def test_a_cell_that_another_process_works_on_is_left_to_it(config, tmp_path, work, monkeypatch):
     """The lock is held by another open file, as by another process; it is let go of after the second look."""
     busy, free = cell(config, tmp_path), cell(replace(config, seed=1), tmp_path)
-    holder = locked(busy.folder)
+    holder = cell_lock(busy.folder)
     assert holder.__enter__()
     looks = []
 
