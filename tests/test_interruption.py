@@ -1,0 +1,108 @@
+"""SIGTERM and SIGINT: the step is finished and saved, and the run goes on; a second SIGINT stops at once."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from stopped_runs import before_step, long_run, said, trainer, untimed_rows, weights
+from tiny_runs import tiny_run
+
+from fastadaad.interruption import Interrupted
+from fastadaad.run_checkpoint import checkpoint_paths
+from fastadaad.run_log import read_metrics
+from fastadaad.trainer import Trainer
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_finishes_the_step_saves_and_the_run_goes_on(tmp_path, number, code):
+    config = replace(long_run(), checkpoint_every=100)
+    trainer(config, tmp_path / "whole").train()
+    folder = tmp_path / "stopped"
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    run = trainer(config, folder)
+    before_step(run, 5, lambda: signal.raise_signal(number))
+    with pytest.raises(
+        Interrupted, match=r"^stopped in epoch 2 of 3, step 6, and saved; start it again to go on"
+    ) as stopped:
+        run.train()
+    assert stopped.value.exit_code == code
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert [path.name for path in checkpoint_paths(folder)] == [
+        "step-000000006.safetensors",
+        "step-000000004.safetensors",
+    ]
+    trainer(config, folder, resume=True).train()
+    assert weights(folder) == weights(tmp_path / "whole")
+
+
+def test_a_signal_during_the_validation_keeps_the_epoch(tmp_path, monkeypatch):
+    config = replace(long_run(), checkpoint_every=100)
+    trainer(config, tmp_path / "whole").train()
+    folder = tmp_path / "stopped"
+    run = trainer(config, folder)
+    average = run._average_epoch
+    monkeypatch.setattr(run, "_average_epoch", lambda: (average(), signal.raise_signal(signal.SIGTERM)))
+    with pytest.raises(Interrupted):
+        run.train()
+    resumed = trainer(config, folder, resume=True)
+    assert (resumed.state.epoch, resumed.state.step, resumed.state.rows) == (1, 4, [])
+    resumed.train()
+    assert weights(folder) == weights(tmp_path / "whole")
+    assert untimed_rows(folder) == untimed_rows(tmp_path / "whole")
+
+
+def test_workers_that_ctrl_c_reaches_too_say_nothing_and_the_step_is_finished(tmp_path, capfd):
+    """Of the engine torch, whose processes inherit what their parent does with signals."""
+    config = long_run()
+    config = replace(config, data=replace(config.data, engine="torch"), checkpoint_every=100)
+    run = Trainer(config, tmp_path, Console(width=200))  # on the output that the workers have too
+
+    def press() -> None:
+        workers = multiprocessing.active_children()
+        assert workers
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    before_step(run, 5, press)
+    with pytest.raises(Interrupted, match="step 6"):
+        run.train()
+    assert capfd.readouterr().out.count("SIGINT: finishing the step") == 1
+
+
+def test_a_signal_after_the_last_epoch_is_heard(tmp_path, monkeypatch):
+    run = trainer(long_run(), tmp_path)
+    monkeypatch.setattr(run, "_report_skipped_images", lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="stopped after the last epoch, and saved"):
+        run.train()
+    assert len(read_metrics(tmp_path)) == 3
+    again = trainer(long_run(), tmp_path, resume=True)
+    assert "going on from" in said(again)
+    assert ": finished" in said(again)
+
+
+def test_a_second_sigint_stops_at_once(tmp_path):
+    run = trainer(replace(long_run(), checkpoint_every=100), tmp_path)
+
+    def press_twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    before_step(run, 2, press_twice)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert run.state.step == 2
+    assert not checkpoint_paths(tmp_path)
+
+
+def test_a_training_in_a_thread_leaves_signals_alone(tmp_path):
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    thread = threading.Thread(target=trainer(tiny_run(), tmp_path).train)
+    thread.start()
+    thread.join()
+    assert len(read_metrics(tmp_path)) == 2
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
