@@ -107,7 +107,7 @@ def test_another_configuration_or_teacher_is_refused_with_the_differences(tmp_pa
         config,
         seed=1,
         optim=replace(config.optim, epochs=5),
-        teacher=save_teacher(tmp_path / "other.safetensors"),
+        teacher=save_teacher(tmp_path / "other.safetensors", seed=1),
     )
     with pytest.raises(CheckpointError) as refused:
         trainer(changed, tmp_path / "run", resume=True)

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from fastadaad import load_model
 from fastadaad.checkpoint import save_weights
 from fastadaad.config import (
@@ -37,7 +39,9 @@ def tiny_run(**changes) -> RunConfig:
     return replace(config, **changes)
 
 
-def save_teacher(path: Path) -> TeacherConfig:
-    """Untrained weights in a file; what a teacher knows does not matter here."""
-    save_weights(path, load_model("cnn-6-s1", in_channels=1))
+def save_teacher(path: Path, seed: int = 0) -> TeacherConfig:
+    """Untrained weights in a file, drawn by `seed`; what a teacher knows does not matter here."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        save_weights(path, load_model("cnn-6-s1", in_channels=1))
     return TeacherConfig(name="cnn-6-s1", checkpoint=str(path))
