@@ -40,7 +40,7 @@ def write_bad_files(folder: Path) -> RunConfig:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         teacher = save_teacher(folder / "teacher.safetensors")
-        _save(folder / "other_teacher.safetensors", load_model("cnn-6-s1", in_channels=1))
+        save_teacher(folder / "other_teacher.safetensors", seed=1)
         _write_weights(folder)
     run = tiny_run(method="adaad", teacher=teacher)
     _write_npz(folder)
