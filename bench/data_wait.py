@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from fastadaad import recipes
-from fastadaad.config import Engine, RunConfig
+from fastadaad.config import Engine
+from fastadaad.run_config import RunConfig
 from fastadaad.run_log import read_metrics
 from fastadaad.trainer import Trainer
 

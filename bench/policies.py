@@ -15,9 +15,10 @@ from rich.console import Console
 
 from fastadaad import recipes
 from fastadaad.cells import Cell, finish
-from fastadaad.config import PrecisionConfig, RunConfig, TeacherPolicy
+from fastadaad.config import PrecisionConfig, TeacherPolicy
 from fastadaad.config_io import override
 from fastadaad.evaluation import AttackResult
+from fastadaad.run_config import RunConfig
 
 from .networks import PAIRS
 from .policy_kl import kl_rows

@@ -8,7 +8,8 @@ import torch
 
 from fastadaad import InnerMaximizer, ops
 from fastadaad.builders import build_model, build_teacher
-from fastadaad.config import ModelConfig, RunConfig, TeacherPolicy
+from fastadaad.config import TeacherPolicy
+from fastadaad.run_config import ModelConfig, RunConfig
 from fastadaad.teacher_error import TeacherErrorMeter
 from fastadaad.training_data import training_data
 

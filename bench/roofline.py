@@ -14,7 +14,8 @@ from pathlib import Path
 from rich.table import Table
 
 from fastadaad import load_model, recipes
-from fastadaad.config import RunConfig, TeacherPolicy
+from fastadaad.config import TeacherPolicy
+from fastadaad.run_config import RunConfig
 
 from .flops import NetworkCost, StepCost, method_cost, network_cost
 from .tables import print_table

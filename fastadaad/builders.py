@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from fastadaad import methods
-from fastadaad.config import Mode, ModelConfig, RunConfig
+from fastadaad.config import Mode
 from fastadaad.distiller import Distiller
 from fastadaad.inner_maximization import resolve_mode
 from fastadaad.models import load_model
 from fastadaad.processes import current_processes
+from fastadaad.run_config import ModelConfig, RunConfig
 from fastadaad.self_check import ensure_checked
 from fastadaad.training_data import TrainingData
 from fastadaad.weights import checkpoint_path

@@ -19,10 +19,10 @@ from torch import nn
 from fastadaad import methods
 from fastadaad.builders import build_model, build_teacher, resolve_device
 from fastadaad.checkpoint import write_atomically
-from fastadaad.config import EvaluationConfig, ModelConfig, RunConfig
 from fastadaad.evaluation import AttackResult
 from fastadaad.locks import locked
 from fastadaad.run_checkpoint import checkpoint_paths
+from fastadaad.run_config import EvaluationConfig, ModelConfig, RunConfig
 from fastadaad.run_evaluation import evaluate_on_test_set
 from fastadaad.run_facts import place, sha256_of, training_facts
 from fastadaad.trainer import Trainer

@@ -12,11 +12,11 @@ from fastadaad import methods, recipes
 from fastadaad.builders import build_model
 from fastadaad.cells import Cell, cell_lock, finish
 from fastadaad.compare_table import plot_comparison, print_table, summarize, write_csv, write_markdown
-from fastadaad.config import ModelConfig, RunConfig, TeacherConfig
 from fastadaad.config_io import override
 from fastadaad.evaluation import AttackResult
 from fastadaad.evaluation.plots import plot_curves
 from fastadaad.models import load_model
+from fastadaad.run_config import ModelConfig, RunConfig, TeacherConfig
 from fastadaad.run_evaluation import evaluate_on_test_set, evaluate_on_validation_split
 from fastadaad.trainer import Trainer
 

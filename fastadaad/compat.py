@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastadaad import methods, recipes
-from fastadaad.config import RunConfig
 from fastadaad.config_io import override
 from fastadaad.models import MODEL_NAMES
+from fastadaad.run_config import RunConfig
 from fastadaad.weights import PREFIX
 
 DEFAULTS = {

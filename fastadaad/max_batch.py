@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fastadaad import methods
 from fastadaad.builders import distiller_of, resolve_device
-from fastadaad.config import RunConfig
 from fastadaad.distiller import Distiller
 from fastadaad.models import load_model
 from fastadaad.optimizers import make_optimizer
+from fastadaad.run_config import RunConfig
 
 MULTIPLE = 8  # of which a batch size is; tensor cores want it, and a finer search tells no more
 GIB = 2**30

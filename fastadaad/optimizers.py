@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from fastadaad.config import OptimConfig
+from fastadaad.run_config import OptimConfig
 
 
 def make_optimizer(network: nn.Module, optim: OptimConfig) -> Optimizer:

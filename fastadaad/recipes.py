@@ -8,17 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fastadaad import methods
-from fastadaad.config import (
-    DataConfig,
-    EvaluationConfig,
-    InnerConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    TeacherConfig,
-    ThreatModel,
-)
+from fastadaad.config import InnerConfig, ThreatModel
 from fastadaad.method_options import KLReduction
+from fastadaad.run_config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, TeacherConfig
 
 # On these small data sets AdaAD at the radius of the evaluation keeps natural accuracy to spare. It trades it for
 # robustness at a larger radius, as in the paper's study of the radius, and with running statistics of adversarial

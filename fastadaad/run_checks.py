@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fastadaad.config import RunConfig
 from fastadaad.data import Augmentation, Pipeline
 from fastadaad.data.dataset import image_shape
 from fastadaad.evaluation import AttackResult, evaluate
 from fastadaad.input_checks import check_batch, check_radius, check_values, logits_of
+from fastadaad.run_config import RunConfig
 from fastadaad.training_data import TrainingData
 
 NUM_ASKED = 16  # images of which a network's logits are looked at

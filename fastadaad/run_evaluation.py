@@ -7,12 +7,12 @@ from pathlib import Path
 from rich.console import Console
 from torch import nn
 
-from fastadaad.config import RunConfig
 from fastadaad.data import Pipeline
 from fastadaad.evaluation import AttackResult, evaluate, merge, num_parts
 from fastadaad.evaluation.accuracy import Progress
 from fastadaad.processes import current_processes
 from fastadaad.progress import image_progress
+from fastadaad.run_config import RunConfig
 from fastadaad.training_data import TrainingData
 
 

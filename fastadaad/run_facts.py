@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 import fastadaad
-from fastadaad.config import DataConfig, RunConfig
 from fastadaad.data.datasets import OWN_DATASETS
 from fastadaad.models.checkpoint_reading import check_is_file
+from fastadaad.run_config import DataConfig, RunConfig
 from fastadaad.weights import checkpoint_path
 
 # The item of a checkpoint's facts that tells the images; a configuration only names them.

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from fastadaad.config import RunConfig
 from fastadaad.locks import locked
 from fastadaad.run_checkpoint import CheckpointError, checkpoint_paths, read_facts
+from fastadaad.run_config import RunConfig
 from fastadaad.run_facts import DATA, differences, training_facts
 
 RUNS = Path("runs")

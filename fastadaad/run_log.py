@@ -10,8 +10,8 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from fastadaad.checkpoint import write_atomically
-from fastadaad.config import RunConfig
 from fastadaad.patient_files import PatientFiles
+from fastadaad.run_config import RunConfig
 
 Row = Mapping[str, float | None]
 

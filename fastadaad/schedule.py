@@ -2,7 +2,7 @@
 
 import math
 
-from fastadaad.config import OptimConfig
+from fastadaad.run_config import OptimConfig
 
 
 def _constant(progress: float, optim: OptimConfig) -> float:

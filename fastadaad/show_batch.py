@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from fastadaad import methods
 from fastadaad.builders import build_student, build_teacher, distiller_of
-from fastadaad.config import RunConfig
 from fastadaad.evaluation.plots import new_figure
 from fastadaad.optimizers import make_optimizer
 from fastadaad.output_files import write_output
+from fastadaad.run_config import RunConfig
 from fastadaad.training_data import TrainingData
 
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from fastadaad.cells import Cell, finish
 from fastadaad.compare import comparison_cells, student_configs
 from fastadaad.compare_table import accuracy_series, print_table, summarize, write_csv, write_markdown
-from fastadaad.config import RunConfig
 from fastadaad.evaluation.plots import plot_against_epsilon
+from fastadaad.run_config import RunConfig
 
 
 def at_epsilon(config: RunConfig, epsilon: float) -> RunConfig:

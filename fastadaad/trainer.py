@@ -13,7 +13,6 @@ from torch import Tensor
 from fastadaad import methods, precision_report
 from fastadaad.builders import build_student, build_teacher, checked_mode, distiller_of, resolve_device
 from fastadaad.checkpoint import remove_temporaries, serialized
-from fastadaad.config import RunConfig
 from fastadaad.data.rank_agreement import fingerprint
 from fastadaad.determinism import deterministic_algorithms
 from fastadaad.evaluation import check_attacks
@@ -34,6 +33,7 @@ from fastadaad.run_checkpoint import (
     write_checkpoint,
 )
 from fastadaad.run_checks import check_before_training
+from fastadaad.run_config import RunConfig
 from fastadaad.run_evaluation import evaluate_on_validation_split
 from fastadaad.run_facts import DATA, differences, training_facts, versions
 from fastadaad.run_log import RunLog, precision_json

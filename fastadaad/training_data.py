@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastadaad.config import DataConfig, RunConfig
 from fastadaad.data import (
     Augmentation,
     DataError,
@@ -25,6 +24,7 @@ from fastadaad.data.extra_images import ExtraImages
 from fastadaad.data.rank_agreement import check_same_on_all_ranks
 from fastadaad.data.statistics import Statistics, channel_statistics
 from fastadaad.processes import Processes, current_processes
+from fastadaad.run_config import DataConfig, RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
 
-from fastadaad.config import OptimConfig, RunConfig
 from fastadaad.optimizers import make_optimizer
+from fastadaad.run_config import OptimConfig, RunConfig
 
 # What is a number of a TrainingState, or a list of such.
 NUMBERS = ("epoch", "step", "best_epoch", "best_robust_accuracy", "rows")

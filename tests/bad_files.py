@@ -17,7 +17,7 @@ from torch import nn
 
 from fastadaad import load_model
 from fastadaad.checkpoint import save_weights
-from fastadaad.config import RunConfig
+from fastadaad.run_config import RunConfig
 
 WEB_PAGE = b"<!DOCTYPE html>\n<html><title>404 Not Found</title></html>\n"
 IDX_FILES = {

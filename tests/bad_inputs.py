@@ -12,9 +12,10 @@ from networks import images_and_labels, student_and_teacher
 from torch import Tensor, nn
 
 from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, adaad_inner_loss, load_model, ops
-from fastadaad.config import DataConfig, OptimConfig, TeacherPolicy
+from fastadaad.config import TeacherPolicy
 from fastadaad.data import ResidentPipeline, Sampling, load_dataset
 from fastadaad.evaluation import evaluate
+from fastadaad.run_config import DataConfig, OptimConfig
 
 EVALUATE = "evaluate teacher.safetensors --recipe tiny student.name=cnn-6-s1 -n 4 --attacks natural"
 IDX = "train tiny data.name=fashion-mnist data.root"

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 from tiny_runs import save_teacher, tiny_run
 
-from fastadaad.config import OptimConfig, RunConfig, TeacherPolicy
+from fastadaad.config import TeacherPolicy
+from fastadaad.run_config import OptimConfig, RunConfig
 from fastadaad.run_log import read_metrics
 from fastadaad.trainer import Trainer
 

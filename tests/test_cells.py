@@ -15,7 +15,7 @@ from tiny_runs import save_teacher, tiny_run
 
 from fastadaad import cells as cells_module
 from fastadaad.cells import Cell, cell_lock, finish
-from fastadaad.config import OptimConfig, RunConfig
+from fastadaad.run_config import OptimConfig, RunConfig
 from fastadaad.run_facts import training_facts
 
 QUIET = Console(file=io.StringIO())

@@ -12,8 +12,8 @@ from tiny_runs import save_teacher, tiny_run
 
 from fastadaad import cli, methods, recipes
 from fastadaad import compare as compare_module
-from fastadaad.config import ModelConfig
 from fastadaad.config_io import read_config
+from fastadaad.run_config import ModelConfig
 
 COMMANDS = cli.COMMANDS
 

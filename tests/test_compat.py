@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from fastadaad import cli, methods, recipes
 from fastadaad.commands.compat import FLAGS, REMEDIES
 from fastadaad.compat import DEFAULTS, OPTIONS, SETTINGS, translate
-from fastadaad.config import RunConfig
 from fastadaad.config_io import override
 from fastadaad.method_options import MethodOptions
 from fastadaad.models import MODEL_NAMES, load_model
+from fastadaad.run_config import RunConfig
 
 LTD = "teacher_models/CIFAR10/wideresnet34_20/Chen2021LTD_34_20.pt"
 LTD_100 = "teacher_models/CIFAR100/wideresnet34_10/Chen2021LTD.pt"

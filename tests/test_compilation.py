@@ -22,7 +22,7 @@ from dataclasses import replace
 from rich.console import Console
 from tiny_runs import save_teacher, tiny_run
 from torch._dynamo.utils import counters
-from fastadaad.config import OptimConfig
+from fastadaad.run_config import OptimConfig
 from fastadaad.trainer import Trainer
 
 folder = Path({folder!r})

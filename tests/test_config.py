@@ -7,18 +7,8 @@ from dataclasses import replace
 import pytest
 
 from fastadaad import methods, recipes
-from fastadaad.config import (
-    DataConfig,
-    EvaluationConfig,
-    InnerConfig,
-    ModelConfig,
-    OptimConfig,
-    PrecisionConfig,
-    RunConfig,
-    TeacherConfig,
-    TeacherPolicy,
-    ThreatModel,
-)
+from fastadaad.config import InnerConfig, PrecisionConfig, TeacherPolicy, ThreatModel
+from fastadaad.run_config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, TeacherConfig
 
 SMALL_BALL = ThreatModel(epsilon=0.01)
 TEACHER = TeacherConfig(name="cnn-16-s1")

@@ -9,9 +9,9 @@ from rich.console import Console
 from tiny_runs import tiny_run
 
 from fastadaad import cli, max_batch
-from fastadaad.config import DataConfig, OptimConfig
 from fastadaad.data import load_dataset
 from fastadaad.max_batch import Trial, available_memory, extrapolated_batch, largest_batch, print_max_batch
+from fastadaad.run_config import DataConfig, OptimConfig
 
 
 @pytest.mark.parametrize("limit", [8, 100, 1000, 5000])

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from bench.host_sync import HostSyncWatch
 from fastadaad import doctor, optimizers
-from fastadaad.config import OptimConfig
 from fastadaad.optimizers import LAMB, LARS, make_optimizer
+from fastadaad.run_config import OptimConfig
 from fastadaad.trainer import Trainer
 
 NUM_STEPS = 5

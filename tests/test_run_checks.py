@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fastadaad import ThreatModel, recipes
 from fastadaad.builders import build_student, build_teacher
-from fastadaad.config import RunConfig
 from fastadaad.run_checks import check_before_training
+from fastadaad.run_config import RunConfig
 from fastadaad.training_data import TrainingData, training_data
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from fastadaad import cli, recipes
-from fastadaad.config import RunConfig
 from fastadaad.config_io import override
+from fastadaad.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "scaling.md").read_text()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastadaad.config import OptimConfig
+from fastadaad.run_config import OptimConfig
 from fastadaad.schedule import learning_rate
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fastadaad import InnerConfig, ThreatModel, cli, methods
 from fastadaad.builders import build_model
-from fastadaad.config import ModelConfig, OptimConfig, RunConfig
 from fastadaad.evaluation import evaluate
+from fastadaad.run_config import ModelConfig, OptimConfig, RunConfig
 from fastadaad.run_log import read_metrics
 from fastadaad.trainer import Trainer
 from fastadaad.training_data import training_data

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_runs import save_teacher, tiny_run
 
 from fastadaad import cli, show_batch
-from fastadaad.config import TeacherConfig
+from fastadaad.run_config import TeacherConfig
 from fastadaad.show_batch import plot_batch, shown_batch
 from fastadaad.trainer import Trainer
 from fastadaad.training_data import training_data

@@ -22,11 +22,12 @@ from fastadaad import trainer as trainer_module
 from fastadaad import training_data as training_data_module
 from fastadaad.builders import build_model, resolve_device
 from fastadaad.checkpoint import save_weights, write_atomically
-from fastadaad.config import ModelConfig, OptimConfig, RunConfig, TeacherConfig, TeacherPolicy
+from fastadaad.config import TeacherPolicy
 from fastadaad.config_io import override, read_config
 from fastadaad.data import Dataset, Pipeline
 from fastadaad.evaluation import evaluate
 from fastadaad.models import read_state_dict
+from fastadaad.run_config import ModelConfig, OptimConfig, RunConfig, TeacherConfig
 from fastadaad.run_evaluation import evaluate_on_test_set
 from fastadaad.run_log import METRICS, read_metrics
 from fastadaad.trainer import Trainer

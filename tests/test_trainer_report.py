@@ -15,9 +15,10 @@ from fastadaad import builders as builders_module
 from fastadaad import distiller as distiller_module
 from fastadaad import inner_step, ops, self_check, self_check_ops
 from fastadaad.builders import checked_mode
-from fastadaad.config import OptimConfig, PrecisionConfig, RunConfig, TeacherPolicy
+from fastadaad.config import PrecisionConfig, TeacherPolicy
 from fastadaad.ops import registration
 from fastadaad.progress import ImageProgress
+from fastadaad.run_config import OptimConfig, RunConfig
 from fastadaad.run_log import read_metrics
 from fastadaad.self_check import CHECKS, SelfCheckResult
 from fastadaad.trainer import Trainer

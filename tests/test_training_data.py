@@ -10,8 +10,8 @@ from PIL import Image
 from rich.console import Console
 from tiny_runs import tiny_run
 
-from fastadaad.config import RunConfig
 from fastadaad.config_io import override
+from fastadaad.run_config import RunConfig
 from fastadaad.run_evaluation import evaluate_on_test_set
 from fastadaad.run_log import read_metrics
 from fastadaad.trainer import Trainer

@@ -7,16 +7,8 @@ import torch
 
 from fastadaad import load_model
 from fastadaad.checkpoint import save_weights
-from fastadaad.config import (
-    DataConfig,
-    EvaluationConfig,
-    InnerConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    TeacherConfig,
-    ThreatModel,
-)
+from fastadaad.config import InnerConfig, ThreatModel
+from fastadaad.run_config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, TeacherConfig
 
 THREAT_MODEL = ThreatModel(epsilon=0.1)
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from fastadaad.commands.arguments import add_overrides, commas
 
 if TYPE_CHECKING:
-    from fastadaad.config import RunConfig
     from fastadaad.evaluation import AttackResult
+    from fastadaad.run_config import RunConfig
 
 EXAMPLE = "fastadaad evaluate runs/my-run --attacks pgd20,autoattack -n 1000"
 # Options that are short for a setting.
@@ -99,8 +99,8 @@ def _results(
 ) -> "list[AttackResult]":
     """Of the shards that are asked for, merged."""
     from fastadaad.builders import build_model, resolve_device
-    from fastadaad.config import ModelConfig
     from fastadaad.evaluation import merge
+    from fastadaad.run_config import ModelConfig
     from fastadaad.run_evaluation import evaluate_on_test_set
     from fastadaad.training_data import training_data
 

@@ -42,9 +42,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         return
     if arguments.image_size is None:
         raise ValueError("--image-size is missing: give the side of the packed images in pixels, such as 64")
-    from fastadaad.config import DataConfig
     from fastadaad.data import load_dataset
     from fastadaad.data.packing import pack
+    from fastadaad.run_config import DataConfig
 
     config = DataConfig(
         name="folder",

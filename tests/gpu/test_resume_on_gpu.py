@@ -14,7 +14,7 @@ from rich.console import Console
 from tiny_runs import save_teacher, tiny_run
 
 from fastadaad import NonFiniteError
-from fastadaad.config import OptimConfig, RunConfig
+from fastadaad.run_config import OptimConfig, RunConfig
 from fastadaad.trainer import Trainer
 
 SCRIPT = Path(__file__).parents[1] / "several_processes.py"
