@@ -9,13 +9,17 @@ from torch.optim.optimizer import Optimizer
 from fastadaad.graph_capture import kept_values
 from fastadaad.optimizers import LAMB, LARS
 
+# Their state begins with other numbers than zeros, which only their own first step knows.
+NOT_FROM_ZERO = (torch.optim.ASGD, torch.optim.NAdam, torch.optim.Rprop)
+
 
 class CapturableOptimizer:
     """`optimizer`, whose step() can be captured and whose learning rates stay numbers for the user and any schedule.
 
     Before each call of a captured function, refresh() takes the learning rates over. All state exists from the start,
     as zeros, which makes the first step what it would have been. Other settings (momentum, weight decay) are frozen by
-    a capture. Raises ValueError for an optimiser that would read a learning rate on the host.
+    a capture. Raises ValueError for an optimiser that would read a learning rate on the host, or whose new state would
+    not be zeros.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -32,6 +36,11 @@ class CapturableOptimizer:
             torch.tensor(float(group["lr"]), device=group["params"][0].device) for group in optimizer.param_groups
         ]
         if not optimizer.state:
+            if isinstance(optimizer, NOT_FROM_ZERO):
+                raise ValueError(
+                    f"the state of {type(optimizer).__name__} does not begin as zeros, as that of a captured step does: "
+                    "set mode=compiled"
+                )
             self._create_state()
 
     @property

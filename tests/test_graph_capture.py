@@ -127,6 +127,7 @@ def test_a_schedule_sees_numbers_and_a_capture_sees_tensors():
     [
         (lambda p: torch.optim.SGD(p, lr=0.1, foreach=True), "SGD without fused=True"),
         (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.5, fused=True), "dampening is not 0"),
+        (lambda p: torch.optim.NAdam(p, capturable=True), "NAdam does not begin as zeros"),
     ],
 )
 def test_an_optimizer_that_cannot_be_captured_is_refused(optimizer, message):
