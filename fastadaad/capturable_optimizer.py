@@ -38,8 +38,8 @@ class CapturableOptimizer:
         if not optimizer.state:
             if isinstance(optimizer, NOT_FROM_ZERO):
                 raise ValueError(
-                    f"the state of {type(optimizer).__name__} does not begin as zeros, as that of a captured step does: "
-                    "set mode=compiled"
+                    f"the state of {type(optimizer).__name__} does not begin as zeros, as that of a captured step "
+                    "does: set mode=compiled"
                 )
             self._create_state()
 
