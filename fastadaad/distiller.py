@@ -1,6 +1,6 @@
 """One training step for people with their own loop: x_natural, labels -> the student, updated."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -137,17 +137,13 @@ class Distiller:
         self.precision = self.maximizer.precision
         self.student, self.teacher, self.optimizer = student, teacher, optimizer
         self.awp_gamma, self.awp_begin = awp_gamma, awp_begin
-        self.method.require_parts(micro_batch)
         self.micro_batch = micro_batch
+        self.method.require_parts(micro_batch)
         check_awp(self.precision.student, awp_gamma)
         self._outer_student = in_precision(student, self.precision.student)
         device = next(student.parameters()).device
         self.scaler = gradient_scaler(self.precision.student, optimizer, device)
-        self._outer_loss = loss_and_logits
-        if self.mode != "eager" and not self._syncs_batch_norm:  # which no graph of torch.compile can hold
-            # An epoch is a number of the graph, which must not be compiled anew for each.
-            self._outer_loss = one_graph(loss_and_logits, **{"dynamic": None} | (compile_options or {}))
-        device = next(student.parameters()).device
+        self._outer_loss = self._compiled_outer_loss(compile_options or {})
         with torch.inference_mode(False):  # a caller's, outside of which its tensors could not be added to
             self._nonfinite = NonFiniteNotes(on_nonfinite, device)
             self._teacher_error = TeacherErrorMeter(self.maximizer.teacher_policy, device)
@@ -159,6 +155,13 @@ class Distiller:
             self._captured = captured_step(
                 self._train, self.maximizer, optimizer, micro_batch, sums, num_processes=self.processes.count
             )
+
+    def _compiled_outer_loss(self, compile_options: dict) -> Callable:
+        """loss_and_logits, as one graph where the mode has it compiled."""
+        if self.mode == "eager" or self._syncs_batch_norm:  # which no graph of torch.compile can hold
+            return loss_and_logits
+        # An epoch is a number of the graph, which must not be compiled anew for each.
+        return one_graph(loss_and_logits, **{"dynamic": None} | compile_options)
 
     @property
     def _syncs_batch_norm(self) -> bool:
