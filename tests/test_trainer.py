@@ -1,10 +1,8 @@
 """Whole runs on the embedded digits: the files, the schedule, what is best, and bitwise repetition."""
 
-import copy
 import io
 import json
 import math
-import os
 from dataclasses import replace
 from functools import partial
 
@@ -19,19 +17,15 @@ from bench.host_sync import HostSyncWatch
 from fastadaad import distiller as distiller_module
 from fastadaad import methods, recipes
 from fastadaad import trainer as trainer_module
-from fastadaad import training_data as training_data_module
 from fastadaad.builders import build_model, resolve_device
-from fastadaad.checkpoint import save_weights, write_atomically
 from fastadaad.config import TeacherPolicy
 from fastadaad.config_io import override, read_config
-from fastadaad.data import Dataset, Pipeline
 from fastadaad.evaluation import evaluate
 from fastadaad.models import read_state_dict
 from fastadaad.run_config import ModelConfig, OptimConfig, RunConfig, TeacherConfig
 from fastadaad.run_evaluation import evaluate_on_test_set
 from fastadaad.run_log import METRICS, read_metrics
 from fastadaad.trainer import Trainer
-from fastadaad.training_data import training_data
 
 CPU = torch.device("cpu")
 
@@ -332,88 +326,8 @@ def test_a_teacher_without_weights_and_an_unusable_device_are_refused(tmp_path):
     assert resolve_device("cpu") == CPU
 
 
-def numbered_dataset(name, **options) -> Dataset:
-    """200 training and 50 test images whose pixels spell their number; four classes of unequal size."""
-
-    def images(first: int, count: int) -> Tensor:
-        numbers = torch.arange(first, first + count)
-        return torch.stack([numbers // 256, numbers % 256], dim=1).to(torch.uint8).reshape(count, 1, 2, 1)
-
-    labels = (torch.arange(200) % 10).clamp(max=3)
-    return Dataset(
-        name=name,
-        train_images=images(0, 200),
-        train_labels=labels,
-        test_images=images(1000, 50),
-        test_labels=torch.arange(50) % 4,
-        class_names=("a", "b", "c", "d"),
-    )
-
-
-def numbers_in(pipeline: Pipeline) -> list[int]:
-    high, low = pipeline.images[pipeline.samples].reshape(-1, 2).long().unbind(1)
-    return (256 * high + low).tolist()
-
-
-def test_the_splits_are_disjoint_balanced_and_a_function_of_the_seed(monkeypatch):
-    monkeypatch.setattr(training_data_module, "load_dataset", numbered_dataset)
-    config = tiny_run()
-    config = replace(config, data=replace(config.data, num_samples=100, validation_size=40, batch_size=30))
-    config = replace(config, evaluation=replace(config.evaluation, num_images=20))
-    data = training_data(config, CPU)
-    train, validation = numbers_in(data.train), numbers_in(data.validation)
-    assert (len(set(train)), len(set(validation))) == (100, 40)
-    assert not set(train) & set(validation)
-    assert set(train) | set(validation) <= set(range(200))
-    assert numbers_in(data.test) == list(range(1000, 1020))
-    assert data.validation.labels.bincount().tolist() == [4, 4, 4, 28]  # shares 0.1, 0.1, 0.1, 0.7
-    assert data.train.labels.bincount().tolist() == [10, 10, 10, 70]
-    assert data.num_classes == 4
-    for pipeline in (data.train, data.validation):
-        assert [(number % 10 if number % 10 < 3 else 3) for number in numbers_in(pipeline)] == (
-            pipeline.labels.tolist()
-        )
-    again = training_data(config, CPU)
-    assert numbers_in(again.train) == train
-    other = training_data(replace(config, seed=1), CPU)
-    assert set(numbers_in(other.validation)) != set(validation)
-
-
 def test_a_normalised_model_gets_the_training_images_statistics(tmp_path):
     run = trainer(tiny_run(), tmp_path)
     assert run.state.student.normalize.mean.item() == pytest.approx(run.data.statistics[0][0], rel=1e-6)
     assert run.state.student.normalize.std.item() == pytest.approx(run.data.statistics[1][0], rel=1e-6)
     assert not math.isclose(run.data.statistics[1][0], 1.0)
-
-
-@pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, failing):
-    path = tmp_path / "last.safetensors"
-    write_atomically(path, b"old")
-
-    def crash(*args):
-        raise OSError("planted")
-
-    monkeypatch.setattr(os, failing, crash)
-    with pytest.raises(OSError, match="planted"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_weights_that_cannot_be_serialised_leave_the_old_file(tmp_path):
-    path = tmp_path / "last.safetensors"
-    network = nn.Linear(2, 2)
-    save_weights(path, network, epoch=1)
-    old = path.read_bytes()
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        save_weights(path, network, epoch=object())
-    assert path.read_bytes() == old
-
-
-def test_channels_last_weights_are_saved(tmp_path):
-    network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    expected = copy.deepcopy(network.state_dict())
-    save_weights(tmp_path / "weights.safetensors", network)
-    for name, tensor in read_state_dict(tmp_path / "weights.safetensors").items():
-        assert torch.equal(tensor, expected[name]), name

@@ -1,4 +1,4 @@
-"""From a configuration to pipelines: files, extra images, and what is left out."""
+"""From a configuration to pipelines: splits, files, extra images, and what is left out."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +9,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 from tiny_runs import tiny_run
+from torch import Tensor
 
+from fastadaad import training_data as training_data_module
 from fastadaad.config_io import override
+from fastadaad.data import Dataset, Pipeline
 from fastadaad.run_config import RunConfig
 from fastadaad.run_evaluation import evaluate_on_test_set
 from fastadaad.run_log import read_metrics
@@ -18,6 +21,53 @@ from fastadaad.trainer import Trainer
 from fastadaad.training_data import training_data
 
 CPU = torch.device("cpu")
+
+
+def numbered_dataset(name, **options) -> Dataset:
+    """200 training and 50 test images whose pixels spell their number; four classes of unequal size."""
+
+    def images(first: int, count: int) -> Tensor:
+        numbers = torch.arange(first, first + count)
+        return torch.stack([numbers // 256, numbers % 256], dim=1).to(torch.uint8).reshape(count, 1, 2, 1)
+
+    labels = (torch.arange(200) % 10).clamp(max=3)
+    return Dataset(
+        name=name,
+        train_images=images(0, 200),
+        train_labels=labels,
+        test_images=images(1000, 50),
+        test_labels=torch.arange(50) % 4,
+        class_names=("a", "b", "c", "d"),
+    )
+
+
+def numbers_in(pipeline: Pipeline) -> list[int]:
+    high, low = pipeline.images[pipeline.samples].reshape(-1, 2).long().unbind(1)
+    return (256 * high + low).tolist()
+
+
+def test_the_splits_are_disjoint_balanced_and_a_function_of_the_seed(monkeypatch):
+    monkeypatch.setattr(training_data_module, "load_dataset", numbered_dataset)
+    config = tiny_run()
+    config = replace(config, data=replace(config.data, num_samples=100, validation_size=40, batch_size=30))
+    config = replace(config, evaluation=replace(config.evaluation, num_images=20))
+    data = training_data(config, CPU)
+    train, validation = numbers_in(data.train), numbers_in(data.validation)
+    assert (len(set(train)), len(set(validation))) == (100, 40)
+    assert not set(train) & set(validation)
+    assert set(train) | set(validation) <= set(range(200))
+    assert numbers_in(data.test) == list(range(1000, 1020))
+    assert data.validation.labels.bincount().tolist() == [4, 4, 4, 28]  # shares 0.1, 0.1, 0.1, 0.7
+    assert data.train.labels.bincount().tolist() == [10, 10, 10, 70]
+    assert data.num_classes == 4
+    for pipeline in (data.train, data.validation):
+        assert [(number % 10 if number % 10 < 3 else 3) for number in numbers_in(pipeline)] == (
+            pipeline.labels.tolist()
+        )
+    again = training_data(config, CPU)
+    assert numbers_in(again.train) == train
+    other = training_data(replace(config, seed=1), CPU)
+    assert set(numbers_in(other.validation)) != set(validation)
 
 
 def write_tree(root: Path, per_class: int = 20, test_per_class: int = 5) -> None:
