@@ -25,12 +25,30 @@ def usable(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
+def check_networks(student: nn.Module, teacher: nn.Module | None) -> None:
+    """Raises ValueError for a function or anything else in the place of a network."""
+    for name, network in {"student": student, "teacher": teacher}.items():
+        if not isinstance(network, nn.Module) and not (name == "teacher" and network is None):
+            raise ValueError(f"{name} is a {type(network).__name__}: give a torch.nn.Module")
+
+
+def device_type(network: nn.Module) -> str:
+    """Of the device that `network` is on; cpu where nothing in it is on one."""
+    tensor = _first_tensor(network)
+    return "cpu" if tensor is None else tensor.device.type
+
+
 def check_devices(student: nn.Module, teacher: nn.Module | None, x_natural: Tensor, labels: Tensor | None) -> None:
-    """Nothing is moved by itself. Raises ValueError where two of the four are on different devices, and names both."""
+    """Nothing is moved by itself. Raises ValueError where two of the four are on different devices, and names both.
+
+    Also where all of them are on meta.
+    """
     others = {"the student": _first_tensor(student), "the teacher": _first_tensor(teacher), "labels": labels}
     for name, tensor in others.items():
         if tensor is not None:
             checks.check_device("x_natural", x_natural, name, tensor)
+    if x_natural.is_meta:
+        raise ValueError("x_natural is on meta, which holds no numbers: move images and networks to a device that does")
 
 
 def _first_tensor(network: nn.Module | None) -> Tensor | None:

@@ -1,5 +1,6 @@
 """x_natural -> x_adv: the projected search for the point where a method's inner objective is largest."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad import methods, ops
-from fastadaad.caller import bare, check_devices, usable
+from fastadaad.caller import bare, check_devices, check_networks, device_type, usable
 from fastadaad.config import InnerConfig, Layout, Mode, Precision, PrecisionConfig, Start, TeacherPolicy, ThreatModel
 from fastadaad.graph_capture import CapturedCall
 from fastadaad.inner_networks import Form, inner_network
@@ -162,7 +163,8 @@ class InnerMaximizer:
         compile_options: dict | None = None,
         processes: Processes | None = None,
     ) -> None:
-        self.mode = resolve_mode(mode, next(student.parameters()).device.type)
+        check_networks(student, teacher)
+        self.mode = resolve_mode(mode, device_type(student))
         self.method = methods.get(method) if isinstance(method, str) else method
         self.inner, self.processes = inner or InnerConfig(), processes
         self.teacher_policy = teacher_policy or TeacherPolicy()
@@ -316,8 +318,15 @@ def adaad_inner_loss(
     """Drop-in for the inner loop of existing AdaAD programs: x_natural [B, C, H, W] -> x_adv.
 
     The names are theirs; the mathematics is InnerMaximizer's with method adaad. The networks come back in the modes
-    they were in. Raises ValueError for radii that make no sense (see InnerConfig).
+    they were in, where the authors' function leaves `model` in train mode and `teacher_model` in eval mode: it warns
+    where that is another. Raises ValueError for radii that make no sense (see InnerConfig).
     """
+    for name, network, mode in (("model", model, "train"), ("teacher_model", teacher_model, "eval")):
+        if isinstance(network, nn.Module) and network.training != (mode == "train"):
+            warnings.warn(
+                f"{name} is not in {mode} mode and is not put into it: call {name}.{mode}() before the loss",
+                stacklevel=2,
+            )
     inner = InnerConfig(
         threat_model=ThreatModel(norm="linf", epsilon=epsilon),
         step_size=step_size,

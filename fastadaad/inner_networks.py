@@ -81,7 +81,13 @@ def _fold(network: nn.Module, x: Tensor, form: Form) -> FoldedNetwork | None:
     if _has_hooks(network):
         _say_unfolded(network, form, "batch-norm was not folded: the network has hooks, which would not run")
         return None
-    _, why_not = fold(network, x[:2] if len(x) else None, dtype=dtype)
+    images = x[:2].clone()
+    _, why_not = fold(network, images if len(x) else None, dtype=dtype)
+    if images._version:
+        raise ValueError(
+            f"{type(network).__name__} changes the images that it is given, as x.sub_() or Normalize(inplace=True) do: "
+            "let it make new ones"
+        )
     if why_not is not None:
         _say_unfolded(network, form, why_not)
         return None

@@ -33,9 +33,13 @@ Vjp = Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, PullBack]]
 
 
 def tape_vjp(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, PullBack]:
-    """By autograd's tape."""
+    """By autograd's tape. Raises ValueError where it does not lead from function(x) back to x."""
     x = x.detach().requires_grad_()
     output = function(x)
+    if not output.requires_grad:
+        raise ValueError(
+            "the logits of a network have no gradient to its images: leave torch.no_grad and detach out of its forward"
+        )
 
     def pull_back(gradient: Tensor, *, retain_graph: bool = False) -> Tensor:
         return torch.autograd.grad(output, x, gradient, retain_graph=retain_graph)[0]

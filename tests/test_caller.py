@@ -55,7 +55,7 @@ def test_a_first_search_under_autocast_folds_as_any_other_and_comes_as_far():
     with bf16(), warnings.catch_warnings():
         warnings.simplefilter("error")  # such as: the folded network has other outputs
         x_adv = InnerMaximizer(student, teacher, inner=INNER)(x_natural, generator=seeded())
-        drop_in = adaad_inner_loss(student, teacher, x_natural, step_size=4 / 255, steps=4, epsilon=16 / 255)
+        drop_in = adaad_inner_loss(student, teacher.eval(), x_natural, step_size=4 / 255, steps=4, epsilon=16 / 255)
     in_full = mean_kl(student, teacher, InnerMaximizer(student, teacher, inner=INNER)(x_natural, generator=seeded()))
     for found in (x_adv, drop_in):
         assert found.dtype == torch.float32

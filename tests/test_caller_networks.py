@@ -1,0 +1,217 @@
+"""Other people's networks and images: they train as in a plain loop, or are refused in one line."""
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import Branching, images_and_labels, student_and_teacher
+from plain import inner_loop, kl_to_teacher, share_equal
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, adaad_inner_loss
+
+SETTINGS = {"epsilon": 16 / 255, "step_size": 4 / 255, "num_steps": 4}
+INNER = InnerConfig(threat_model=ThreatModel(epsilon=16 / 255), step_size=4 / 255, num_steps=4, start="natural")
+
+
+def plain_losses(student: nn.Module, teacher: nn.Module, x_natural: Tensor, num_steps: int) -> list[float]:
+    """AdaAD in plain torch, with a pass of x_natural for batch-norm, as its authors' program has one."""
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
+    teacher.eval()
+    losses = []
+    for _ in range(num_steps):
+        student.eval()
+        x_adv = inner_loop(kl_to_teacher(student, teacher), x_natural, x_natural, norm="linf", **SETTINGS)
+        student.train()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            student(x_natural)
+        loss = F.kl_div(student(x_adv).log_softmax(1), teacher(x_adv).softmax(1).detach(), reduction="batchmean")
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+class Shared(nn.Module):
+    """One convolution and one batch-norm called twice, and another layer with the same weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(n, 6, 3, padding=1) for n in (3, 6, 6))
+        self.third.weight = self.second.weight
+        self.norm, self.classify = nn.BatchNorm2d(6), nn.Linear(6 * 64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.first(x)))
+        x = F.relu(self.norm(self.second(x)))
+        return self.classify(F.relu(self.third(self.second(x))).flatten(1))
+
+
+class Casting(nn.Module):
+    """A network in bf16 that takes and gives fp32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.bfloat16()).float()
+
+
+def with_layers(normalise: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], nn.Module]:
+    """The network with `normalise` on its second convolution and on its last layer."""
+
+    def changed(network: nn.Module) -> nn.Module:
+        normalise(network[3])
+        normalise(network[-1])
+        return network
+
+    return changed
+
+
+def frozen_below(network: nn.Module) -> nn.Module:
+    network[:3].requires_grad_(False)
+    return network
+
+
+NETWORKS = {
+    "weight_norm": with_layers(parametrizations.weight_norm),
+    "spectral_norm": with_layers(parametrizations.spectral_norm),
+    "weight_norm by hooks": with_layers(torch.nn.utils.weight_norm),
+    "frozen layers": frozen_below,
+    "shared layers": lambda network: Shared(),
+    "bf16 inside": Casting,
+    "channels last": lambda network: network.to(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(was not folded|is deprecated)")
+@pytest.mark.parametrize("which", [0, 1], ids=["student", "teacher"])
+@pytest.mark.parametrize("make", NETWORKS)
+def test_odd_networks_train_as_in_a_plain_loop(make, which):
+    x_natural, _ = images_and_labels()
+
+    def pair() -> list[nn.Module]:
+        torch.manual_seed(0)
+        networks = list(student_and_teacher())
+        networks[which] = NETWORKS[make](networks[which])
+        return networks
+
+    student, teacher = pair()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
+    distiller = Distiller(student, teacher, inner=INNER, optimizer=optimizer)
+    losses = [distiller.step(x_natural).loss.item() for _ in range(3)]
+    assert losses == pytest.approx(plain_losses(*pair(), x_natural, num_steps=3), rel=1e-3)
+    assert losses[2] < losses[0]
+
+
+IMAGES = {
+    "that require a gradient": lambda x: x.clone().requires_grad_(),
+    "with gaps": lambda x: x.repeat_interleave(2, dim=0)[::2],
+    "transposed": lambda x: x.transpose(2, 3),
+    "expanded from grey": lambda x: x[:, :1].expand(-1, 3, -1, -1),
+    "of one": lambda x: x[:1],
+}
+
+
+@pytest.mark.parametrize("images", IMAGES)
+def test_odd_images_are_trained_on_as_in_a_plain_loop_and_stay_as_they_are(images):
+    x_natural, expected = IMAGES[images](images_and_labels()[0]), IMAGES[images](images_and_labels()[0]).detach()
+    networks = student_and_teacher()
+    distiller = Distiller(*networks, inner=INNER, optimizer=torch.optim.SGD(networks[0].parameters(), 0.05, 0.9))
+    losses = [distiller.step(x_natural).loss.item() for _ in range(3)]
+    assert losses == pytest.approx(plain_losses(*student_and_teacher(), expected, num_steps=3), rel=1e-3)
+    assert torch.equal(x_natural, expected)
+    assert x_natural.grad is None
+
+
+class FirstPixels(nn.Module):
+    """A network without parameters and buffers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 5 * x.flatten(1)[:, :5].square()
+
+
+def test_a_network_without_tensors_is_attacked():
+    _, teacher = student_and_teacher()
+    x_natural, _ = images_and_labels()
+    x_adv = InnerMaximizer(FirstPixels(), teacher, inner=INNER)(x_natural)
+    value = kl_to_teacher(FirstPixels(), copy.deepcopy(teacher).eval())
+    assert share_equal(x_adv, inner_loop(value, x_natural, x_natural, norm="linf", **SETTINGS)) >= 0.999
+
+
+class InPlace(nn.Module):
+    """Normalises the images that it is given where they are."""
+
+    def __init__(self, network: nn.Module, *, normalise: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.normalise = network, normalise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(self.normalise(x))
+
+
+class Detached(Branching):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+# What is done to student and teacher, and the words that tell it.
+MISTAKES = {
+    "function": (lambda s, t: (s, t.forward), "teacher is a method: give a torch.nn.Module"),
+    "no student": (lambda s, t: (None, t), "student is a NoneType: give a torch.nn.Module"),
+    "in place": (
+        lambda s, t: (InPlace(s, normalise=lambda x: x.sub_(0.5)), t), "InPlace changes the images that it is given",
+    ),
+    "twice the same in place": (
+        lambda s, t: (s, InPlace(t, normalise=lambda x: x.clamp_(0.1, 0.9))), "InPlace changes the images",
+    ),
+    "no_grad": (lambda s, t: (s, Detached(t)), "have no gradient to its images: leave torch.no_grad and detach out"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Detached. batch-norm was not folded")
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_networks_that_cannot_be_searched_are_named_and_the_images_stay(mistake):
+    change, words = MISTAKES[mistake]
+    x_natural, _ = images_and_labels()
+    before = x_natural.clone()
+    with pytest.raises(ValueError, match=r".") as caught:
+        InnerMaximizer(*change(*student_and_teacher()), inner=INNER)(x_natural)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert torch.equal(x_natural, before)
+
+
+@pytest.mark.filterwarnings("ignore:.*was not folded")
+def test_a_teacher_without_gradient_teaches_where_the_search_asks_it_for_none():
+    student, teacher = student_and_teacher()
+    batch = images_and_labels()
+    expected = InnerMaximizer(student, Branching(teacher), method="rslad", inner=INNER)(*batch)
+    assert torch.equal(InnerMaximizer(student, Detached(teacher), method="rslad", inner=INNER)(*batch), expected)
+
+
+def test_networks_and_images_without_numbers_are_refused():
+    student, teacher = (network.to("meta") for network in student_and_teacher())
+    x_natural, _ = images_and_labels()
+    with pytest.raises(ValueError, match=r"^x_natural is on meta, which holds no numbers: move"):
+        InnerMaximizer(student, teacher, inner=INNER)(x_natural.to("meta"))
+
+
+def test_the_drop_in_function_warns_where_the_authors_would_have_changed_a_mode():
+    """Their function leaves the student in train mode and the teacher in eval mode."""
+    student, teacher = student_and_teacher()
+    x_natural, _ = images_and_labels()
+    with pytest.warns(UserWarning, match=r"teacher_model is not in eval mode .*: call teacher_model.eval\(\)"):
+        adaad_inner_loss(student.train(), teacher.train(), x_natural)
+    with pytest.warns(UserWarning, match=r"model is not in train mode .*: call model.train\(\)"):
+        adaad_inner_loss(student.eval(), teacher.eval(), x_natural)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adaad_inner_loss(student.train(), teacher.eval(), x_natural)
