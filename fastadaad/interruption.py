@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT during a training: the step is finished and saved; a second SIGINT stops at once."""
+"""SIGTERM and SIGINT: a training finishes its step and saves, all before and after it stops where it is."""
 
 import os
 import signal
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error
-    """A training was asked to stop and has saved what it did; the message says where, and how to go on."""
+class Interrupted(BaseException):  # as KeyboardInterrupt, so that nobody who expects errors takes it for one
+    """This process was asked to stop; the message says what is saved, and how to go on."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -22,13 +22,11 @@ class Interruption:
     """Whether this process was asked to stop."""
 
     def __init__(self, say: Callable[[str], object]) -> None:
-        self._say, self._process = say, os.getpid()
+        self._say = say
         self.signal_number: int | None = None
 
-    def request(self, signal_number: int, frame: object = None) -> None:
+    def request(self, signal_number: int) -> None:
         """What a signal does. Raises KeyboardInterrupt at the second SIGINT."""
-        if os.getpid() != self._process:  # a worker that reads data, which Ctrl-C reaches too: its parent ends it
-            return
         if self.signal_number == signal_number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = signal_number
@@ -38,14 +36,40 @@ class Interruption:
 
 @contextmanager
 def interruption(say: Callable[[str], object]) -> Iterator[Interruption]:
-    """Signals are noted inside and do what they did before afterwards. Only a main thread gets any."""
+    """Signals are noted inside."""
     noted = Interruption(say)
+    with _handled_by(noted.request):
+        yield noted
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """A signal raises Interrupted inside, wherever this process is; a second one ends it without a word."""
+    with _handled_by(_stop):
+        yield
+
+
+def _stop(signal_number: int) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    raise Interrupted("stopped; what was saved so far is complete (train goes on with --resume)", signal_number)
+
+
+@contextmanager
+def _handled_by(handle: Callable[[int], None]) -> Iterator[None]:
+    """Signals do what they did before afterwards. Only a main thread gets any."""
     if threading.current_thread() is not threading.main_thread():
-        yield noted
+        yield
         return
-    before = {number: signal.signal(number, noted.request) for number in SIGNALS}
+    process = os.getpid()
+
+    def handle_own(signal_number: int, frame: object) -> None:
+        if os.getpid() == process:  # else a worker that reads data, which Ctrl-C reaches too: its parent ends it
+            handle(signal_number)
+
+    before = {number: signal.signal(number, handle_own) for number in SIGNALS}
     try:
-        yield noted
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -6,6 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """In a new worker that reads data, whose copies would hold the locks of a parent that is killed for seconds."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
@@ -17,9 +28,11 @@ def locked(path: Path) -> Iterator[bool]:
         os.close(descriptor)
         yield False
         return
+    _held.add(descriptor)
     try:
         yield True
     finally:
+        _held.remove(descriptor)
         os.close(descriptor)
 
 

@@ -46,6 +46,11 @@ class CheckpointFacts:
     epochs: int
     finished: bool
 
+    def __post_init__(self) -> None:
+        """Raises TypeError where a stranger's file has something else in the place of what is compared by its names."""
+        if not (isinstance(self.run, dict) and isinstance(self.versions, dict)):
+            raise TypeError("run and versions are no dicts")
+
     def __str__(self) -> str:
         state = "finished" if self.finished else "not finished"
         return f"{state}, {self.epoch} of {self.epochs} epochs trained"
@@ -96,13 +101,12 @@ def read_checkpoint(path: Path) -> RunCheckpoint:
         raise _unreadable(path, error) from error
 
 
-def read_facts(path: Path) -> CheckpointFacts:
-    """The facts of the checkpoint in `path`, without its tensors and unverified. Raises CheckpointError."""
-    header = _header(path)
-    try:
-        return CheckpointFacts(**header["content"]["facts"])
-    except (KeyError, TypeError) as error:
-        raise _unreadable(path, error) from error
+def last_facts(run_folder: Path) -> CheckpointFacts | None:
+    """Of the latest checkpoint of a run that has some, without its tensors and unverified; None: there is none."""
+    for path in checkpoint_paths(run_folder):
+        with suppress(CheckpointError, KeyError, TypeError):
+            return CheckpointFacts(**_header(path)["content"]["facts"])
+    return None
 
 
 def last_checkpoint(run_folder: Path, say: Callable[[str], object]) -> RunCheckpoint | None:

@@ -26,15 +26,13 @@ def check_before_training(
     data: TrainingData,
     student: nn.Module,
     teacher: nn.Module | None,
-    *,
-    teacher_check: int,
     say: Callable[[str], object],
 ) -> None:
     """The labels, a batch and both networks of a run; `say` gets one line about the teacher.
 
-    The teacher is measured on `teacher_check` images, 0: not at all. They are drawn from the validation split or, where
-    there is none, from the training images, which are then not augmented. Nothing is changed, and several processes
-    find the same. Raises ValueError, in one line.
+    The teacher is measured on config.teacher_check images, 0: not at all. They are drawn from the validation split or,
+    where there is none, from the training images, which are then not augmented. Nothing is changed, and several
+    processes find the same. Raises ValueError, in one line.
     """
     _check_labels(data)
     _check_augmentation(config, data)
@@ -46,8 +44,8 @@ def check_before_training(
     if teacher is not None:
         name = f"teacher {config.teacher.name}" if config.teacher is not None else "teacher"
         _check_network(name, teacher, x_natural, data)
-        if teacher_check:
-            _check_teacher(name, config, data, teacher, teacher_check, say)
+        if config.teacher_check:
+            _check_teacher(name, config, data, teacher, say)
 
 
 def _check_labels(data: TrainingData) -> None:
@@ -101,9 +99,10 @@ def _check_network(name: str, network: nn.Module, x_natural: Tensor, data: Train
 
 
 def _check_teacher(
-    name: str, config: RunConfig, data: TrainingData, teacher: nn.Module, num_images: int, say: Callable[[str], object]
+    name: str, config: RunConfig, data: TrainingData, teacher: nn.Module, say: Callable[[str], object]
 ) -> None:
     """Says how accurate it is. Raises ValueError where it is not better than guessing."""
+    num_images = config.teacher_check
     split = "training" if data.validation is None else "validation"
     pipeline = _drawn(data.validation or data.train, config, num_images)
     natural, robust = evaluate(

@@ -3,15 +3,15 @@
 import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from fastadaad.locks import locked
-from fastadaad.run_checkpoint import CheckpointError, checkpoint_paths, read_facts
+from fastadaad.run_checkpoint import CheckpointFacts, last_facts
 from fastadaad.run_config import RunConfig
 from fastadaad.run_facts import DATA, differences, training_facts
 
 RUNS = Path("runs")
+RESULTS = "results.csv"  # in a run's folder: it has been evaluated, which is the last thing to be done
 
 
 def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool, say: Callable[[str], object]) -> Path:
@@ -30,9 +30,9 @@ def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool, say
     stopped = [folder for folder in unfinished if not _is_trained_now(folder)]
     if stopped and resume:
         return stopped[0]
-    for folder in unfinished:
+    for folder, facts in unfinished.items():
         advice = "add --resume to go on with it" if folder in stopped else "another process trains it now"
-        say(f"{folder} has the same run, {read_facts(checkpoint_paths(folder)[0])}: {advice}")
+        say(f"{folder} has the same run, {facts}: {advice}")
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     folder = RUNS / f"{stamp}_{config.recipe}_{config.method}_seed{config.seed}"
     _check_empty(folder)
@@ -44,9 +44,8 @@ def _check_empty(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     remedy = "give another --run-folder, or move it away"
-    for path in checkpoint_paths(folder)[:1]:
-        with suppress(CheckpointError):
-            remedy = f"it has a run, {read_facts(path)}; to go on with it, add --resume; else {remedy}"
+    if (facts := last_facts(folder)) is not None:
+        remedy = f"it has a run, {facts}; to go on with it, add --resume; else {remedy}"
     raise ValueError(f"{folder} exists already: {remedy}")
 
 
@@ -55,15 +54,19 @@ def _is_trained_now(folder: Path) -> bool:
         return not own
 
 
-def _unfinished(config: RunConfig) -> list[Path]:
+def _unfinished(config: RunConfig) -> dict[Path, CheckpointFacts]:
     """Folders in runs/ with an unfinished run of this configuration, the latest first."""
-    facts = {}
-    for folder in sorted(RUNS.glob("*/"), reverse=True):
-        for path in checkpoint_paths(folder)[:1]:
-            with suppress(CheckpointError):
-                facts[folder] = read_facts(path)
-    facts = {folder: each for folder, each in facts.items() if not each.finished}
-    if not facts:
-        return []  # without a look at the teacher's weights, which may be large
+    found = {folder: last_facts(folder) for folder in sorted(RUNS.glob("*/"), reverse=True)}
+    unfinished = {
+        folder: facts
+        for folder, facts in found.items()
+        if facts is not None and not (facts.finished and (folder / RESULTS).exists())
+    }
+    if not unfinished:
+        return {}  # without a look at the teacher's weights, which may be large
     present = json.loads(json.dumps(training_facts(config)))
-    return [folder for folder, each in facts.items() if not differences(each.run, present | {DATA: each.run.get(DATA)})]
+    return {
+        folder: facts
+        for folder, facts in unfinished.items()
+        if not differences(facts.run, present | {DATA: facts.run.get(DATA)})
+    }

@@ -107,10 +107,11 @@ class Trainer:
     def _resume(self) -> None:
         """Go on from the last checkpoint, where there is one."""
         checkpoint = None
-        if self.processes.is_first:
-            for folder in (self.folder, self.folder / CHECKPOINTS):
-                remove_temporaries(folder)
-            checkpoint = last_checkpoint(self.folder, self._say)
+        if self.processes.is_first and self.folder.is_dir():
+            with run_lock(self.folder):  # the temporary files of a process that trains in it now are no left-overs
+                for folder in (self.folder, self.folder / CHECKPOINTS):
+                    remove_temporaries(folder)
+                checkpoint = last_checkpoint(self.folder, self._say)
         checkpoint = self.processes.from_first(checkpoint)
         if checkpoint is None:
             self._say(f"{self.folder} has no checkpoint: the run starts from its beginning")
@@ -118,7 +119,7 @@ class Trainer:
         self._check_same_run(checkpoint)
         try:
             self._load(checkpoint.state)
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{checkpoint.path} has not what this version keeps ({' '.join(str(error).split())}): go on with the "
                 "version that wrote it, or give another --run-folder"
@@ -153,26 +154,15 @@ class Trainer:
         was met (see RunConfig.on_nonfinite).
         """
         seed = self.config.seed + self.processes.rank
-        with (
-            own_random_states(seed),
-            deterministic_algorithms(self.config.deterministic),
-            interruption(self._say) as asked,
-        ):
+        with own_random_states(seed), deterministic_algorithms(self.config.deterministic):
             if self._random_states is None:
-                check_before_training(
-                    self.config,
-                    self.data,
-                    self.state.student,
-                    self.distiller.teacher,
-                    teacher_check=self.config.teacher_check,
-                    say=self._say,
-                )
-                self._report_precision("start")
+                check_before_training(self.config, self.data, self.state.student, self.distiller.teacher, self._say)
             else:
                 restore_random_states(self._random_states)
-            result = self._train(asked)
-            if self._is_asked_to_stop(asked):  # too late for a step to see it
-                raise self._interrupted("after the last epoch", asked)
+            with interruption(self._say) as asked:
+                result = self._train(asked)
+                if self._is_asked_to_stop(asked):  # too late for a step to see it
+                    raise self._interrupted("after the last epoch, and saved", asked)
             return result
 
     def _train(self, asked: Interruption) -> TrainingResult:
@@ -188,6 +178,9 @@ class Trainer:
             image_progress(self.console, title, total_images, self._counts) as progress,
         ):
             self._write_results(log)  # what a crash may have kept from being written
+            if self._random_states is None:
+                with progress.clock_stopped():
+                    self._report_precision("start")
             while not self._is_finished():
                 if state.epoch == len(state.rows):
                     self._train_epoch(progress, asked)
@@ -301,21 +294,21 @@ class Trainer:
 
     def _save_and_stop(self, progress: ImageProgress, asked: Interruption) -> NoReturn:
         """Raises Interrupted."""
-        self._save_checkpoint(progress)
-        raise self._interrupted(f"in {self._place()}", asked)
+        is_saved = self._save_checkpoint(progress)
+        saved = "and saved" if is_saved else "which could not be saved: the checkpoint before it counts"
+        raise self._interrupted(f"in {self._place()}, {saved}", asked)
 
     def _interrupted(self, place: str, asked: Interruption) -> Interrupted:
         assert asked.signal_number is not None
-        advice = "start it again to go on (train: with --resume)"
-        return Interrupted(f"stopped {place}, and saved; {advice}", asked.signal_number)
+        return Interrupted(f"stopped {place}; start it again to go on (train: with --resume)", asked.signal_number)
 
     def _place(self) -> str:
         """Where the run is, in words."""
         num_epochs = self.config.optim.epochs
         return f"epoch {min(self.state.epoch + 1, num_epochs)} of {num_epochs}, step {self.state.step}"
 
-    def _save_checkpoint(self, progress: ImageProgress) -> None:
-        """What a later process needs to go on from here, for it to end with the same weights."""
+    def _save_checkpoint(self, progress: ImageProgress) -> bool:
+        """What a later process needs to go on from here, for it to end with the same weights; whether it is written."""
         self._check_finite()
         state = {
             "training": self.state.state_dict(),
@@ -331,7 +324,10 @@ class Trainer:
             epochs=self.config.optim.epochs,
             finished=self._is_finished(),
         )
-        self._files.attempt("the checkpoint", lambda: write_checkpoint(self.folder, self.state.step, facts, state))
+        # A process that goes on from here does not write the best weights of an epoch before again.
+        return self._files.retry() and self._files.attempt(
+            "the checkpoint", lambda: write_checkpoint(self.folder, self.state.step, facts, state)
+        )
 
     def _check_finite(self) -> None:
         """Raises NonFiniteError, which names the last checkpoint; those have only been written after this check."""

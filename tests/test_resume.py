@@ -1,5 +1,6 @@
 """A run that is stopped and goes on ends as one that was not: weights, rows and files."""
 
+import multiprocessing
 import os
 import random
 from dataclasses import replace
@@ -24,9 +25,11 @@ from stopped_runs import (
 )
 from tiny_runs import save_teacher
 
+from fastadaad.config import PrecisionConfig
 from fastadaad.locks import locked
 from fastadaad.run_checkpoint import CheckpointError, checkpoint_paths
 from fastadaad.run_facts import versions
+from fastadaad.run_folders import choose_run_folder
 from fastadaad.run_log import read_metrics
 
 
@@ -152,15 +155,55 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     seen = []
 
     def start_another() -> None:
+        (tmp_path / "checkpoints" / "step-000000006.safetensors.tmp").touch()  # as while it is written
         with pytest.raises(ValueError, match=f"another process trains in {tmp_path}: wait"):
             trainer(long_run(), tmp_path, resume=True).train()
         seen.append(read_metrics(tmp_path))
+        (tmp_path / "checkpoints" / "step-000000006.safetensors.tmp").unlink()
 
     before_step(run, 6, start_another)
     run.train()
     assert len(seen[0]) == 1
     with locked(tmp_path) as own:
         assert own
+
+
+def test_a_worker_that_outlives_its_parent_does_not_keep_the_lock(tmp_path):
+    processes = multiprocessing.get_context("fork")
+    barrier = processes.Barrier(2)
+    with locked(tmp_path):
+        worker = processes.Process(target=lambda: (barrier.wait(), barrier.wait()), daemon=True)
+        worker.start()
+        barrier.wait()
+    with locked(tmp_path) as own:
+        assert own
+    barrier.wait()
+    worker.join()
+    assert worker.exitcode == 0
+
+
+def test_a_run_whose_latest_checkpoint_is_damaged_is_found_by_the_one_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/2026-01-01_tiny")
+    run_until(long_run(), folder, step=6)
+    os.truncate(checkpoint_paths(folder)[0], 1000)
+    assert choose_run_folder(None, long_run(), resume=True, say=print) == folder
+    said_of_it: list[str] = []
+    assert choose_run_folder(None, long_run(), resume=False, say=said_of_it.append) != folder
+    assert said_of_it == [
+        f"{folder} has the same run, not finished, 1 of 3 epochs trained: add --resume to go on with it"
+    ]
+    with pytest.raises(ValueError, match="it has a run, not finished"):
+        choose_run_folder(str(folder), long_run(), resume=False, say=print)
+
+
+def test_a_folder_in_which_a_run_died_before_its_first_step_can_be_gone_on_with(tmp_path, monkeypatch):
+    config = long_run(precision=PrecisionConfig(student="bf16"))
+    with monkeypatch.context() as dying:
+        dying.setattr("fastadaad.run_log.write_atomically", lambda path, content: die())
+        with pytest.raises(StopHereError):
+            trainer(config, tmp_path / "run").train()
+    assert choose_run_folder(str(tmp_path / "run"), config, resume=True, say=print) == tmp_path / "run"
 
 
 def test_every_generator_goes_on_where_it_was(tmp_path, monkeypatch):

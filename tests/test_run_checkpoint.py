@@ -3,15 +3,35 @@
 import json
 import os
 import random
+import stat
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from stopped_runs import before_step, long_run, run_until, said, trainer, untimed_rows, weights
+from stopped_runs import (
+    StopHereError,
+    before_step,
+    die,
+    full_disk,
+    long_run,
+    run_until,
+    said,
+    trainer,
+    untimed_rows,
+    weights,
+)
 
 from fastadaad import run_checkpoint
-from fastadaad.run_checkpoint import CheckpointError, checkpoint_paths, last_checkpoint, read_checkpoint
+from fastadaad.run_checkpoint import (
+    CheckpointError,
+    CheckpointFacts,
+    checkpoint_paths,
+    last_checkpoint,
+    last_facts,
+    read_checkpoint,
+    write_checkpoint,
+)
 from fastadaad.training_state import NUMBERS
 
 
@@ -106,10 +126,6 @@ def test_where_no_checkpoint_can_be_used_nothing_is_started_anew(tmp_path):
         trainer(long_run(), tmp_path, resume=True)
 
 
-def full_disk(*arguments) -> None:
-    raise OSError(28, "No space left on device")
-
-
 def test_a_full_disk_leaves_the_checkpoint_before_and_the_training_goes_on(tmp_path, monkeypatch):
     config = long_run()
     trainer(config, tmp_path / "whole").train()
@@ -133,6 +149,58 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(tmp_path, monkeypatch):
         run.train()
     assert run.state.epoch == 3
     assert last_checkpoint(tmp_path, print).facts.epoch == 0
+
+
+def test_no_checkpoint_comes_before_the_best_weights_of_an_earlier_epoch(tmp_path, monkeypatch):
+    """A process that goes on from it would not write them again."""
+    always_the_same = {"natural_accuracy": 0.9, "robust_accuracy": 0.5}  # the first epoch stays the best
+    monkeypatch.setattr("fastadaad.trainer.evaluate_on_validation_split", lambda *given, **options: always_the_same)
+    trainer(long_run(), tmp_path / "whole").train()
+    folder = tmp_path / "stopped"
+    best = folder / "best.safetensors"
+    best.mkdir(parents=True)  # what no file can replace
+    run = trainer(long_run(), folder)
+    seen = []
+    before_step(run, 5, lambda: seen.extend(path.stem for path in checkpoint_paths(folder)))
+    before_step(run, 5, best.rmdir)
+    before_step(run, 6, die)
+    with pytest.raises(StopHereError):
+        run.train()
+    assert seen == ["step-000000004", "step-000000003"]
+    resumed = trainer(long_run(), folder, resume=True)
+    assert resumed.state.step == 6
+    resumed.train()
+    assert weights(folder) == weights(tmp_path / "whole")
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_then_its_name_is(tmp_path, monkeypatch):
+    done = []
+    fsync, replace_file = os.fsync, os.replace
+
+    def note_fsync(descriptor: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "contents")
+        fsync(descriptor)
+
+    def note_replace(source, target) -> None:
+        done.append("name")
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    facts = CheckpointFacts(run={}, versions={}, processes=1, epoch=0, epochs=1, finished=False)
+    write_checkpoint(tmp_path, 1, facts, {"weights": torch.ones(3)})
+    assert done == ["contents", "name", "folder"]
+
+
+@pytest.mark.parametrize("name", ["run", "versions"])
+def test_facts_of_another_kind_are_those_of_no_checkpoint(tmp_path, name):
+    """In a file with a checksum of its own: whoever made it can compute one."""
+    facts = CheckpointFacts(run={}, versions={}, processes=1, epoch=0, epochs=1, finished=False)
+    object.__setattr__(facts, name, ["seed"])
+    path = write_checkpoint(tmp_path, 1, facts, {"weights": torch.ones(3)})
+    with pytest.raises(CheckpointError, match="is no checkpoint of a run"):
+        read_checkpoint(path)
+    assert last_facts(tmp_path) is None
 
 
 def test_a_lost_folder_is_reported_and_made_again(tmp_path):

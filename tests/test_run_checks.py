@@ -44,7 +44,7 @@ def networks(data) -> tuple[nn.Module, nn.Module]:
 def check(data, student, teacher, *, config=CONFIG, teacher_check=0) -> list[str]:
     """The lines that are said."""
     said: list[str] = []
-    check_before_training(config, data, student, teacher, teacher_check=teacher_check, say=said.append)
+    check_before_training(replace(config, teacher_check=teacher_check), data, student, teacher, said.append)
     return said
 
 
