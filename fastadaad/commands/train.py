@@ -5,6 +5,7 @@ The test set is used once, at the end.
 
 import argparse
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 
@@ -34,13 +35,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
+    from fastadaad.interruption import stopped_by_signals
+    from fastadaad.processes import started_by_torchrun
+
+    # torchrun sends signals itself, also to processes that wait for each other, where none would be heard.
+    with nullcontext() if started_by_torchrun() else stopped_by_signals():
+        _train(arguments, console)
+
+
+def _train(arguments: argparse.Namespace, console: Console) -> None:
     from fastadaad import recipes
     from fastadaad.compare import train_and_evaluate
     from fastadaad.config_io import override
     from fastadaad.doctor import summarize_ops
     from fastadaad.evaluation.report import print_accuracies, write_results
     from fastadaad.processes import joined_processes, restarted_by_torchrun
-    from fastadaad.run_folders import choose_run_folder
+    from fastadaad.run_folders import RESULTS, choose_run_folder
 
     method = {} if arguments.method is None else {"method": arguments.method}
     short = [f"{name}={value}" for name in SETTINGS if (value := getattr(arguments, name)) is not None]
@@ -61,6 +71,6 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         console.print(summarize_ops())
         rows = [(config.method, train_and_evaluate(config, folder, console, config.method, resume=resume))]
         if processes.is_first:
-            write_results(folder / "results.csv", rows)
+            write_results(folder / RESULTS, rows)
         print_accuracies(console, rows)
         console.print(f"run folder: {folder}")
