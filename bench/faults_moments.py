@@ -144,7 +144,7 @@ def kills(count: int, number: signal.Signals, plan: Plan, seed: int) -> list[Fau
     """So many, with the aims in turn, at moments drawn with `seed`.
 
     With SIGKILL a process has no chance to do anything; with another signal it is asked to stop, and should save and
-    end with 128 plus the signal's number, or by the signal itself where it does not train yet or any more.
+    end with 128 plus the signal's number, or by the signal itself where Python still loads the program.
     """
     exit_codes = (-number,) if number == signal.SIGKILL else (128 + number, -number)
     faults = []
