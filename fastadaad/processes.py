@@ -5,7 +5,8 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,8 @@ Value = TypeVar("Value")
 POLL_S = 0.05
 # Seconds that the others have to say that they are there, once one of them has lost contact.
 GRACE_S = 3.0
+# Seconds that torchrun's store has to answer a process that ends.
+ANSWER_S = 2 * GRACE_S
 # Of the timeout of a process that hangs; the others wait for it that much longer, so that it can say where it hangs.
 WAITING_SHARE = 1.5
 
@@ -111,7 +114,11 @@ def started_by_torchrun() -> bool:
 
 def restarted_by_torchrun() -> bool:
     """Whether the processes before these failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _num_restarts() > 0
+
+
+def _num_restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextmanager
@@ -125,18 +132,18 @@ def joined_processes(device: str, timeout_s: float) -> Iterator[Processes]:
     if not started_by_torchrun() or int(os.environ["WORLD_SIZE"]) == 1:
         yield current_processes()
         return
-    uses_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    if uses_cuda:
-        _choose_gpu(int(os.environ["LOCAL_RANK"]))
     waiting = timedelta(seconds=WAITING_SHARE * timeout_s)
-    torchruns_store, rank, count = next(iter(dist.rendezvous("env://", timeout=waiting)))
-    store = _own_part(torchruns_store, rank, count, time.monotonic() + waiting.total_seconds())
-    backend = "cpu:gloo,cuda:nccl" if uses_cuda else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=waiting)
-    last_words = LastWords(store, rank, count)
-    watchdog = Watchdog(timeout_s, last_words.hung)
-    _joined = Processes(rank=rank, count=count, watchdog=watchdog)
+    store, rank, count = next(iter(dist.rendezvous("env://", timeout=waiting)))
+    # Until they have met, of this start by torchrun; the store may have words of an earlier one.
+    last_words = LastWords(dist.PrefixStore(f"start {_num_restarts()}", store), rank, count)
+    watchdog = None
     try:
+        store = _own_part(store, rank, count, time.monotonic() + waiting.total_seconds())
+        last_words = LastWords(store, rank, count)
+        backend = _backend(device)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=waiting)
+        watchdog = Watchdog(timeout_s, last_words.hung)
+        _joined = Processes(rank=rank, count=count, watchdog=watchdog)
         yield _joined
     except Interrupted:  # all of them at the same step
         raise
@@ -144,8 +151,9 @@ def joined_processes(device: str, timeout_s: float) -> Iterator[Processes]:
         last_words.failed(error)
     finally:
         _joined = None
-        watchdog.stop()
-        dist.destroy_process_group()
+        if watchdog is not None:
+            watchdog.stop()
+            dist.destroy_process_group()
 
 
 def _own_part(store: dist.Store, rank: int, count: int, deadline: float) -> dist.Store:
@@ -154,7 +162,7 @@ def _own_part(store: dist.Store, rank: int, count: int, deadline: float) -> dist
     torchrun's store may outlive a restart, with the addresses of processes that are gone in it, and its count of
     restarts is not the same on all nodes. So each process draws a name, the first one's is that of the part, and the
     first one lists whom it has met: who finds itself in the list knows that the name is not an old one. Raises
-    TimeoutError after `deadline` (of time.monotonic).
+    DistStoreError after `deadline` (of time.monotonic).
     """
     own = uuid.uuid4().hex
     if rank == 0:
@@ -167,16 +175,21 @@ def _own_part(store: dist.Store, rank: int, count: int, deadline: float) -> dist
         if store.check([f"{part}/met"]) and own.encode() in store.get(f"{part}/met"):
             return dist.PrefixStore(part, store)
         time.sleep(POLL_S)
-    raise TimeoutError(f"rank {rank} has not met the other processes: are all of them started, by the same line?")
+    raise dist.DistStoreError(f"rank {rank} has not met the other processes")
 
 
-def _choose_gpu(local_rank: int) -> None:
+def _backend(device: str) -> str:
+    """What the processes talk by; on GPUs each takes its own. Raises ValueError where there is none for this one."""
+    if not (device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())):
+        return "gloo"
+    local_rank = int(os.environ["LOCAL_RANK"])
     if local_rank >= torch.cuda.device_count():
         raise ValueError(
             f"process {local_rank} of this node has no GPU: there are {torch.cuda.device_count()}; start as many "
             "processes with --nproc-per-node, or set device=cpu"
         )
     torch.cuda.set_device(local_rank)
+    return "cpu:gloo,cuda:nccl"
 
 
 class LastWords:
@@ -188,8 +201,9 @@ class LastWords:
     def failed(self, error: Exception) -> NoReturn:
         """Report `error`, or whom contact was lost with."""
         if _is_lost_contact(error):
-            missing = ", ".join(map(str, self._missing())) or "unknown"
-            self._end(f"fastadaad: lost contact, as rank {self._rank} noticed, with rank {missing}", code=1)
+            missing: list[int] = _answer(self._missing, [])
+            names = ", ".join(map(str, missing)) or "unknown"
+            self._end(f"fastadaad: lost contact, as rank {self._rank} noticed, with rank {names}", code=1)
         if isinstance(error, (ValueError, OSError)):
             self._end(f"fastadaad: rank {self._rank}: {' '.join(str(error).split())}", code=2)
         where = "".join(traceback.format_exception(error))
@@ -202,36 +216,26 @@ class LastWords:
 
     def _missing(self) -> list[int]:
         """The ranks that do not notice that contact is lost."""
-        self._set(f"noticed/{self._rank}")
+        self._store.set(f"noticed/{self._rank}", "1")
         deadline = time.monotonic() + GRACE_S
         missing = set(range(self._count))
         while missing and time.monotonic() < deadline:
-            missing = {rank for rank in missing if not self._is_set(f"noticed/{rank}")}
+            missing = {rank for rank in missing if not self._store.check([f"noticed/{rank}"])}
             time.sleep(POLL_S)
         return sorted(missing)
 
     def _end(self, text: str, code: int) -> NoReturn:
-        if self._is_first_to_speak():
+        if _answer(lambda: self._store.add("last words", 1) == 1, True):
             print(text, file=sys.stderr, flush=True)
         os._exit(code)  # not sys.exit: communication that never ends would hold it up
 
-    def _is_first_to_speak(self) -> bool:
-        try:
-            return self._store.add("last words", 1) == 1
-        except Exception:  # the store is gone with the node that had it
-            return True
 
-    def _set(self, key: str) -> None:
-        try:
-            self._store.set(key, "1")
-        except Exception:
-            return
-
-    def _is_set(self, key: str) -> bool:
-        try:
-            return self._store.check([key])
-        except Exception:
-            return False
+def _answer(ask: Callable[[], Value], otherwise: Value) -> Value:
+    """What `ask` returns; `otherwise` where it cannot, as the store may be gone, or be behind a link that is cut."""
+    try:
+        return ThreadPoolExecutor(1).submit(ask).result(ANSWER_S)  # the store itself may wait for many minutes
+    except Exception:
+        return otherwise
 
 
 def _is_lost_contact(error: Exception) -> bool:

@@ -1,8 +1,10 @@
 """A run's student measured: on the validation split while it trains, on the test set at its end."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import nn
@@ -27,9 +29,9 @@ def evaluate_on_validation_split(
         return {}
     evaluation = config.evaluation
     natural, robust = _of_all_processes(
-        evaluate(
+        _evaluate(
             model,
-            partial(_share(data.validation).epoch, 0),
+            _share(data.validation),
             ("natural", evaluation.validation_attack),
             threat_model=evaluation.threat_model,
             seed=config.seed,
@@ -51,9 +53,9 @@ def evaluate_on_test_set(
     """The attacks of `config.evaluation` on the test images of `data`, with live progress; `state` as in evaluate."""
     evaluation, test = config.evaluation, _share(data.test)
     with image_progress(console, title, num_parts(evaluation.attacks) * test.num_images) as progress:
-        results = evaluate(
+        results = _evaluate(
             model,
-            partial(test.epoch, 0),
+            test,
             evaluation.attacks,
             threat_model=evaluation.threat_model,
             restarts=evaluation.restarts,
@@ -74,5 +76,25 @@ def _share(pipeline: Pipeline) -> Pipeline:
     return pipeline if processes.count == 1 else pipeline.shard(processes.rank, processes.count)
 
 
+def _evaluate(
+    model: nn.Module, share: Pipeline, attacks: Sequence[str], *, progress: Progress, **options: Any
+) -> list[AttackResult]:
+    """evaluate on the images of this process; no results where there are fewer images than processes."""
+    processes = current_processes()
+    if not share.num_images and not processes.is_first:
+        return []
+
+    def meet_after_batch(part: str, num_images: int) -> None:
+        progress(part, num_images)
+        processes.gathered(False)
+
+    return evaluate(model, partial(share.epoch, 0), attacks, progress=meet_after_batch, **options)
+
+
 def _of_all_processes(results: list[AttackResult]) -> list[AttackResult]:
-    return [merge(parts) for parts in zip(*current_processes().gathered(results), strict=True)]
+    """Merged; a process that is done meets the others after their batches, as one is taken for lost that is silent."""
+    processes = current_processes()
+    while not all(processes.gathered(True)):
+        pass
+    shares = [share for share in processes.gathered(results) if share]
+    return [merge(parts) for parts in zip(*shares, strict=True)]
