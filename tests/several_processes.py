@@ -6,6 +6,7 @@ A task is a training: its name, its settings, and what goes wrong in which proce
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,9 @@ def fail(how: str, folder: Path) -> None:
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "stopped":
+        # torchrun gives a stopped process 30 s to end; one that the first has left needs no more of them.
+        end = f"while kill -0 {(folder / 'pid0').read_text()}; do sleep 0.1; done; kill -KILL {os.getpid()}"
+        subprocess.Popen(["sh", "-c", end], start_new_session=True)
         os.kill(os.getpid(), signal.SIGSTOP)
     if how == "hangs":
         time.sleep(3600)
@@ -59,6 +63,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     with joined_processes(os.environ.get("DEVICE", "cpu"), float(os.environ.get("RANK_TIMEOUT_S", "60"))) as processes:
+        (folder / f"pid{processes.rank}").write_text(str(os.getpid()))
         for task in json.loads((folder / "tasks.json").read_text()):
             run_task(folder, task, processes.rank)
 

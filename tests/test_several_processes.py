@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -29,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parent / "several_processes.py"
 TIME_LIMIT_S = 120.0  # of a launch; the runs take seconds
-RANK_TIMEOUT_S = 4.0
+RANK_TIMEOUT_S = 5.0  # where one of the processes hangs
 
 # A step in l2 is as smooth as its gradient; the sign of l_inf makes a step of what is rounding in a pixel's gradient.
 INNER = InnerConfig(threat_model=ThreatModel(norm="l2", epsilon=1.0), step_size=0.5, num_steps=2)
@@ -52,18 +51,20 @@ def run_of(method: str, teacher, **changes) -> RunConfig:
     return tiny_run(**given | changes)
 
 
-def launch(folder: Path, tasks: list[dict], *options: str, count: int = 2) -> subprocess.CompletedProcess:
-    """`tasks` by `count` processes; see several_processes.py."""
+def launch(
+    folder: Path, tasks: list[dict], *options: str, rank_timeout_s: float = TIME_LIMIT_S
+) -> subprocess.CompletedProcess:
+    """`tasks` by two processes; see several_processes.py."""
     for task in tasks:
         (folder / f"{task['name']}.json").write_text(json.dumps(asdict(task["config"])))
     plain = [{name: value for name, value in task.items() if name != "config"} for task in tasks]
     (folder / "tasks.json").write_text(json.dumps(plain))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.run(
         [*command, *options, SCRIPT, folder],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "RANK_TIMEOUT_S": str(RANK_TIMEOUT_S)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RANK_TIMEOUT_S": str(rank_timeout_s)},
         timeout=TIME_LIMIT_S,
         check=False,
     )
@@ -207,18 +208,12 @@ def test_the_command_evaluate_gives_the_same_table_by_two_processes(two_processe
 FAULT = {"rank": 1, "step": 5}
 
 
-def check_ended(result: subprocess.CompletedProcess, seconds: float) -> list[str]:
-    """That the launch failed in time; what its processes said themselves, without torchrun's report."""
-    assert result.returncode != 0
-    assert seconds < 60
-    return [line for line in result.stderr.splitlines() if line.startswith("fastadaad: ")]
-
-
-def failing(folder: Path, teacher, how: str, *options: str) -> tuple[subprocess.CompletedProcess, list[str]]:
-    began = time.monotonic()
+def failing(folder: Path, teacher, how: str, **options: float) -> tuple[subprocess.CompletedProcess, list[str]]:
+    """A launch that fails in time; what its processes said themselves, without torchrun's report."""
     task = {"name": "run", "config": run_of("adaad", teacher), "fault": FAULT | {"how": how}}
-    result = launch(folder, [task], *options)
-    return result, check_ended(result, time.monotonic() - began)
+    result = launch(folder, [task], **options)
+    assert result.returncode != 0
+    return result, [line for line in result.stderr.splitlines() if line.startswith("fastadaad: ")]
 
 
 def test_an_exception_is_shown_once_with_its_rank(tmp_path, teacher):
@@ -242,12 +237,12 @@ def test_a_killed_process_is_named_by_torchrun(tmp_path, teacher):
 
 
 def test_a_process_that_does_not_answer_is_named_by_one_that_does(tmp_path, teacher):
-    _, said = failing(tmp_path, teacher, "stopped")
+    _, said = failing(tmp_path, teacher, "stopped", rank_timeout_s=RANK_TIMEOUT_S)
     assert said == ["fastadaad: lost contact, as rank 0 noticed, with rank 1"]
 
 
 def test_a_process_that_hangs_says_where(tmp_path, teacher):
-    result, said = failing(tmp_path, teacher, "hangs")
+    result, said = failing(tmp_path, teacher, "hangs", rank_timeout_s=RANK_TIMEOUT_S)
     (line,) = said
     assert re.fullmatch(r"fastadaad: rank 1 has made no progress for \d+ s, which ends the others", line)
     assert result.stderr.count("time.sleep(3600)") == 1
@@ -276,12 +271,3 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_another_number_goes_o
     weights = one_process(config, tmp_path / "run", resume=True)
     alone = one_process(config, tmp_path / "alone")
     assert largest_difference(alone, weights) < 2e-5
-
-
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, teacher):
-    config = run_of("pgd-at", teacher)
-    config = replace(config, data=replace(config.data, batch_size=63))
-    result = launch(tmp_path, [{"name": "run", "config": config}])
-    said = check_ended(result, 0)
-    (line,) = said
-    assert "data.batch_size is 63, the images of a step of all 2 processes: give a multiple of 2" in line

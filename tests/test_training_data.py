@@ -14,6 +14,7 @@ from torch import Tensor
 from fastadaad import training_data as training_data_module
 from fastadaad.config_io import override
 from fastadaad.data import Dataset, Pipeline
+from fastadaad.processes import Processes
 from fastadaad.run_config import RunConfig
 from fastadaad.run_evaluation import evaluate_on_test_set
 from fastadaad.run_log import read_metrics
@@ -68,6 +69,13 @@ def test_the_splits_are_disjoint_balanced_and_a_function_of_the_seed(monkeypatch
     assert numbers_in(again.train) == train
     other = training_data(replace(config, seed=1), CPU)
     assert set(numbers_in(other.validation)) != set(validation)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
+    config = tiny_run()
+    monkeypatch.setattr(training_data_module, "current_processes", lambda: Processes(rank=1, count=3))
+    with pytest.raises(ValueError, match="batch_size is 64, the images of a step of all 3 processes: give a multiple"):
+        training_data(config, CPU)
 
 
 def write_tree(root: Path, per_class: int = 20, test_per_class: int = 5) -> None:
