@@ -16,7 +16,7 @@ from plain import mean_kl
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, adaad_inner_loss
+from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, adaad_inner_loss, inner_networks
 
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=16 / 255), step_size=4 / 255, num_steps=4)
 METHODS = ("adaad", "pgd-at", "trades", "rslad", "adaiad", "saad", "adaad+igdm")
@@ -60,6 +60,20 @@ def test_a_first_search_under_autocast_folds_as_any_other_and_comes_as_far():
     for found in (x_adv, drop_in):
         assert found.dtype == torch.float32
         assert mean_kl(student, teacher, found) > 0.95 * in_full > 1.1 * mean_kl(student, teacher, x_natural)
+
+
+def test_a_layout_is_measured_outside_of_a_callers_autocast(monkeypatch):
+    """What is remembered is for all callers."""
+    under_autocast = []
+
+    def choose(*_, **__) -> torch.memory_format:
+        under_autocast.append(torch.is_autocast_enabled("cpu"))
+        return torch.contiguous_format
+
+    monkeypatch.setattr(inner_networks, "choose_memory_format", choose)
+    with bf16():
+        InnerMaximizer(*student_and_teacher(), inner=INNER)(images_and_labels()[0])
+    assert under_autocast == [False, False]
 
 
 @pytest.mark.parametrize("options", [{}, {"awp_gamma": 0.05}, {"micro_batch": 8}], ids=str)
