@@ -24,11 +24,14 @@ from fastadaad.run_config import RunConfig
 from fastadaad.units import parse_pixels
 
 PIXEL_FIELDS = ("epsilon", "step_size")
-_WORD = r"""[\w.+/()~"'=-]*"""
-# One word, or a flat list of words.
-PLAIN = re.compile(rf"\s*(?:{_WORD}|\[(?:\s*{_WORD}\s*,)*\s*{_WORD}\s*\])\s*")
+_LETTERS = r"""-\w.+/()~"'="""
+# One word, or a flat list of words. Nothing in it can match in two ways, which long texts would take for ever to try.
+PLAIN = re.compile(rf"[{_LETTERS}]*|\[[{_LETTERS},\s]*\]")
 # One line that YAML takes for text: it begins with no sign of YAML's and has no colon at the end of a word.
 TEXT = re.compile(r"""(?!\s*(?:[][{}!&*?|>%@`"']|-\s))(?!.*:(?:\s|$)).*""")
+# jsonargparse's refusal of a value: the setting, and the value where it is told.
+REFUSED = re.compile(r'Parser key "([\w.]+)":(?:.*(?:Got|Given) value: ?(.*))?')
+WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text", type(None): "null"}
 
 Kind = Literal["section", "table", "text", "plain"]
 """Of a setting: fields of a class, fields of any name, TEXT, or what is PLAIN."""
@@ -38,8 +41,13 @@ class _Setting(NamedTuple):
     """What the type of a setting says about its values."""
 
     kind: Kind
-    is_optional: bool
-    """It may be null."""
+    hint: Any
+    """The type itself."""
+
+    @property
+    def is_optional(self) -> bool:
+        """It may be null."""
+        return type(None) in get_args(self.hint)
 
 
 def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -52,7 +60,7 @@ def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         parser = _parser()
         parser.set_defaults(asdict(config))
         return _instantiate(parser, parser.parse_args(arguments))
-    except (ArgumentError, ValueError) as error:
+    except (ArgumentError, ValueError, OverflowError) as error:
         raise ValueError(_one_line(error)) from error
 
 
@@ -67,8 +75,11 @@ def read_config(path: Path) -> RunConfig:
             _check(name, value)
         parser = _parser()
         return _instantiate(parser, parser.parse_object(content))
-    except (OSError, ArgumentError, ValueError, RecursionError) as error:  # a JSON error is a ValueError
-        raise ValueError(f"{path} does not hold a run's configuration: {_one_line(error)}") from error
+    except (OSError, ArgumentError, ValueError, OverflowError, RecursionError) as error:  # a JSON error is a ValueError
+        raise ValueError(
+            f"{path} does not hold a run's configuration: {_one_line(error)}; give the folder of another run, or "
+            "repair this file"
+        ) from error
 
 
 def _parser() -> ArgumentParser:
@@ -78,7 +89,12 @@ def _parser() -> ArgumentParser:
 
 
 def _instantiate(parser: ArgumentParser, namespace: Any) -> RunConfig:
-    return RunConfig(**vars(parser.instantiate(namespace)))
+    config = RunConfig(**vars(parser.instantiate(namespace)))
+    for name, value in _settings_in(asdict(config)):
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not abs(number) < 2**63:  # nor is NaN
+                raise ValueError(f"{name} is {number}: give a finite number below 2**63")
+    return config
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -108,10 +124,10 @@ def _check(name: str, value: Any) -> None:
     """Raises ValueError for an unknown setting, and for a value that is no plain one and no list of plain ones."""
     settings = _settings(RunConfig)
     parent = settings.get(name.rpartition(".")[0])
-    in_table = _Setting("plain", False) if parent and parent.kind == "table" else None
+    in_table = _Setting("plain", Any) if parent and parent.kind == "table" else None
     setting = settings.get(name, in_table)
     if setting is None:
-        raise ValueError(f"unknown setting {name}={value}{_suggestion(name, list(settings))}")
+        raise ValueError(f"unknown setting {name}={value}: {_suggestion(name, list(settings))}")
     if value is None and not setting.is_optional:
         raise ValueError(f"{name} is null: give a value, or leave it out")
     if setting.kind in ("section", "table"):
@@ -134,23 +150,50 @@ def _settings(section: type, prefix: str = "") -> dict[str, _Setting]:
             settings |= _settings(below, f"{prefix}{name}.")
         elif get_origin(hint) is dict:
             kind = "table"
-        settings[prefix + name] = _Setting(kind, type(None) in parts)
+        settings[prefix + name] = _Setting(kind, hint)
     return settings
 
 
 def _is_plain(value: Any, kind: Kind) -> bool:
     if isinstance(value, str):
-        return (TEXT if kind == "text" else PLAIN).fullmatch(value) is not None
+        return (TEXT.fullmatch(value) if kind == "text" else PLAIN.fullmatch(value.strip())) is not None
     return not isinstance(value, dict | list)
 
 
 def _one_line(error: Exception) -> str:
-    return printable(" ".join(str(error).split()))
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    elif isinstance(error, OverflowError):  # of an integer that is to be a float
+        text = "a number is too large: give one below 2**63"
+    elif isinstance(error, ArgumentError):
+        text = _in_our_words(text)
+    return printable(text)
+
+
+def _in_our_words(text: str) -> str:
+    """What jsonargparse says of the value of one setting; anything else as it is."""
+    match = REFUSED.match(text)
+    setting = _settings(RunConfig).get(match[1]) if match else None
+    if match is None or setting is None or setting.kind == "section":
+        return text
+    given = "has no possible value" if match[2] is None else f"is {match[2]!r}"
+    return f"{match[1]} {given}: give {_wanted(setting.hint)}"
+
+
+def _wanted(hint: Any) -> str:
+    """What a value of this type is written as."""
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return f"{', '.join(parts[:-1])} or {parts[-1]}"
+    if get_origin(hint) is tuple:
+        return f"a list [{_wanted(parts[0])}, ...]"
+    return WORDS.get(hint) or " or ".join(map(_wanted, parts))
 
 
 def _suggestion(unknown: str, names: Sequence[str]) -> str:
-    """The known name closest to an unknown one."""
+    """The known name closest to an unknown one, or where to find them all."""
     field = unknown.rpartition(".")[2]
     same_field = [name for name in names if name.rpartition(".")[2] == field]
     close = same_field or difflib.get_close_matches(unknown, names, n=1)
-    return f": did you mean {close[0]}?" if close else ""
+    return f"did you mean {close[0]}?" if close else "fastadaad train RECIPE --print-config shows all settings"

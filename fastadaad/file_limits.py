@@ -5,6 +5,7 @@ a number.
 """
 
 import os
+import stat
 
 MIB = 2**20
 
@@ -28,15 +29,25 @@ IMAGE_BYTES = 512 * MIB
 """The file of one image: so many pixels of three times 16 bits, unpacked."""
 JPEG_SCANS = 100
 """Of one image: each goes over all of its pixels and takes 31 bytes of the file; progressive images have about ten."""
+MODEL_PARAMETERS = 2**30
+"""Of a network whose name has its size; wrn-70-16 has 267 million."""
 NESTED_FOLDERS = 8
 """Below the folder of a class; a link that leads back up is deeper than any number."""
 NESTED_WRAPPERS = 8
 """Entries around a state dict; a dict that holds itself is deeper than any number."""
 
 
+def size_of(path: str | os.PathLike) -> int:
+    """Bytes of the file `path`. Raises ValueError where it is a folder, or a pipe or device, which may have no end."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no file, but a folder, a pipe or a device")
+    return found.st_size
+
+
 def check_size(path: str | os.PathLike, limit: int) -> None:
-    """Raises ValueError where the file `path` has more than `limit` bytes."""
-    size = os.stat(path).st_size
+    """Raises ValueError where the file `path` has more than `limit` bytes, or is none."""
+    size = size_of(path)
     if size > limit:
         raise ValueError(f"it has {size} bytes and at most {limit} are read")
 

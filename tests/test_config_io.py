@@ -1,8 +1,11 @@
 """Overrides as people type them, saved configurations, and pixel units."""
 
 import json
+import math
+import os
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +33,10 @@ def test_pixel_units(text, value):
     assert parse_pixels(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "8/0", "8//255", "-8/255", "8/255/2", "nan", "inf", "eight", "8/255px"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "8/0", "8//255", "-8/255", "8/255/2", "nan", "inf", "eight", "8/255px", "1e400", "8/1e400", "1e308/1e-308"],
+)
 def test_what_is_no_radius_is_refused(text):
     with pytest.raises(ValueError, match="is not a radius in pixel units: write it as 8/255"):
         parse_pixels(text)
@@ -78,12 +84,20 @@ def test_null_takes_a_setting_away_and_the_last_override_of_a_setting_counts():
         ("optim.learning_rat=3", "did you mean optim.learning_rate"),
         ("inner.epsilon=8/255", "did you mean inner.threat_model.epsilon"),
         ("epochs=3", "did you mean optim.epochs"),
-        ("student.colour=red", "student.colour"),
-        ("zzz=3", "unknown setting zzz=3"),
+        ("student.colour=red", "unknown setting student.colour=red: did you mean"),
+        ("zzz=3", "unknown setting zzz=3: fastadaad train RECIPE --print-config shows all settings"),
         ("optim.epochs", "write section.field=value"),
-        ("optim.epochs=many", "optim.epochs.*many"),
-        ("data.flip=maybe", "data.flip.*maybe"),
-        ("seed=1.5", "seed.*1.5"),
+        ("optim.epochs=many", "^optim.epochs is 'many': give a whole number$"),
+        ("optim.epochs=", "^optim.epochs is '': give a whole number$"),
+        ("data.flip=maybe", "^data.flip is 'maybe': give true or false$"),
+        ("seed=1.5", "^seed is '1.5': give a whole number$"),
+        (f"seed={2**63}", rf"^seed is {2**63}: give a finite number below 2\*\*63$"),
+        ("seed=" + "9" * 5000, "^seed has no possible value: give a whole number$"),
+        ("data.num_samples=few", "^data.num_samples is 'few': give a whole number or null$"),
+        ("optim.learning_rate=.inf", r"^optim.learning_rate is inf: give a finite number below 2\*\*63$"),
+        ("optim.learning_rate=nan", "^optim.learning_rate is 'nan': give a finite number$"),
+        ("optim.learning_rate=1" + 400 * "0", r"^a number is too large: give one below 2\*\*63$"),
+        ("optim.milestones=half", r"^optim.milestones is 'half': give a list \[a finite number, ...\]$"),
         ("seed=null", "seed is null: give a value, or leave it out"),
         ("data.padding=~", "data.padding is null"),
         ("optim=null", "optim is null"),
@@ -93,7 +107,8 @@ def test_null_takes_a_setting_away_and_the_last_override_of_a_setting_counts():
         ("method_options.adversarial_weight=true", "adversarial_weight is True: give a number"),
         ("method_options.clean_statistics=1", "clean_statistics is 1: give true or false"),
         ("method_options.kl_reduction=3", "kl_reduction is 3: give a text"),
-        ("inner.threat_model.norm=l3", "norm.*l2.*l3"),
+        ("inner.threat_model.norm=l3", "^inner.threat_model.norm is 'l3': give linf or l2$"),
+        ("inner.start=zero", "^inner.start is 'zero': give gaussian, uniform or natural or null$"),
         ("inner.threat_model.epsilon=8", "epsilon is 8.*8/255"),
         ("inner.step_size=fast", "'fast'.*8/255"),
         ("inner.step_size=0.9", "more than epsilon.*inner.step_size"),
@@ -106,7 +121,7 @@ def test_null_takes_a_setting_away_and_the_last_override_of_a_setting_counts():
         ("teacher.policy=refreshed(every=0)", "every is 0"),
         ("teacher.policy=refreshed(top=9)", "top belongs to linearized"),
         ("teacher.policy.every=8", "exact asks in every step"),
-        ("precision.teacher=int8", "precision.teacher.*bf16"),
+        ("precision.teacher=int8", "^precision.teacher is 'int8': give fp32, tf32, bf16 or fp16$"),
         ("layout=NHWC", "layout.*channels_last"),
     ],
 )
@@ -175,19 +190,32 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path, name):
         json.dumps(asdict(DEMO) | {"colour": "red"}).encode(),
         json.dumps(asdict(DEMO) | {"log_every": 0}).encode(),
         json.dumps(asdict(DEMO) | {"mode": "fast"}).encode(),
+        json.dumps(asdict(DEMO) | {"rank_timeout_s": 10**400}).encode(),
+        json.dumps(asdict(DEMO) | {"inner": asdict(DEMO.inner) | {"lower": -math.inf}}).encode(),
     ],
 )
 def test_a_file_that_holds_no_configuration_is_named(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"config.json does not hold a run's configuration") as caught:
+    with pytest.raises(ValueError, match=r"config.json does not hold a run's configuration: ") as caught:
         read_config(path)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("; give the folder of another run, or repair this file")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"config.json does not hold.*No such file"):
-        read_config(tmp_path / "config.json")
+    path = tmp_path / "config.json"
+    with pytest.raises(ValueError, match=f"^{path} does not hold a run's configuration: No such file or directory; "):
+        read_config(path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_refused_unread(tmp_path, make):
+    """A pipe would be waited for, and a device has no end."""
+    path = tmp_path / "config.json"
+    make(path)
+    with pytest.raises(ValueError, match="it is no file, but a folder, a pipe or a device"):
+        read_config(path)
 
 
 CODE = "planted_module.Planted"
@@ -241,7 +269,11 @@ def test_a_section_has_no_class(ran, section, field):
     assert not ran.exists()
 
 
-COMPOSED = [json.dumps(SPEC), f" \t{json.dumps(SPEC)}", f"[\t{json.dumps(SPEC)}]", TAG, f"[{TAG}]", BOMB, "[" * 100_000]
+# The last one is of commas among which a pattern could divide the spaces in 2**100 ways.
+COMPOSED = [
+    *(json.dumps(SPEC), f" \t{json.dumps(SPEC)}", f"[\t{json.dumps(SPEC)}]", TAG, f"[{TAG}]", BOMB, "[" * 100_000),
+    f"[{100 * ' ,'}!]",
+]
 
 
 @pytest.mark.parametrize(
