@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from fastadaad.file_limits import SAFETENSORS_HEADER_BYTES
+from fastadaad.file_limits import SAFETENSORS_HEADER_BYTES, size_of
 
 ZIP_MAGIC = b"PK\x03\x04"  # by which torch.load tells an archive from the format before torch 1.6
 NUM_PICKLES = 5  # in that format: magic number, version, machine, content, names of the storages
@@ -37,8 +37,8 @@ class ForbiddenCallError(ValueError):
 
 
 def check_safetensors(path: Path) -> None:
-    """Raises ValueError where the header is longer than the file or than any real one."""
-    size = path.stat().st_size
+    """Raises ValueError where the header is longer than the file or than any real one, or where it is no file."""
+    size = size_of(path)
     with open(path, "rb") as file:
         start = file.read(8)
     header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0

@@ -18,8 +18,9 @@ WRAPPERS = (
 PREFIXES = re.compile(r"^(module\.|model\.|_orig_mod\.|network\.)+")
 # nn.Sequential(normalisation, network).
 POSITION = re.compile(r"^([01])\.(.+)")
-# A normalisation at the front, as a layer or as buffers of the network.
-NORMALIZATION = re.compile(r"(?:(?:\w*norm\w*|preprocess\w*)\.)?(?:(mean|means|mu)|(std|stds|sds|sigma))")
+# A normalisation at the front, as a layer or as buffers of the network. Looked ahead for, as \w*norm\w* can match in as
+# many ways as a long name has norms.
+NORMALIZATION = re.compile(r"(?:(?=\w*norm|preprocess)\w+\.)?(?:(mean|means|mu)|(std|stds|sds|sigma))")
 # Never part of a network's function: a copy of block1 that RobustBench's WideResNet has and does not use, the counter
 # of averaged weights, the number of classes.
 UNUSED = re.compile(r"sub_block1\..+|n_averaged|n_classes")

@@ -6,8 +6,10 @@ import re
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import nn
 
+from fastadaad.file_limits import MODEL_PARAMETERS
 from fastadaad.models.checkpoint_reading import load_weights
 from fastadaad.models.mobilenet_v2 import MobileNetV2
 from fastadaad.models.normalize import ChannelValues
@@ -19,14 +21,14 @@ from fastadaad.models.wide_resnet import WideResNet
 
 # Pattern of a name -> constructor; what the groups of the pattern match are its first arguments.
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
-    r"cnn-(\d+)": partial(SmallCNN, strides=(2, 2, 1)),
-    r"cnn-(\d+)-s1": partial(SmallCNN, strides=(1, 2, 2)),
-    r"rescnn-(\d+)": SmallResNet,
+    r"cnn-(\d{1,3})": partial(SmallCNN, strides=(2, 2, 1)),
+    r"cnn-(\d{1,3})-s1": partial(SmallCNN, strides=(1, 2, 2)),
+    r"rescnn-(\d{1,3})": SmallResNet,
     r"resnet18": partial(ResNet, num_blocks=RESNET18),
     r"resnet34": partial(ResNet, num_blocks=RESNET34),
     r"preact-?resnet18": partial(PreActResNet, num_blocks=RESNET18),
     r"mobilenet-v2": MobileNetV2,
-    r"wrn-(\d+)-(\d+)": WideResNet,
+    r"wrn-(\d{1,3})-(\d{1,3})": WideResNet,
     r"timm/(.+)": TimmModel,
 }
 
@@ -68,6 +70,17 @@ def _construct(name: str, **common) -> nn.Module:
         match = re.fullmatch(pattern, name)
         if match:
             arguments = [int(group) if group.isdigit() else group for group in match.groups()]
-            return constructor(*arguments, **common)
+            construct = partial(constructor, *arguments, **common)
+            if any(isinstance(argument, int) for argument in arguments):
+                _check_size(name, construct)
+            return construct()
     close = difflib.get_close_matches(name, MODEL_NAMES) or MODEL_NAMES
     raise ValueError(f"model {name!r} is unknown: did you mean {' or '.join(close)}?")
+
+
+def _check_size(name: str, construct: Callable[[], nn.Module]) -> None:
+    """Raises ValueError for a network that no memory has room for, as somebody else's configuration may name it."""
+    with torch.device("meta"):  # shapes alone: nothing is allocated
+        num_parameters = sum(parameter.numel() for parameter in construct().parameters())
+    if num_parameters > MODEL_PARAMETERS:
+        raise ValueError(f"model {name} has {num_parameters:,} parameters: choose one of {MODEL_PARAMETERS:,} at most")

@@ -1,6 +1,7 @@
 """Which of our networks a state dict belongs to, by its names and shapes alone."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,7 @@ def _candidates(weights: Mapping[str, Tensor], stem_channels: int) -> Iterator[s
 
 
 def _fits(weights: Mapping[str, Tensor], name: str, num_classes: int, in_channels: int) -> bool:
-    with torch.device("meta"):  # shapes alone: nothing is allocated
+    with suppress(ValueError), torch.device("meta"):  # shapes alone: nothing is allocated
         network = load_model(name, num_classes=num_classes, in_channels=in_channels)
-    return not misfits(weights, {canonical(key): tensor for key, tensor in network.state_dict().items()})
+        return not misfits(weights, {canonical(key): tensor for key, tensor in network.state_dict().items()})
+    return False  # its sizes are none that load_model builds

@@ -4,6 +4,7 @@ import argparse
 import collections
 import io
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -17,6 +18,7 @@ from safetensors.torch import save
 
 from fastadaad.file_limits import SAFETENSORS_HEADER_BYTES
 from fastadaad.models import WeightsError, read_state_dict
+from fastadaad.models.checkpoint_checks import check_safetensors
 from fastadaad.models.checkpoint_reading import HARMLESS
 
 MANY = 2**33  # bytes: more than a test may take
@@ -262,3 +264,16 @@ def test_metadata_of_safetensors_is_no_code(tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(save({"a": torch.ones(1)}, {"config": "!!python/object/apply:os.system [exit]"}))
     assert read_state_dict(path)["a"].tolist() == [1]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="it is no file, but a folder, a pipe or a device"):
+        check_safetensors(tmp_path / "w.safetensors")
+
+
+def test_a_long_name_is_no_work(tmp_path):
+    """A million letters, which a pattern that tries each norm in it for itself would go over as often."""
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(safetensors({250_000 * "norm": entry([1], 0, 4)}, bytes(4)))
+    assert list(map(len, read_state_dict(path))) == [10**6]

@@ -278,6 +278,12 @@ def test_pixels_get_a_gradient():
         (lambda: load_model("wrn-16-0"), "width 0 is not positive: give at least 1"),
         (lambda: load_model("rescnn-0"), "channels 0 is not positive: give at least 1"),
         (lambda: load_model("timm/resnet_10t"), "model 'resnet_10t' is unknown to timm: did you mean "),
+        (
+            lambda: load_model("wrn-10-200"),
+            "model wrn-10-200 has 2,960,090,074 parameters: choose one of",
+        ),
+        (lambda: load_model("cnn-1000"), "model 'cnn-1000' is unknown"),
+        (lambda: load_model(f"wrn-{10**9}-1"), "model 'wrn-1000000000-1' is unknown"),
         (lambda: load_model("cnn-0"), "channels 0 is not positive: give at least 1"),
         (lambda: SmallCNN(4, mean=(0.1, 0.2)), "mean has 2 values: give one number, or one per channel (3)"),
         (lambda: SmallCNN(4, std=(0.1, 0.2)), "std has 2 values: give one number, or one per channel (3)"),

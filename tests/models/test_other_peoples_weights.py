@@ -8,7 +8,7 @@ import torch
 from robustbench_definition import wide_resnet_logits, wide_resnet_shapes
 from torch import Tensor, nn
 
-from fastadaad.models import WeightsError, load_model, read_state_dict
+from fastadaad.models import SmallCNN, WeightsError, WideResNet, load_model, read_state_dict
 from fastadaad.models.recognition import Recognized, recognize
 from fastadaad.models.robust_teachers import ROBUST_TEACHERS
 
@@ -205,3 +205,10 @@ def test_no_network_has_a_tensor_without_elements(name, shape):
     assert name in state
     state[name] = torch.empty(shape[: state[name].dim()])
     assert recognize(state) == []
+
+
+def test_a_network_that_is_too_large_to_be_built_is_not_recognised():
+    with torch.device("meta"):
+        assert recognize(SmallCNN(999).state_dict())[0] == Recognized(name="cnn-999", num_classes=10, in_channels=3)
+        for network in (SmallCNN(1_000), WideResNet(10, 200)):
+            assert recognize(network.state_dict()) == []
