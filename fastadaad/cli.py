@@ -12,6 +12,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from fastadaad.interruption import Interrupted
+from fastadaad.printable import printable
 
 COMMANDS = (
     "train", "evaluate", "compare", "sweep-epsilon", "recipes", "methods", "teachers", "inspect", "export",
@@ -22,7 +23,7 @@ COMMANDS = (
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line instead of the whole usage; exit code 2."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         summary = description.partition("\n")[0]
         command = subparsers.add_parser(name, help=summary, description=description, epilog=epilog)
         module.add_arguments(command)
-        command.set_defaults(run=module.run, options=[*command._option_string_actions])
+        command.set_defaults(run=module.run, parser=command, options=[*command._option_string_actions])
     return parser
 
 
@@ -50,7 +51,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives `overrides` only those that directly follow the recipe; the ones after an option are left over.
     if any(word.startswith("-") for word in rest) or (rest and "overrides" not in arguments):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}{_suggestion(rest, arguments.options)}")
+        arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}{_suggestion(rest, arguments.options)}")
     if rest:
         arguments.overrides += rest
     if getattr(arguments, "download", False):
@@ -91,4 +92,4 @@ def _unusable(error: OSError) -> str:
 def _complain(message: str) -> None:
     """In one line; of several processes on a node that all end alike, the first speaks."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"fastadaad: {' '.join(message.split())}", file=sys.stderr)
+        print(f"fastadaad: {printable(' '.join(message.split()))}", file=sys.stderr)

@@ -9,6 +9,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fastadaad.printable import printable
+
 Item = TypeVar("Item")
 
 
@@ -113,11 +115,11 @@ def image_progress(
     `before`: what an earlier process has counted.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as progress:
-        yield ImageProgress(progress, title, total_images, before)
+        yield ImageProgress(progress, printable(title), total_images, before)

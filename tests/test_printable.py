@@ -1,14 +1,20 @@
 """What strangers name their files and tensors, in messages."""
 
+import io
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 
+from fastadaad import cli
+from fastadaad.checkpoint import save_weights
 from fastadaad.data import DataError
 from fastadaad.models import WeightsError, load_model
 from fastadaad.printable import HEAD, TAIL, printable
+from fastadaad.progress import image_progress
 
 
 @pytest.mark.parametrize(
@@ -44,3 +50,44 @@ def test_names_of_tensors_do_not_break_the_line(tmp_path):
     assert r"2 unexpected (\x1b[2J\n, bbb" in message
     assert message.endswith("check the model's name, num_classes, in_channels")
     assert len(message) < HEAD + TAIL + 20
+
+
+NAME = "\x1b[2J[/bold][red]"
+
+
+def test_inspect_shows_names_as_they_are(tmp_path, capsys, monkeypatch):
+    """Of tensors, and of a folder: neither is markup, and no terminal obeys them."""
+    monkeypatch.chdir(tmp_path)
+    save_file({NAME: torch.ones(1)}, "w.safetensors")
+    assert cli.main(["inspect", "w.safetensors"]) == 0
+    assert capsys.readouterr().out.endswith("its names begin with \\x1b[2J[/bold][red]\n")
+    path = Path(f"{NAME}.safetensors")
+    path.parent.mkdir(parents=True)
+    save_weights(path, load_model("cnn-2"))
+    assert cli.main(["inspect", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(" ")
+    assert out.splitlines()[0].strip() == "bold][red].safetensors"
+    assert out.endswith("teacher.checkpoint=\\x1b[2J[/bold][red].safetensors\n")
+    assert cli.main(["export", str(path), "[/red].safetensors"]) == 2  # there is no folder [
+    assert cli.main(["export", str(path), f"{path.parent}/w.safetensors"]) == 0
+    assert capsys.readouterr().out.startswith("\\x1b[2J[/w.safetensors: cnn-2")
+
+
+@pytest.mark.parametrize("words", [["evaluate", "\x1b[2J"], ["evaluate", "a\0"], ["train", "demo", "--a\nb"]], ids=str)
+def test_what_was_typed_is_told_in_one_line(capsys, words):
+    try:
+        code = cli.main(words)
+    except SystemExit as stop:  # argparse leaves this way
+        code = stop.code
+    said = capsys.readouterr().err
+    assert code == 2
+    assert repr(words[-1])[1:-1] in said
+    assert said.removesuffix("\n").isprintable()
+
+
+def test_a_progress_bar_shows_its_title_as_it_is():
+    console = Console(file=io.StringIO(), width=100)
+    with image_progress(console, NAME, 1):
+        pass
+    assert console.file.getvalue().startswith("\\x1b[2J[/bold][red] ")

@@ -9,6 +9,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],  # or argparse would list it among the words that are missing
         metavar="section.field=value",
         help="change settings; train --print-config shows all",
     )

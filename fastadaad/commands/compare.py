@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fastadaad.commands.arguments import add_download, add_overrides, add_recipe, commas, recipe_and_overrides, seeds
+from fastadaad.printable import say
 
 if TYPE_CHECKING:
     from fastadaad.cells import Cell
@@ -50,5 +51,6 @@ def run(arguments: argparse.Namespace, console: Console) -> "list[Cell]":
         from_scratch=arguments.from_scratch,
         console=console,
     )
-    console.print(f"table: {folder / 'table.md'}\npictures: {folder / 'table.png'}, {folder / 'curves.png'}")
+    say(console, f"table: {folder / 'table.md'}")
+    say(console, f"pictures: {folder / 'table.png'}, {folder / 'curves.png'}")
     return cells

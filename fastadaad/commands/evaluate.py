@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _shard(text: str) -> tuple[list[int], int]:
     """The numbers of the shards to evaluate, and of how many."""
-    match = re.fullmatch(r"(\d+|all)/([1-9]\d*)", text)
+    match = re.fullmatch(r"([0-9]{1,4}|all)/([1-9][0-9]{0,3})", text)
     if match is None or (match[1] != "all" and int(match[1]) >= int(match[2])):
         raise argparse.ArgumentTypeError(f"{text!r} is not a shard: write 0/2 and 1/2, or all/2")
     count = int(match[2])

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fastadaad.printable import say
+
 EXAMPLE = "fastadaad export runs/my-run student.safetensors"
 
 
@@ -20,4 +22,4 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     from fastadaad.models.export import export
 
     for line in export(Path(arguments.run_or_weights), Path(arguments.out)):
-        console.print(line, soft_wrap=True)
+        say(console, line)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from fastadaad.printable import printable, say
 
 EXAMPLE = "fastadaad inspect Chen2021LTD_WRN34_20.pt"
 
@@ -41,18 +44,15 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         for teacher in ROBUST_TEACHERS
         if teacher.name == path.stem and teacher.network in [network.name for network in recognized]
     ]
-    table = Table(title=path.name, show_header=False)
+    table = Table(title=Text(printable(path.name)), show_header=False)
     for row in rows:
         table.add_row(*row)
     console.print(table)
     if recognized:
         name = recognized[0].name
-        console.print(
-            f"as a teacher: fastadaad train RECIPE teacher.name={name} teacher.checkpoint={path}", soft_wrap=True
-        )
+        say(console, f"as a teacher: fastadaad train RECIPE teacher.name={name} teacher.checkpoint={path}")
     else:
-        first = ", ".join(list(checkpoint.weights)[:4])
-        console.print(f"its names begin with {first}", soft_wrap=True)
+        say(console, f"its names begin with {', '.join(list(checkpoint.weights)[:4])}")
 
 
 def _normalization(weights: dict) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fastadaad.commands.arguments import positive
+from fastadaad.printable import say
 
 if TYPE_CHECKING:
     from fastadaad.data.packed import Pack
@@ -92,7 +93,3 @@ def report(pack: "Pack", folder: Path, console: Console) -> None:
     if len(reasons) > NUM_SHOWN:
         say(console, f"  and {len(reasons) - NUM_SHOWN} more, see {folder / 'pack.json'}")
     say(console, f"to train from it: fastadaad train RECIPE data.name=packed data.root={folder}")
-
-
-def say(console: Console, line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fastadaad.commands.arguments import add_download, add_overrides, positive
+from fastadaad.printable import say
 
 EXAMPLE = "fastadaad show-batch demo data.padding=2 --images 6 --output batch.png"
 
@@ -48,4 +49,4 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         console.print("only natural images are shown: the teacher has no weights, set teacher.checkpoint=FILE")
     student = f"untrained {config.student.name}" if config.student.checkpoint is None else config.student.name
     plot_batch(arguments.output, batch, f"{config.recipe}, {config.method}, student: {student}")
-    console.print(f"drawn: {arguments.output}")
+    say(console, f"drawn: {arguments.output}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fastadaad.commands.arguments import add_download, add_overrides, add_recipe, commas, recipe_and_overrides, seeds
+from fastadaad.printable import say
 
 if TYPE_CHECKING:
     from fastadaad.cells import Cell
@@ -47,5 +48,6 @@ def run(arguments: argparse.Namespace, console: Console) -> "list[Cell]":
         seeds=arguments.seeds,
         console=console,
     )
-    console.print(f"table: {folder / 'table.md'}\npicture: {folder / 'epsilon.png'}")
+    say(console, f"table: {folder / 'table.md'}")
+    say(console, f"picture: {folder / 'epsilon.png'}")
     return cells

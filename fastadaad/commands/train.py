@@ -12,6 +12,7 @@ from functools import partial
 from rich.console import Console
 
 from fastadaad.commands.arguments import add_download, add_overrides
+from fastadaad.printable import say
 
 EXAMPLE = "fastadaad train fashion-mnist optim.epochs=12 teacher.policy=linearized"
 
@@ -64,8 +65,7 @@ def _train(arguments: argparse.Namespace, console: Console) -> None:
         resume = arguments.resume or any(processes.gathered(restarted_by_torchrun()))
         folder = None
         if processes.is_first:
-            say = partial(console.print, markup=False, soft_wrap=True)
-            folder = choose_run_folder(arguments.run_folder, config, resume=resume, say=say)
+            folder = choose_run_folder(arguments.run_folder, config, resume=resume, say=partial(say, console))
         folder = processes.from_first(folder)
         assert folder is not None
         console.print(summarize_ops())
@@ -73,4 +73,4 @@ def _train(arguments: argparse.Namespace, console: Console) -> None:
         if processes.is_first:
             write_results(folder / RESULTS, rows)
         print_accuracies(console, rows)
-        console.print(f"run folder: {folder}")
+        say(console, f"run folder: {folder}")
