@@ -20,6 +20,8 @@ def subset(labels: Tensor, num_samples: int, seed: int) -> Tensor:
 
 def split_validation(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """(train_indices, validation_indices), both ascending; the `size` validation samples are drawn as by `subset`."""
+    if size > len(labels):
+        raise ValueError(f"validation_size {size} is more than the {len(labels)} training images: choose fewer")
     validation = subset(labels, size, seed)
     is_train = torch.ones(len(labels), dtype=torch.bool)
     is_train[validation] = False

@@ -27,6 +27,14 @@ class Survival:
     seconds: list[float]
     """Of each part, the current one included."""
 
+    def __post_init__(self) -> None:
+        kinds = {"survives": bool, "attacked": bool, "accuracies": float, "seconds": float}
+        lists = {name: getattr(self, name) for name in kinds}
+        if not all(isinstance(lists[name], list) and set(map(type, lists[name])) <= {kinds[name]} for name in kinds):
+            raise TypeError("a list is none, or holds something else")
+        if len(self.survives) != len(self.attacked) or not 0 <= len(self.seconds) - len(self.accuracies) <= 1:
+            raise ValueError("two lists do not belong together")
+
     def advance(self, indices: Sequence[int], survives: Tensor, seconds: float) -> None:
         """Enter the outcome of the current part for the images `indices`."""
         for index, survived in zip(indices, survives.tolist(), strict=True):
@@ -46,7 +54,7 @@ class Keeper:
             return None
         try:
             return Survival(**json.loads(self._path.read_text()))
-        except (TypeError, ValueError) as error:
+        except (OSError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{self._path} is not what an evaluation kept: delete it, and this attack begins anew"
             ) from error

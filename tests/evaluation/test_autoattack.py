@@ -113,6 +113,27 @@ def test_an_interrupted_attack_goes_on_where_it_stopped(teacher, digits, tmp_pat
     assert len(attacked) == 4
 
 
+GOOD = {"survives": [True, False], "attacked": [False, False], "accuracies": [], "seconds": [0.5]}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"survives": "ab"}, {"survives": [1, 0]}, {"attacked": [True]}, {"accuracies": 3}, {"seconds": [None]}),
+        *({"accuracies": [0.5, 0.5]}, {"seconds": [0.5, 0.5]}, {"other": 1}),
+    ],
+    ids=str,
+)
+def test_a_state_of_another_form_is_refused(tmp_path, changed):
+    keeper = survival.Keeper(tmp_path, "cw5", "facts")
+    keeper.save(survival.Survival(**GOOD))
+    (path,) = tmp_path.iterdir()
+    assert keeper.load() == survival.Survival(**GOOD)
+    path.write_text(json.dumps(GOOD | changed))
+    with pytest.raises(ValueError, match=f"^{path} is not what an evaluation kept: delete it"):
+        keeper.load()
+
+
 def test_state_of_other_weights_images_or_settings_is_not_used(teacher, digits, tmp_path):
     x, labels = digits[0][:50], digits[1][:50]
     other = load_model("cnn-72-s1", in_channels=1)
