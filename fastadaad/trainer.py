@@ -119,12 +119,13 @@ class Trainer:
         self._check_same_run(checkpoint)
         try:
             self._load(checkpoint.state)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            place = "finished" if self._is_finished() else self._place()
+        except Exception as error:  # a stranger's file may have anything in any place
             raise CheckpointError(
                 f"{checkpoint.path} has not what this version keeps ({' '.join(str(error).split())}): go on with the "
                 "version that wrote it, or give another --run-folder"
             ) from error
-        self._say(f"going on from {checkpoint.path}: {'finished' if self._is_finished() else self._place()}")
+        self._say(f"going on from {checkpoint.path}: {place}")
 
     def _load(self, state: dict[str, Any]) -> None:
         """What _save_checkpoint saved."""
@@ -133,6 +134,8 @@ class Trainer:
         self._counts = Counts(**state["counts"])
         if self.processes.rank < len(state["random_states"]):
             self._random_states = state["random_states"][self.processes.rank]
+            with own_random_states(self.config.seed):
+                restore_random_states(self._random_states)  # whether that can be done
 
     def _check_same_run(self, checkpoint: RunCheckpoint) -> None:
         """Raises CheckpointError where another run left the checkpoint; says what may make a difference in rounding."""

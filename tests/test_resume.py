@@ -23,6 +23,7 @@ from stopped_runs import (
     variant,
     weights,
 )
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import save_teacher
 
 from fastadaad.config import PrecisionConfig
@@ -61,6 +62,8 @@ def test_a_run_may_die_at_every_step(tmp_path):
     assert weights(folder) == weights(tmp_path / "whole")
     assert untimed_rows(folder) == untimed_rows(tmp_path / "whole")
     assert len(checkpoint_paths(folder)) == 2
+    last = read_metrics(folder)[-1]
+    assert last["images_per_s"] * last["seconds"] == pytest.approx(NUM_STEPS * config.data.batch_size)
 
 
 @pytest.mark.parametrize("victim", ["metrics.csv", "last.safetensors", "best.safetensors", "checkpoint"])
@@ -95,6 +98,16 @@ def test_a_run_may_die_while_it_writes(tmp_path, monkeypatch, victim):
     assert weights(folder) == weights(tmp_path / "whole")
     assert untimed_rows(folder) == untimed_rows(tmp_path / "whole")
     assert not list((folder / "checkpoints").glob("*.tmp"))
+
+
+def test_tensorboard_has_an_epoch_that_was_trained_twice_once(tmp_path):
+    config = long_run(checkpoint_every=100)
+    run_until(config, tmp_path, step=10)
+    os.truncate(checkpoint_paths(tmp_path)[0], 1000)  # so the second epoch is trained again
+    trainer(config, tmp_path, resume=True).train()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == [4, 8, 12]
 
 
 def test_a_folder_without_a_checkpoint_starts_a_run_and_says_so(tmp_path):

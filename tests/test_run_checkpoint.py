@@ -1,6 +1,8 @@
 """Checkpoints that are damaged, foreign, of another version, or cannot be written."""
 
+import functools
 import json
+import operator
 import os
 import random
 import stat
@@ -190,6 +192,22 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_then_its_name_is
     facts = CheckpointFacts(run={}, versions={}, processes=1, epoch=0, epochs=1, finished=False)
     write_checkpoint(tmp_path, 1, facts, {"weights": torch.ones(3)})
     assert done == ["contents", "name", "folder"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [("training", "epoch"), ("training", "optimizer", "state"), ("counts",), ("random_states", 0, "numpy", 1, 5)],
+)
+def test_a_stranger_s_checkpoint_with_something_else_in_a_place_is_refused(tmp_path, place):
+    run_until(long_run(), tmp_path, step=2)
+    checkpoint = read_checkpoint(checkpoint_paths(tmp_path)[0])
+    *outer, last = place
+    functools.reduce(operator.getitem, outer, checkpoint.state)[last] = "something else"
+    write_checkpoint(tmp_path, 2, checkpoint.facts, checkpoint.state)
+    position = torch.get_rng_state()
+    with pytest.raises(CheckpointError, match="has not what this version keeps"):
+        trainer(long_run(), tmp_path, resume=True)
+    assert torch.equal(torch.get_rng_state(), position)
 
 
 @pytest.mark.parametrize("name", ["run", "versions"])
