@@ -133,9 +133,9 @@ class Trainer:
         self.distiller.load_state_dict(state["distiller"])
         self._counts = Counts(**state["counts"])
         if self.processes.rank < len(state["random_states"]):
-            self._random_states = state["random_states"][self.processes.rank]
+            self._random_states = saved = state["random_states"][self.processes.rank]
             with own_random_states(self.config.seed):
-                restore_random_states(self._random_states)  # whether that can be done
+                restore_random_states(saved)  # whether that can be done
 
     def _check_same_run(self, checkpoint: RunCheckpoint) -> None:
         """Raises CheckpointError where another run left the checkpoint; says what may make a difference in rounding."""
