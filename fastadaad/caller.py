@@ -1,7 +1,10 @@
 """What another program may bring along: wrappers around its networks, inference tensors, tensors on several devices."""
 
+import sys
+from collections.abc import Callable
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -18,6 +21,15 @@ def bare(network: nn.Module) -> nn.Module:
     # torch.compile's wrapper by its attribute, as importing its class takes a second.
     compiled = getattr(network, "_orig_mod", None)
     return network if compiled is None else bare(compiled)
+
+
+def uncompiled(function: Callable) -> Callable:
+    """`function` as it stands, where the caller has put what calls it under torch.compile.
+
+    What is compiled on purpose inside stays compiled. Traced by torch.compile, student and teacher get the same twin.
+    """
+    # Where it is not imported nothing is compiled. To import it takes a second, and sets an environment variable.
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
 
 def usable(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad import methods, ops
-from fastadaad.caller import bare, check_devices, check_networks, device_type, usable
+from fastadaad.caller import bare, check_devices, check_networks, device_type, uncompiled, usable
 from fastadaad.config import InnerConfig, Layout, Mode, Precision, PrecisionConfig, Start, TeacherPolicy, ThreatModel
 from fastadaad.graph_capture import CapturedCall
 from fastadaad.inner_networks import Form, inner_network
@@ -211,6 +211,11 @@ class InnerMaximizer:
 
         replay False: in mode graph, for a caller who captures more than the search.
         """
+        return uncompiled(self._search)(x_natural, labels, generator, replay)
+
+    def _search(
+        self, x_natural: Tensor, labels: Tensor | None, generator: torch.Generator | None, replay: bool
+    ) -> InnerResult:
         # Whatever grad mode the caller is in, the loop needs its own.
         with torch.inference_mode(False), torch.enable_grad():
             x_natural, labels = self.admit(x_natural, labels)

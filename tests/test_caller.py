@@ -16,7 +16,7 @@ from plain import mean_kl
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, adaad_inner_loss, inner_networks
+from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, adaad_inner_loss, inner_networks, methods
 
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=16 / 255), step_size=4 / 255, num_steps=4)
 METHODS = ("adaad", "pgd-at", "trades", "rslad", "adaiad", "saad", "adaad+igdm")
@@ -237,6 +237,25 @@ def test_a_compiled_step_takes_a_compiled_student():
     wanted = losses_of(make_distiller(expected, teacher))
     options = {"mode": "compiled", "compile_options": {"backend": "aot_eager"}}
     assert losses_of(make_distiller(compiled(student), teacher, **options)) == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "compiled", "compile_options": {"backend": "aot_eager"}}], ids=str)
+def test_a_search_in_a_compiled_function_of_the_callers_is_that_outside_of_it(options):
+    """Traced by torch.compile, student and teacher get the same twin, and no image moves."""
+    torch._dynamo.reset()
+    student, teacher = student_and_teacher()
+    method = methods.get("adaad")
+    search = InnerMaximizer(student.eval(), teacher.eval(), method=method, inner=INNER, **options)
+
+    def training_step(x_natural: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x_adv = search(x_natural, generator=seeded())
+        return x_adv, method.outer_loss(student, teacher, x_natural, x_adv)
+
+    x_natural, _ = images_and_labels()
+    expected, wanted = training_step(x_natural)
+    x_adv, loss = torch.compile(training_step, backend="aot_eager")(x_natural)
+    assert torch.equal(x_adv, expected)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
 # What the caller finds afterwards
