@@ -23,6 +23,8 @@ UNPACKED_BYTES = 64 * MIB
 """To so much any file may unpack."""
 UNPACKED_RATIO = 100
 """A larger one to so many times its size; zeros alone reach 1,032 times."""
+VALUES = 2**20
+"""So many any pickle may go over, and one of more operations UNPACKED_RATIO times as many as it has."""
 IMAGE_PIXELS = 89_478_485
 """Width times height of one image: from here on Pillow warns of a bomb."""
 IMAGE_BYTES = 512 * MIB

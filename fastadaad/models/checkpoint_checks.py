@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from fastadaad.file_limits import SAFETENSORS_HEADER_BYTES, size_of
+from fastadaad.file_limits import SAFETENSORS_HEADER_BYTES, UNPACKED_RATIO, VALUES, size_of
 
 ZIP_MAGIC = b"PK\x03\x04"  # by which torch.load tells an archive from the format before torch 1.6
 NUM_PICKLES = 5  # in that format: magic number, version, machine, content, names of the storages
@@ -29,6 +29,8 @@ CALLABLES = re.compile(
     """,
     re.VERBOSE,
 )
+MAX_PROTOCOL = 3  # of pickles; weights_only warns of later ones, and knows none of their calls
+GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")  # change the lowest of the values that they take
 INTEGERS = ("BININT", "BININT1", "BININT2", "LONG1")
 
 
@@ -90,8 +92,53 @@ def _check_old_format(path: Path) -> None:
 
 def _operations(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
     """The operations of a pickle and their arguments, but for those that only remember a value."""
+    values = _Values()
     for operation, argument, _ in pickletools.genops(stream):
         if operation.name == "GLOBAL" and not CALLABLES.fullmatch(str(argument)):
             raise ForbiddenCallError(str(argument).replace(" ", "."))
+        if operation.name == "PROTO" and (argument or 0) > MAX_PROTOCOL:
+            raise ValueError(f"it is a pickle of protocol {argument}")
+        values.follow(operation, argument)
         if not operation.name.endswith("PUT"):
             yield operation.name, argument
+
+
+class _Values:
+    """How many values the operations of a pickle go over, where a value that is held twice counts twice.
+
+    A tuple of twice the tuple before, sixty times, takes 400 bytes, and to hash it takes years.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[list[int] | None] = []
+        """Of each value the number of those in it, which may grow; None: a mark."""
+        self._remembered: dict[int, list[int] | None] = {}
+        self._found, self._allowed = 0, VALUES
+
+    def follow(self, operation: pickletools.OpcodeInfo, argument: Any) -> None:
+        """Raises ValueError where they are more than a file of so many operations may have."""
+        if operation.name == "MARK":
+            self._stack.append(None)
+        elif operation.name.endswith("PUT"):
+            self._remembered[argument] = self._stack[-1]
+        elif operation.name.endswith("GET"):
+            self._stack.append(self._remembered[argument])
+        else:
+            taken = self._taken(operation.stack_before)
+            grown = taken.pop() if operation.name in GROWING else [1]
+            held = sum(number for (number,) in taken)
+            grown[0] += held
+            self._stack += [grown] * len(operation.stack_after)
+            self._found += held
+            self._allowed += UNPACKED_RATIO
+            if self._found > self._allowed:
+                raise ValueError(f"it holds more than {self._allowed} values, most of them many times")
+
+    def _taken(self, kinds: list[pickletools.StackObject]) -> list[list[int]]:
+        """Values of these kinds, taken off the stack."""
+        values = []
+        if pickletools.stackslice in kinds:
+            while (value := self._stack.pop()) is not None:
+                values.append(value)
+        single = [kind for kind in kinds if kind not in (pickletools.markobject, pickletools.stackslice)]
+        return values + [self._stack.pop() or [0] for _ in single]

@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from fastadaad.file_limits import SAFETENSORS_HEADER_BYTES
 from fastadaad.models import WeightsError, read_state_dict
-from fastadaad.models.checkpoint_checks import check_safetensors
+from fastadaad.models.checkpoint_checks import check_safetensors, check_torch_save
 from fastadaad.models.checkpoint_reading import HARMLESS
 
 MANY = 2**33  # bytes: more than a test may take
@@ -277,3 +277,38 @@ def test_a_long_name_is_no_work(tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(safetensors({250_000 * "norm": entry([1], 0, 4)}, bytes(4)))
     assert list(map(len, read_state_dict(path))) == [10**6]
+
+
+# A tuple of twice the tuple before, sixty times; and a list of 10,000 items.
+DOUBLED = b"X\1\0\0\0xq\0" + b"".join(b"(h%ch%ctq%c" % (i, i, i + 1) for i in range(60)) + b"h\x3c"
+LONG = b"]q\0(" + 10_000 * b"K\1" + b"e"
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        *(b"}" + DOUBLED + b"K\1s", b"c__builtin__\nset\n](" + DOUBLED + b"e\x85R", DOUBLED),
+        b"(" + LONG + 10_000 * b"ccollections\nCounter\nh\0\x85R" + b"t",
+    ],
+    ids=["key", "set", "tuple", "counters"],
+)
+def test_a_pickle_that_takes_for_ever_is_refused(tmp_path, pickled):
+    """Each is below 300 kB; to hash one of the first three takes years, the last one counts 100 million items."""
+    path = archive(tmp_path / "w.pt", b"\x80\2" + pickled + b".")
+    assert path.stat().st_size < 300_000
+    with pytest.raises(ValueError, match="values, most of them many times"):
+        check_torch_save(path)
+    assert error_of(path) == "is no torch.save file or is corrupt: fetch it again"
+
+
+def test_a_pickle_that_holds_much_is_read(tmp_path):
+    """Long, deep, and with values that many others share."""
+    shared = (0.9, 0.999)
+    content = {f"{number}": {"step": number, "betas": shared, "items": list(range(50))} for number in range(3_000)}
+    deep: list = []
+    for _ in range(100):
+        deep = [deep, shared]
+    torch.save(
+        {"model": {"a": torch.ones(2)}, "state": content, "deep": deep, "long": list(range(200_000))}, tmp_path / "w.pt"
+    )
+    assert read_state_dict(tmp_path / "w.pt")["a"].tolist() == [1, 1]
