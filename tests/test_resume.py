@@ -155,12 +155,28 @@ def test_another_version_is_said(tmp_path, monkeypatch):
 def test_resuming_a_finished_run_trains_nothing(tmp_path):
     trainer(long_run(), tmp_path).train()
     before = weights(tmp_path)
+    for folder in (tmp_path, tmp_path / "checkpoints"):
+        (folder / "left by a process that was killed.tmp").touch()
     run = trainer(long_run(), tmp_path, resume=True)
+    assert not list(tmp_path.rglob("*.tmp"))
     run.distiller.step = None
     result = run.train()
     assert weights(tmp_path) == before
     assert result.best_epoch in (1, 2, 3)
     assert [row["epoch"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_a_deterministic_run_has_deterministic_algorithms_and_no_measured_layout(tmp_path):
+    enabled = []
+    for deterministic in (True, False):
+        run = trainer(long_run(deterministic=deterministic), tmp_path / str(deterministic))
+        assert (run.distiller.maximizer.layout == "contiguous") == deterministic
+        before_step(run, 1, lambda: enabled.append(torch.are_deterministic_algorithms_enabled()))
+        before_step(run, 2, die)
+        with pytest.raises(StopHereError):
+            run.train()
+    assert enabled == [True, False]
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):

@@ -83,6 +83,17 @@ def test_the_accuracy_is_the_teachers_on_a_draw_that_all_processes_share(data, n
     assert lines[0] == lines[1]
 
 
+@pytest.mark.filterwarnings("ignore:.*batch-norm was not folded")
+def test_a_teacher_is_measured_on_training_images_as_they_are(data, networks):
+    asked: list[Tensor] = []
+    teacher = copy.deepcopy(networks[1])
+    teacher.register_forward_pre_hook(lambda network, images: asked.append(images[0].clone()))
+    check(replace(data, validation=None), networks[0], teacher, teacher_check=30)
+    natural = next(images for images in asked if len(images) == 30)
+    originals = {image.numpy().tobytes() for image in data.train.images.permute(0, 3, 1, 2).float().div(255)}
+    assert {image.contiguous().numpy().tobytes() for image in natural} <= originals
+
+
 def test_looking_leaves_pipelines_networks_and_generators_as_they_were(data, networks):
     student, teacher = (copy.deepcopy(network).train() for network in networks)
     before = [copy.deepcopy(network.state_dict()) for network in (student, teacher)]
