@@ -7,6 +7,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
 
 from fastadaad.ops import checks
 
@@ -68,12 +69,18 @@ def _first_tensor(network: nn.Module | None) -> Tensor | None:
     return None if network is None else next(chain(network.parameters(), network.buffers()), None)
 
 
-def check_trainable(student: nn.Module) -> None:
-    """Raises ValueError where no update can reach a parameter of `student`."""
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+def check_trainable(student: nn.Module, teacher: nn.Module | None, optimizer: Optimizer) -> None:
+    """Raises ValueError where no update can reach a parameter of `student`, or where one would reach the teacher."""
+    trained = {parameter for parameter in student.parameters() if parameter.requires_grad}
     if not trained:
         raise ValueError("no parameter of the student requires a gradient: call student.requires_grad_(True)")
     if any(parameter.is_inference() for parameter in trained):
         raise ValueError(
             "the student was made under torch.inference_mode, where nothing can be trained: make it outside of it"
+        )
+    if trained.isdisjoint(parameter for group in optimizer.param_groups for parameter in group["params"]):
+        raise ValueError("the optimizer has no parameter of the student: make it of student.parameters()")
+    if teacher is not None and not trained.isdisjoint(teacher.parameters()):
+        raise ValueError(
+            "student and teacher share parameters that would be trained: give the teacher its own by copy.deepcopy"
         )

@@ -94,7 +94,8 @@ class Distiller:
 
     The step takes what InnerMaximizer takes: networks in DistributedDataParallel, whose wrapper then sees the training
     passes alone, or in torch.compile, and callers under autocast, torch.no_grad or torch.inference_mode. Raises
-    ValueError for a student that cannot be trained, as one made in inference mode.
+    ValueError for a student that cannot be trained: one made in inference mode, one whose parameters the optimizer does
+    not have, one that shares them with the teacher.
     """
 
     def __init__(
@@ -117,7 +118,6 @@ class Distiller:
         processes: Processes | None = None,
         batch_norm: BatchNorm = "local",
     ) -> None:
-        check_trainable(student)
         self.maximizer = InnerMaximizer(
             student,
             teacher,
@@ -130,6 +130,7 @@ class Distiller:
             compile_options=compile_options,
             processes=processes,
         )
+        check_trainable(student, teacher, optimizer)
         self.processes, self.batch_norm = processes or Processes(), batch_norm
         if self._syncs_batch_norm:
             check_sync(student)
@@ -178,10 +179,12 @@ class Distiller:
         """Train the student on one batch: x_natural fp32 [B, C, H, W] in [0, 1], labels [B] or None.
 
         Mutates the student's parameters, their `.grad` and the student's running statistics. Raises ValueError where
-        the method needs labels and gets None, and for tensors on different devices.
+        the method needs labels and gets None, for an empty batch, and for tensors on different devices.
         """
         with torch.inference_mode(False), torch.enable_grad():
             x_natural, labels = self.maximizer.admit(x_natural, labels)
+            if not len(x_natural):
+                raise ValueError("x_natural holds no images: leave a batch without any out")
             return self._step(x_natural, labels, epoch, generator)
 
     def _step(

@@ -7,7 +7,7 @@ and classes are looked at once for each pair of networks and shape of images.
 import math
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -134,13 +134,25 @@ def logits_of(name: str, network: nn.Module, x_natural: Tensor) -> Tensor:
     except RuntimeError as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"{name} cannot take images {list(x_natural.shape[1:])} ({reason}): give images and networks for each other"
+            f"{name} cannot take images {list(x_natural.shape[1:])} ({reason}): {_network_remedy(name, network)}"
         ) from error
+    check_logits(name, logits)
+    return logits
+
+
+def _network_remedy(name: str, network: nn.Module) -> str:
+    dtype = next((parameter.dtype for parameter in network.parameters()), torch.float32)
+    if dtype != torch.float32:
+        return f"its weights are {dtype}, use {name}.float(), and precision for its arithmetic"
+    return "give images and networks for each other"
+
+
+def check_logits(name: str, logits: Any) -> None:
+    """What a network returned is one tensor [B, N]. Raises ValueError."""
     if not isinstance(logits, Tensor):
         raise ValueError(f"{name} returns {type(logits).__name__}: let it return its logits [B, N] alone")
     if logits.dim() != 2:
         raise ValueError(f"{name} returns logits of shape {list(logits.shape)}: let it return [B, N], one per class")
-    return logits
 
 
 def _pixel_remedy(least: float, most: float) -> str:

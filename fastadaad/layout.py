@@ -106,7 +106,8 @@ def _seconds(network: nn.Module, pixels: Tensor, clock: Clock) -> float:
         begin = clock()
         x = pixels.clone().requires_grad_()
         logits = network(x)
-        torch.autograd.grad(logits, x, torch.ones_like(logits))
+        if logits.requires_grad:  # not those of a teacher that detaches them, which some methods never differentiate
+            torch.autograd.grad(logits, x, torch.ones_like(logits))
         _wait_for(pixels.device)
         return clock() - begin
 

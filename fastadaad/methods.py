@@ -104,8 +104,10 @@ class Method:
         """The loss of `student` at x_adv [B, C, H, W], a scalar with gradient.
 
         teacher_logits_natural [B, N]: T(x_natural), where the caller has it already and need not pay for it again.
-        Raises ValueError where the method needs a teacher or labels [B] and gets None.
+        Raises ValueError where the method needs a teacher or labels [B] and gets None, and for a teacher in train mode.
         """
+        if self.needs_teacher and teacher is not None and _learns_statistics(teacher):
+            raise ValueError("teacher is in train mode, where its batch-norm learns: call teacher.eval()")
         batch = self.outer_batch(
             student, teacher, x_natural, x_adv, labels, epoch, teacher_logits_natural=teacher_logits_natural
         )
@@ -234,6 +236,10 @@ METHODS = {
         ),
     )
 }
+
+
+def _learns_statistics(network: nn.Module) -> bool:
+    return any(module.training and getattr(module, "running_mean", None) is not None for module in network.modules())
 
 
 def get(name: str, **options: Any) -> Method:

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastadaad.input_checks import check_logits
 
 # Where a loss may ask the networks: x_natural, x_adv, and 2 x_natural - x_adv.
 Point = Literal["natural", "adv", "opposite"]
@@ -97,15 +100,23 @@ class OuterBatch:
         missing = {key: x for key, x in missing.items() if key not in self.logits}
         if missing:
             forward = separately if len(missing) == 1 or sees_the_batch(network) else together
-            self.logits.update(zip(missing, forward(network, list(missing.values())), strict=True))
+            logits = forward(partial(logits_in_fp32, name, network), list(missing.values()))
+            self.logits.update(zip(missing, logits, strict=True))
         return tuple(self.logits[key] for key in keys)
 
 
 def separately(network: Callable[[Tensor], Tensor], points: list[Tensor]) -> list[Tensor]:
-    """The logits [B, N] at each of the points [B, C, H, W], in fp32."""
-    return [network(x).float() for x in points]
+    """The logits [B, N] at each of the points [B, C, H, W]."""
+    return [network(x) for x in points]
 
 
 def together(network: Callable[[Tensor], Tensor], points: list[Tensor]) -> list[Tensor]:
     """The same by one forward."""
-    return list(network(torch.cat(points)).float().chunk(len(points)))
+    return list(network(torch.cat(points)).chunk(len(points)))
+
+
+def logits_in_fp32(name: str, network: nn.Module, x: Tensor) -> Tensor:
+    """The logits [B, N] at x. Raises ValueError where the network returns others in train mode, as GoogLeNet does."""
+    logits = network(x)
+    check_logits(name, logits)
+    return logits.float()

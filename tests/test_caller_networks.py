@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Branching, images_and_labels, student_and_teacher
+from networks import Branching, images_and_labels, student_and_teacher, tiny_network
 from plain import inner_loop, kl_to_teacher, share_equal
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, adaad_inner_loss
+from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, adaad_inner_loss, methods
 
 SETTINGS = {"epsilon": 16 / 255, "step_size": 4 / 255, "num_steps": 4}
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=16 / 255), step_size=4 / 255, num_steps=4, start="natural")
@@ -172,7 +172,7 @@ MISTAKES = {
     "twice the same in place": (
         lambda s, t: (s, InPlace(t, normalise=lambda x: x.clamp_(0.1, 0.9))), "InPlace changes the images",
     ),
-    "no_grad": (lambda s, t: (s, Detached(t)), "have no gradient to its images: leave torch.no_grad and detach out"),
+    "no_grad": (lambda s, t: (Detached(s), t), "have no gradient to its images: leave torch.no_grad and detach out"),
 }  # fmt: skip
 
 
@@ -189,12 +189,57 @@ def test_networks_that_cannot_be_searched_are_named_and_the_images_stay(mistake)
     assert torch.equal(x_natural, before)
 
 
+class DetachedLogits(Detached):
+    """What torch.fx can trace."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).detach()
+
+
 @pytest.mark.filterwarnings("ignore:.*was not folded")
-def test_a_teacher_without_gradient_teaches_where_the_search_asks_it_for_none():
+@pytest.mark.parametrize("detached", [Detached, DetachedLogits])
+def test_a_teacher_without_gradient_teaches_where_the_search_asks_it_for_none(detached):
     student, teacher = student_and_teacher()
     batch = images_and_labels()
-    expected = InnerMaximizer(student, Branching(teacher), method="rslad", inner=INNER)(*batch)
-    assert torch.equal(InnerMaximizer(student, Detached(teacher), method="rslad", inner=INNER)(*batch), expected)
+    expected = InnerMaximizer(student, teacher, method="rslad", inner=INNER)(*batch)
+    x_adv = InnerMaximizer(student, detached(teacher), method="rslad", inner=INNER)(*batch)
+    assert share_equal(x_adv, expected) >= 0.999
+    with pytest.raises(ValueError, match="the logits of a network have no gradient to its images"):
+        InnerMaximizer(student, detached(teacher), inner=INNER)(*batch)
+
+
+def test_an_outer_loss_takes_no_teacher_in_train_mode():
+    """As teacher and student are after the train() of a module that holds both."""
+    both = nn.ModuleList(student_and_teacher()).train()
+    x_natural, _ = images_and_labels()
+    with pytest.raises(ValueError, match=r"^teacher is in train mode, .*: call teacher.eval\(\)$"):
+        methods.get("adaad").outer_loss(*both, x_natural, x_natural)
+    assert methods.get("pgd-at").outer_loss(*both, *[x_natural] * 2, torch.zeros(16, dtype=torch.long)) > 0
+
+
+class Auxiliary(Branching):
+    """As GoogLeNet: in train mode it has another answer beside its logits."""
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits
+
+
+@pytest.mark.filterwarnings("ignore:Auxiliary. batch-norm was not folded")
+def test_a_student_that_returns_more_in_train_mode_is_named():
+    student, teacher = student_and_teacher()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    distiller = Distiller(Auxiliary(student), teacher, inner=INNER, optimizer=optimizer)
+    with pytest.raises(ValueError, match=r"^student returns tuple: let it return its logits \[B, N\] alone$"):
+        distiller.step(images_and_labels()[0])
+
+
+@pytest.mark.filterwarnings("ignore:Sequential. batch-norm was not folded")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_in_another_dtype_than_the_images_are_named_with_the_remedy(dtype):
+    student, teacher = student_and_teacher()
+    with pytest.raises(ValueError, match=rf"its weights are {dtype}, use teacher\.float\(\), and precision for its"):
+        InnerMaximizer(student, teacher.to(dtype), inner=INNER)(images_and_labels()[0])
 
 
 def test_networks_and_images_without_numbers_are_refused():
@@ -215,3 +260,27 @@ def test_the_drop_in_function_warns_where_the_authors_would_have_changed_a_mode(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         adaad_inner_loss(student.train(), teacher.eval(), x_natural)
+
+
+def test_networks_that_an_update_would_not_reach_or_both_are_refused():
+    student, teacher = student_and_teacher()
+    of_student, of_teacher = (torch.optim.SGD(network.parameters(), lr=0.1) for network in (student, teacher))
+    with pytest.raises(ValueError, match="the optimizer has no parameter of the student: make it of"):
+        Distiller(student, teacher, inner=INNER, optimizer=of_teacher)
+    half = nn.Sequential(*student[:8], tiny_network(3)[-1])
+    for other in (student, half, nn.DataParallel(half)):
+        with pytest.raises(ValueError, match=r"share parameters .*: give the teacher its own by copy\.deepcopy"):
+            Distiller(student, other, inner=INNER, optimizer=of_student)
+    student[:6].requires_grad_(False)
+    x_natural, _ = images_and_labels()
+    distiller = Distiller(student, half, inner=INNER, optimizer=of_student)
+    assert distiller.step(x_natural).loss > distiller.step(x_natural).loss
+
+
+@pytest.mark.parametrize("method", ["adaad", "saad"])
+def test_a_step_on_no_images_is_refused(method):
+    student, teacher = student_and_teacher()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    distiller = Distiller(student, teacher, method=method, inner=INNER, optimizer=optimizer)
+    with pytest.raises(ValueError, match="x_natural holds no images: leave"):
+        distiller.step(*images_and_labels(0))
