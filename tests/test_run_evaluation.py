@@ -30,12 +30,15 @@ class Thread(Processes):
 
 
 class Threads:
-    """Several processes, each a thread of this one; notes at each of their meetings how many batches each has done."""
+    """Several processes, each a thread of this one; notes at each of their meetings how many batches each has done.
+
+    From one meeting to the next they take turns, as torch.fx traces one network at a time.
+    """
 
     def __init__(self, count: int) -> None:
         self.count, self.meetings, self.num_batches = count, [], [0] * count
         self._own, self._values = threading.local(), [None] * count
-        self._barrier = threading.Barrier(count, timeout=LONG_S)
+        self._barrier, self._turn = threading.Barrier(count, timeout=LONG_S), threading.Lock()
 
     def current(self) -> Processes:
         return self._own.processes
@@ -43,18 +46,27 @@ class Threads:
     def meet(self, rank: int, value: object) -> list:
         """The values of all."""
         self._values[rank] = value
-        if self._barrier.wait() == 0:
+        self._wait()
+        if rank == 0:
             self.meetings.append(list(self.num_batches))
         values = list(self._values)
-        self._barrier.wait()
+        self._wait()
         return values
+
+    def _wait(self) -> None:
+        self._turn.release()
+        try:
+            self._barrier.wait()
+        finally:
+            self._turn.acquire()
 
     def run(self, work) -> list:
         """work(rank) in each."""
 
         def run_one(rank: int) -> object:
             self._own.processes = Thread(rank=rank, count=self.count, meet=self.meet)
-            return work(rank)
+            with self._turn:
+                return work(rank)
 
         with ThreadPoolExecutor(self.count) as pool:
             return list(pool.map(run_one, range(self.count)))
