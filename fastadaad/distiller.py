@@ -185,6 +185,11 @@ class Distiller:
             x_natural, labels = self.maximizer.admit(x_natural, labels)
             if not len(x_natural):
                 raise ValueError("x_natural holds no images: leave a batch without any out")
+            if x_natural.device != self._nonfinite.counts.device:
+                raise ValueError(
+                    f"x_natural is on {x_natural.device}, and the student was on {self._nonfinite.counts.device} when "
+                    "the Distiller was made: move the networks first"
+                )
             return self._step(x_natural, labels, epoch, generator)
 
     def _step(

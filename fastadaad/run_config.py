@@ -198,7 +198,7 @@ class EvaluationConfig:
     """Test images to evaluate on; None: all."""
 
     def __post_init__(self) -> None:
-        require(self.restarts >= 1, f"restarts is {self.restarts}: it must be 1 or more")
+        require(1 <= self.restarts <= 1000, f"restarts is {self.restarts}: it must be 1 to 1000")
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}: it must be 1 or more")
         require(self.every_epochs >= 1, f"every_epochs is {self.every_epochs}: it must be 1 or more")
         require(

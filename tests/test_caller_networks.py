@@ -284,3 +284,12 @@ def test_a_step_on_no_images_is_refused(method):
     distiller = Distiller(student, teacher, method=method, inner=INNER, optimizer=optimizer)
     with pytest.raises(ValueError, match="x_natural holds no images: leave"):
         distiller.step(*images_and_labels(0))
+
+
+def test_networks_that_were_moved_after_the_distiller_was_made_are_named():
+    student, teacher = student_and_teacher()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    distiller = Distiller(student, teacher, inner=INNER, optimizer=optimizer)
+    distiller._nonfinite.counts = distiller._nonfinite.counts.to("meta")
+    with pytest.raises(ValueError, match=r"^x_natural is on cpu, and the student was on meta when .*: move the"):
+        distiller.step(images_and_labels()[0])

@@ -74,6 +74,7 @@ REFUSED = [
     (lambda: OptimConfig(epochs=1, awp_gamma=-1.0), "awp_gamma is -1.0"),
     (lambda: OptimConfig(epochs=1, awp_begin=-1), "awp_begin is -1"),
     (lambda: EvaluationConfig(restarts=0), "restarts is 0"),
+    (lambda: EvaluationConfig(restarts=3_000_000_000), "restarts is 3000000000: it must be 1 to 1000"),
     (lambda: EvaluationConfig(batch_size=0), "batch_size is 0"),
     (lambda: EvaluationConfig(every_epochs=0), "every_epochs is 0"),
     (lambda: EvaluationConfig(num_images=0), "num_images is 0"),
