@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastadaad.interruption import Interrupted
 from fastadaad.watchdog import Watchdog
 
 Value = TypeVar("Value")
@@ -145,9 +144,7 @@ def joined_processes(device: str, timeout_s: float) -> Iterator[Processes]:
         watchdog = Watchdog(timeout_s, last_words.hung)
         _joined = Processes(rank=rank, count=count, watchdog=watchdog)
         yield _joined
-    except Interrupted:  # all of them at the same step
-        raise
-    except Exception as error:
+    except Exception as error:  # not Interrupted, which all of them are at the same step
         last_words.failed(error)
     finally:
         _joined = None

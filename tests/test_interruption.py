@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -85,8 +86,9 @@ def test_a_signal_during_the_validation_keeps_the_epoch(tmp_path, monkeypatch):
     assert untimed_rows(folder) == untimed_rows(tmp_path / "whole")
 
 
-def test_workers_that_ctrl_c_reaches_too_say_nothing_and_the_step_is_finished(tmp_path, capfd):
-    """Of the engine torch, whose processes inherit what their parent does with signals."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_that_a_signal_reaches_too_live_on_and_the_step_is_finished(tmp_path, capfd, number):
+    """Of the engine torch, as of Ctrl-C in a terminal and of a batch system that ends all processes of a job."""
     config = long_run()
     config = replace(config, data=replace(config.data, engine="torch"), checkpoint_every=100)
     run = Trainer(config, tmp_path, Console(width=200))  # on the output that the workers have too
@@ -94,14 +96,17 @@ def test_workers_that_ctrl_c_reaches_too_say_nothing_and_the_step_is_finished(tm
     def press() -> None:
         workers = multiprocessing.active_children()
         assert workers
+        # Not from here: torch's workers obey their parent.
+        subprocess.run(["kill", f"-{number}", *(str(worker.pid) for worker in workers)], check=True)
         for worker in workers:
-            os.kill(worker.pid, signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+            worker.join(timeout=0.1)
+            assert worker.is_alive()
+        signal.raise_signal(number)
 
     before_step(run, 5, press)
     with pytest.raises(Interrupted, match="step 6"):
         run.train()
-    assert capfd.readouterr().out.count("SIGINT: finishing the step") == 1
+    assert capfd.readouterr().out.count(f"{number.name}: finishing the step") == 1
 
 
 def test_a_signal_after_the_last_epoch_is_heard(tmp_path, monkeypatch):

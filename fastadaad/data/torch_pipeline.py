@@ -1,5 +1,6 @@
 """The torch engine: torchvision's transforms in the workers of a DataLoader. Plain and slow; the others' oracle."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -52,6 +53,7 @@ class TorchPipeline(Pipeline):
             num_workers=self.num_workers,
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=_ignore_sigterm,
         )
         for x_natural, labels, failures in loader:
             self._skip(failures, len(labels))
@@ -67,6 +69,11 @@ class TorchPipeline(Pipeline):
         columns = (self.samples[batch], self.labels[batch], draws.top, draws.left, draws.flip, draws.cutout_center)
         crops = [None] * len(batch) if draws.resized_crop is None else draws.resized_crop.numpy()[:, None]
         return [Request(*row) for row in zip(*map(listed, columns), crops, listed(draws.color), strict=True)]
+
+
+def _ignore_sigterm(worker: int) -> None:
+    """As it may be sent to all processes of a job, and a training whose workers die of it cannot finish its step."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Samples(TorchDataset):
