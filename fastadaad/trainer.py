@@ -89,7 +89,8 @@ class Trainer:
         self._must_compile = self.distiller.mode != "eager"
         self._files = PatientFiles(self._say, enabled=self.processes.is_first)
         self._run_facts = json.loads(json.dumps(training_facts(self.config)))
-        self._run_facts[DATA] = fingerprint(self.data.dataset)
+        # With the extra images, which are behind the others.
+        self._run_facts[DATA] = fingerprint(replace(self.data.dataset, train_images=self.data.train.images))
         self._check_same_on_all_ranks()
         self._counts, self._random_states = Counts(), None
         if resume:

@@ -143,6 +143,18 @@ def test_other_images_are_refused(tmp_path, monkeypatch):
         trainer(long_run(), tmp_path, resume=True)
 
 
+def test_other_extra_images_in_the_same_file_are_refused(tmp_path):
+    path = tmp_path / "extra.npz"
+    config = replace(long_run(), data=replace(long_run().data, extra_images=str(path)))
+    images = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), dtype=np.uint8)
+    np.savez(path, image=images, label=np.arange(300) % 10)
+    run_until(config, tmp_path / "run", step=2)
+    assert trainer(config, tmp_path / "run", resume=True).state.step == 2
+    np.savez(path, image=images[::-1], label=np.arange(300) % 10)
+    with pytest.raises(CheckpointError, match="data_sha256 has other contents"):
+        trainer(config, tmp_path / "run", resume=True)
+
+
 def test_another_version_is_said(tmp_path, monkeypatch):
     run_until(long_run(), tmp_path, step=2)
     now = versions()

@@ -36,7 +36,7 @@ def fingerprint(dataset: Dataset) -> str:
             digest.update(b"\0".join(map(os.fsencode, images.names)))
         else:
             digest.update(repr(tuple(images.shape)).encode())
-            digest.update(_sampled(images).numpy().tobytes())
+            digest.update(_sampled(images).cpu().numpy().tobytes())
         digest.update(labels.numpy().tobytes())
     return digest.hexdigest()
 
