@@ -12,7 +12,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from fastadaad.interruption import Interrupted
-from fastadaad.printable import printable
+from fastadaad.printable import line_of, printable
 
 COMMANDS = (
     "train", "evaluate", "compare", "sweep-epsilon", "recipes", "methods", "teachers", "inspect", "export",
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if arguments.traceback:
             raise
-        _complain(_unusable(error) if isinstance(error, OSError) and error.filename else str(error))
+        _complain(line_of(error))
         return 2
     except Interrupted as error:
         _complain(str(error))
@@ -84,12 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _unusable(error: OSError) -> str:
-    """Where the system's own words name a file, but no remedy."""
-    return f"{error.filename} cannot be used ({error.strerror}): make it possible, or give another place"
-
-
-def _complain(message: str) -> None:
-    """In one line; of several processes on a node that all end alike, the first speaks."""
+def _complain(line: str) -> None:
+    """Of several processes on a node that all end alike, the first speaks."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"fastadaad: {printable(' '.join(message.split()))}", file=sys.stderr)
+        print(f"fastadaad: {line}", file=sys.stderr)

@@ -47,9 +47,12 @@ class PatientFiles:
         return True
 
     def require(self) -> None:
-        """Write all that is waiting. Raises OSError where that is still not possible."""
+        """Write all that is waiting. Raises OSError with the file's name where that is still not possible."""
         for path in list(self._waiting):
-            self._write(path)
+            try:
+                self._write(path)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
 
     def _write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Names and texts out of other people's files, in messages: one line of bounded length that no terminal obeys."""
+"""Other people's names and texts, in messages: one line of bounded length that no terminal obeys."""
 
 from rich.console import Console
 
@@ -10,6 +10,15 @@ def printable(text: str) -> str:
     if len(text) > HEAD + TAIL:
         text = f"{text[:HEAD]}...{text[-TAIL:]}"
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def line_of(error: Exception) -> str:
+    """The message of a mistake in one line; the system's own words name a file, but no remedy."""
+    if isinstance(error, OSError) and error.filename:
+        message = f"{error.filename} cannot be used ({error.strerror}): make it possible, or give another place"
+    else:
+        message = str(error)
+    return printable(" ".join(message.split()))
 
 
 def say(console: Console, line: str) -> None:

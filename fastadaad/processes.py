@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastadaad.printable import line_of
 from fastadaad.watchdog import Watchdog
 
 Value = TypeVar("Value")
@@ -202,7 +203,7 @@ class LastWords:
             names = ", ".join(map(str, missing)) or "unknown"
             self._end(f"fastadaad: lost contact, as rank {self._rank} noticed, with rank {names}", code=1)
         if isinstance(error, (ValueError, OSError)):
-            self._end(f"fastadaad: rank {self._rank}: {' '.join(str(error).split())}", code=2)
+            self._end(f"fastadaad: rank {self._rank}: {line_of(error)}", code=2)
         where = "".join(traceback.format_exception(error))
         self._end(f"{where}fastadaad: rank {self._rank} failed, which ends the others", code=1)
 

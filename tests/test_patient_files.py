@@ -52,6 +52,15 @@ def test_what_could_not_be_written_is_written_with_the_next_file(tmp_path):
     files.require()
 
 
+def test_a_file_that_is_required_is_named_where_the_system_does_not(tmp_path, monkeypatch):
+    files = PatientFiles(lambda line: None)
+    monkeypatch.setattr("os.fsync", lambda descriptor: refuse(errno.ENOSPC))
+    files.write(tmp_path / "best", b"weights")
+    with pytest.raises(OSError, match="No space left") as caught:
+        files.require()
+    assert caught.value.filename == str(tmp_path / "best")
+
+
 def test_another_process_writes_nothing(tmp_path):
     files = PatientFiles(print, enabled=False)
     files.write(tmp_path / "a", b"a")

@@ -13,7 +13,7 @@ from fastadaad import cli
 from fastadaad.checkpoint import save_weights
 from fastadaad.data import DataError
 from fastadaad.models import WeightsError, load_model
-from fastadaad.printable import HEAD, TAIL, printable
+from fastadaad.printable import HEAD, TAIL, line_of, printable
 from fastadaad.progress import image_progress
 
 
@@ -32,6 +32,13 @@ from fastadaad.progress import image_progress
 def test_text_as_it_is_shown(text, shown):
     assert printable(text) == shown
     assert printable(shown[:100]) == shown[:100]
+
+
+def test_an_error_of_the_system_gets_a_remedy_and_one_of_two_lines_becomes_one():
+    lost = FileNotFoundError(2, "No such file or directory", "a\nb")
+    assert line_of(lost) == "a b cannot be used (No such file or directory): make it possible, or give another place"
+    assert line_of(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"
+    assert line_of(ValueError("one\n  two\x1b")) == r"one two\x1b"
 
 
 @pytest.mark.parametrize("kind", [DataError, WeightsError])
