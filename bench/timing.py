@@ -121,10 +121,15 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return result.stdout.strip() or "unknown"
+def commit_of(folder: Path) -> str:
+    """The commit of the repository that `folder` is in, with -dirty where files other than results are not as in it."""
+    commit = _git(folder, "describe", "--always", "--abbrev=12") or "unknown"
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)bench/results")
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(folder: Path, *command: str) -> str:
+    return subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True).stdout.strip()
 
 
 def conditions(device: torch.device) -> dict[str, object]:
@@ -137,7 +142,7 @@ def conditions(device: torch.device) -> dict[str, object]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "python": platform.python_version(),
-        "commit": _commit(),
+        "commit": commit_of(Path(__file__).parent),
         "date": datetime.date.today().isoformat(),
     }
 

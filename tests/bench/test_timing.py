@@ -1,11 +1,12 @@
 """The statistics of the timing protocol, on made-up samples."""
 
 import csv
+import subprocess
 
 import pytest
 import torch
 
-from bench.timing import Spread, alternate, ratios, write_rows
+from bench.timing import Spread, alternate, commit_of, ratios, write_rows
 
 CPU = torch.device("cpu")
 
@@ -43,3 +44,19 @@ def test_a_file_with_other_columns_is_not_appended_to(tmp_path):
         assert [row["x"] for row in csv.DictReader(file)] == ["1", "2"]
     with pytest.raises(ValueError, match="its columns are"):
         write_rows(path, [{"y": 1}], None)
+
+
+def test_the_commit_of_a_row_is_dirty_where_more_than_results_has_changed(tmp_path):
+    code, results = tmp_path / "code" / "step.py", tmp_path / "bench" / "results" / "step.csv"
+    for path in (code, results):
+        path.parent.mkdir(parents=True)
+        path.write_text("old\n")
+    assert commit_of(code.parent) == "unknown"
+    author = ("-c", "user.name=a", "-c", "user.email=a")
+    for command in (["init"], ["add", "."], [*author, "commit", "--message=a"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True, capture_output=True)
+    results.write_text("new\n")
+    commit = commit_of(code.parent)
+    assert len(commit) == 12
+    code.write_text("new\n")
+    assert commit_of(code.parent) == f"{commit}-dirty"
