@@ -75,7 +75,7 @@ class Processes:
         return tensor
 
     def progress(self) -> None:
-        """A step is done: from here on a process that does nothing for too long hangs, see Watchdog."""
+        """A step or a batch is done: from here on a process that does nothing for too long hangs, see Watchdog."""
         if self.watchdog is not None:
             self.watchdog.progress()
 

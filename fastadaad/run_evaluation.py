@@ -86,6 +86,7 @@ def _evaluate(
 
     def meet_after_batch(part: str, num_images: int) -> None:
         progress(part, num_images)
+        processes.progress()
         processes.gathered(False)
 
     return evaluate(model, partial(share.epoch, 0), attacks, progress=meet_after_batch, **options)
@@ -94,6 +95,7 @@ def _evaluate(
 def _of_all_processes(results: list[AttackResult]) -> list[AttackResult]:
     """Merged; a process that is done meets the others after their batches, as one is taken for lost that is silent."""
     processes = current_processes()
+    processes.pause()
     while not all(processes.gathered(True)):
         pass
     shares = [share for share in processes.gathered(results) if share]

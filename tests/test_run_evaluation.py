@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from fastadaad import load_model, run_evaluation
 from fastadaad.processes import Processes
 from fastadaad.run_evaluation import evaluate_on_test_set, evaluate_on_validation_split
 from fastadaad.training_data import training_data
+from fastadaad.watchdog import Watchdog
 
 LONG_S = 60.0  # a thread that waits so long has failed
 
@@ -126,3 +128,28 @@ def test_a_process_that_is_done_waits_for_no_more_than_a_batch_of_the_others(run
     first, other = zip(*threads.meetings, strict=True)
     assert (first[-1], other[-1]) == (50, 2)
     assert max(later - before for before, later in zip((0, *first), first, strict=False)) == 1
+
+
+def test_a_process_that_hangs_after_a_batch_is_reported_with_its_stack_and_one_that_is_done_is_not(run, monkeypatch):
+    config, networks = run
+    data = training_data(config, torch.device("cpu"))
+    reports, barked = [], threading.Event()
+
+    def note(seconds: float, stack: str) -> None:
+        reports.append(stack)
+        if "hang_at_the_second_batch" in stack:  # not one of a machine that is slow
+            barked.set()
+
+    def hang_at_the_second_batch(part: str, num_images: int) -> None:
+        batches.append(num_images)
+        if len(batches) == 2:
+            assert barked.wait(LONG_S)
+
+    batches, dog = [], Watchdog(0.05, note)
+    monkeypatch.setattr(run_evaluation, "current_processes", lambda: Processes(watchdog=dog))
+    evaluate_on_validation_split(networks[0], config, data, progress=hang_at_the_second_batch)
+    assert len(batches) > 2
+    reports.clear()
+    time.sleep(0.3)
+    dog.stop()
+    assert not reports
