@@ -340,13 +340,13 @@ def test_global_state_and_the_teacher_stay_as_they_were(method, call, settings):
 def test_the_drop_in_function_draws_its_start_once_and_leaves_the_rest():
     student, teacher = student_and_teacher()
     x_natural, _ = images_and_labels()
-    adaad_inner_loss(student, teacher, x_natural)  # the first call folds and measures, which must draw nothing either
+    adaad_inner_loss(student, teacher.eval(), x_natural)  # folds and measures first, which must draw nothing either
     torch.manual_seed(5)
     torch.randn(x_natural.shape)
     expected = facts_of_the_process()
     other_student, other_teacher = student_and_teacher()
     torch.manual_seed(5)
-    adaad_inner_loss(other_student, other_teacher, x_natural)
+    adaad_inner_loss(other_student, other_teacher.eval(), x_natural)
     assert facts_of_the_process() == expected
 
 

@@ -15,6 +15,9 @@ from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, adaad
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=0.1), step_size=0.05, num_steps=2)
 COMPILED = {"mode": "compiled", "compile_options": {"backend": "aot_eager"}}
 
+# What is checked is the same in any mode.
+pytestmark = pytest.mark.filterwarnings("ignore:teacher_model is not in eval mode")
+
 
 def distil(student: nn.Module, teacher: nn.Module, x_natural: Tensor, labels: Tensor, **options) -> Tensor:
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
