@@ -22,13 +22,8 @@ class PatientFiles:
         """Write `path`, and with it all that is waiting."""
         if self.enabled:
             self._waiting[path] = content
-        self.retry()
-
-    def retry(self) -> bool:
-        """Write all that is waiting; whether nothing is any more."""
-        for path in list(self._waiting):
-            self.attempt(path.name, partial(self._write, path))
-        return not self._waiting
+        for waiting in list(self._waiting):
+            self.attempt(waiting.name, partial(self._write, waiting))
 
     def attempt(self, what: str, write: Callable[[], object]) -> bool:
         """Whether `write` succeeded; where it raised OSError, `what` is reported, and each reason only once."""

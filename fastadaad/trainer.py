@@ -328,10 +328,12 @@ class Trainer:
             epochs=self.config.optim.epochs,
             finished=self._is_finished(),
         )
-        # A process that goes on from here does not write the best weights of an epoch before again.
-        return self._files.retry() and self._files.attempt(
-            "the checkpoint", lambda: write_checkpoint(self.folder, self.state.step, facts, state)
-        )
+
+        def write() -> None:
+            self._files.require()  # a process that goes on from here does not write the best weights before it again
+            write_checkpoint(self.folder, self.state.step, facts, state)
+
+        return self._files.attempt("the checkpoint", write)
 
     def _check_finite(self) -> None:
         """Raises NonFiniteError, which names the last checkpoint; those have only been written after this check."""

@@ -169,6 +169,8 @@ def test_no_checkpoint_comes_before_the_best_weights_of_an_earlier_epoch(tmp_pat
     with pytest.raises(StopHereError):
         run.train()
     assert seen == ["step-000000004", "step-000000003"]
+    (refused,) = [line for line in said(run).splitlines() if line.startswith("the checkpoint cannot be written")]
+    assert str(best) in refused
     resumed = trainer(long_run(), folder, resume=True)
     assert resumed.state.step == 6
     resumed.train()
