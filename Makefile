@@ -21,7 +21,7 @@ $(VENV)/.installed: $(VENV)/.tools $(KERNEL_SOURCES)
 	@echo "installing fastadaad and building its kernels; the first time takes some minutes"
 	$(BIN)/python -m pip install --quiet 'torch>=2.10' torchvision
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
-	@$(BIN)/python -c 'from fastadaad.doctor import summarize_ops; print(summarize_ops())'
+	@$(BIN)/python -c 'from fastadaad.cli.machine_report import summarize_ops; print(summarize_ops())'
 	touch $@
 
 demo: setup

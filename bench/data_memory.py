@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from fastadaad.data import Augmentation, Dataset, ResidentPipeline, Sampling, load_dataset
-from fastadaad.data.packed import SPLITS, SUMMARY, Origin, Pack, PackedSplit, images_path, labels_path
-from fastadaad.machine_memory import cache_folder
+from fastadaad.data.datasets.packed import SPLITS, SUMMARY, Origin, Pack, PackedSplit, images_path, labels_path
+from fastadaad.runtime.machine_cache import cache_folder
 
 from .memory import ALLOCATOR
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from fastadaad import recipes
 from fastadaad.config import Engine
 from fastadaad.run_config import RunConfig
-from fastadaad.run_log import read_metrics
-from fastadaad.trainer import Trainer
+from fastadaad.training.log import read_metrics
+from fastadaad.training.trainer import Trainer
 
 from .timing import Spread
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from fastadaad.run_checkpoint import CHECKPOINTS, NUM_KEPT, checkpoint_paths
+from fastadaad.training.checkpoint import CHECKPOINTS, NUM_KEPT, checkpoint_paths
 
 from .faults_moments import ANY, WINDOW_SHARE, Aim, Plan, is_reached
 from .faults_run import DAMAGED_AT, Fault, Process, usable_checkpoints

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fastadaad.run_checkpoint import CHECKPOINTS, NUM_KEPT, checkpoint_paths
+from fastadaad.training.checkpoint import CHECKPOINTS, NUM_KEPT, checkpoint_paths
 
 from .faults_run import Fault, Process, step_of, untimed_rows
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fastadaad.run_checkpoint import checkpoint_paths
+from fastadaad.training.checkpoint import checkpoint_paths
 
 # A training of seconds, with momentum, an average and an adaptive teacher policy to be kept, that saves at each step.
 WORDS = (

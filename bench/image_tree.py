@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from rich.console import Console
 
-from fastadaad.machine_memory import cache_folder
-from fastadaad.progress import image_progress
+from fastadaad.runtime.machine_cache import cache_folder
+from fastadaad.runtime.progress import image_progress
 
 NUM_CLASSES = 10
 NUM_SHAPES = 12

@@ -14,7 +14,9 @@ from unittest import mock
 import torch
 from rich.table import Table
 
-from fastadaad import InnerConfig, InnerMaximizer, folding, inner_networks
+from fastadaad import InnerConfig, InnerMaximizer
+from fastadaad.inner import folded_cache as inner_networks
+from fastadaad.inner import folding
 
 from .networks import PAIRS, Pair, Program, Variant
 from .readme import Row, markdown

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from fastadaad import recipes
-from fastadaad.cells import Cell, finish
+from fastadaad.cli.comparison.cells import Cell, finish
 from fastadaad.config import PrecisionConfig, TeacherPolicy
 from fastadaad.config_io import override
 from fastadaad.evaluation import AttackResult

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from fastadaad import InnerMaximizer, ops
-from fastadaad.builders import build_model, build_teacher
 from fastadaad.config import TeacherPolicy
+from fastadaad.inner.teacher_error import TeacherErrorMeter
 from fastadaad.run_config import ModelConfig, RunConfig
-from fastadaad.teacher_error import TeacherErrorMeter
-from fastadaad.training_data import training_data
+from fastadaad.training.build import build_model, build_teacher
+from fastadaad.training.data import training_data
 
 BATCHES = 4
 POLICIES = (

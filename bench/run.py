@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from fastadaad import cli
-from fastadaad.builders import resolve_device
-from fastadaad.compare_table import result_rows
+from fastadaad.cli.comparison.table import result_rows
+from fastadaad.training.build import resolve_device
 
 from . import time_to_accuracy
 from .timing import RESULTS, write_rows

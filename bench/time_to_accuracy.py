@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.console import Console
 
 from fastadaad import recipes
-from fastadaad.commands.arguments import add_overrides
+from fastadaad.cli.arguments import add_overrides
 from fastadaad.config_io import override
-from fastadaad.run_folders import choose_run_folder
-from fastadaad.run_log import read_metrics
-from fastadaad.trainer import Trainer
+from fastadaad.training.folders import choose_run_folder
+from fastadaad.training.log import read_metrics
+from fastadaad.training.trainer import Trainer
 
 from .timing import RESULTS, write_rows
 

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastadaad import adaad_inner_loss, load_model  # was: from adaad_loss import adaad_inner_loss
-from fastadaad.weights import checkpoint_path
+from fastadaad.models.shipped import checkpoint_path
 
 
 class Net(nn.Module):

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fastadaad import load_model
 from fastadaad.data import ImageFiles, load_dataset
-from fastadaad.weights import checkpoint_path
+from fastadaad.models.shipped import checkpoint_path
 
 EPSILON = 0.15
 

@@ -2,10 +2,10 @@
 
 from fastadaad import methods, ops
 from fastadaad.config import InnerConfig, ThreatModel
-from fastadaad.distiller import Distiller, StepResult
-from fastadaad.inner_maximization import InnerMaximizer, adaad_inner_loss
+from fastadaad.inner.maximizer import InnerMaximizer, adaad_inner_loss
 from fastadaad.models import load_model
-from fastadaad.nonfinite import NonFiniteError
+from fastadaad.training.distiller import Distiller, StepResult
+from fastadaad.training.nonfinite import NonFiniteError
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from fastadaad import methods
 from fastadaad.config import InnerConfig, ThreatModel
-from fastadaad.method_options import KLReduction
+from fastadaad.methods.options import KLReduction
 from fastadaad.run_config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, TeacherConfig
 
 # On these small data sets AdaAD at the radius of the evaluation keeps natural accuracy to spare. It trades it for

@@ -6,13 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.faults_run import WORDS
-from fastadaad import run_checkpoint, trainer
 from fastadaad.cli import main
-from fastadaad.training_state import TrainingState
+from fastadaad.training import checkpoint as run_checkpoint
+from fastadaad.training import trainer
+from fastadaad.training.state import TrainingState
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["fastadaad.cli", "fastadaad.compare", "fastadaad.doctor", "sklearn.datasets", "torch._dynamo"]
+    [
+        "fastadaad.cli",
+        "fastadaad.cli.comparison.compare",
+        "fastadaad.cli.machine_report",
+        "sklearn.datasets",
+        "torch._dynamo",
+    ]
 )
 
 

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from fastadaad import self_check_ops
 from fastadaad.ops import registration
+from fastadaad.training.self_check import ops as self_check_ops
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bench.host_sync import HostSyncWatch
-from fastadaad.graph_capture import NUM_WARM_UP_RUNS, Replay, kept_values
+from fastadaad.runtime.cuda_graph import NUM_WARM_UP_RUNS, Replay, kept_values
 
 
 def record_with_make_fx(

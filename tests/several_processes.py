@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 
 from fastadaad.config_io import read_config
-from fastadaad.processes import joined_processes
-from fastadaad.trainer import Trainer
+from fastadaad.runtime.distributed import joined_processes
+from fastadaad.training.trainer import Trainer
 
 
 def fail(how: str, folder: Path) -> None:

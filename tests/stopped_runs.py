@@ -11,8 +11,8 @@ from tiny_runs import save_teacher, tiny_run
 
 from fastadaad.config import TeacherPolicy
 from fastadaad.run_config import OptimConfig, RunConfig
-from fastadaad.run_log import read_metrics
-from fastadaad.trainer import Trainer
+from fastadaad.training.log import read_metrics
+from fastadaad.training.trainer import Trainer
 
 NUM_STEPS = 12  # three epochs of four
 

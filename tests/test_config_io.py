@@ -12,7 +12,7 @@ import pytest
 from fastadaad import recipes
 from fastadaad.config import PrecisionConfig, TeacherPolicy
 from fastadaad.config_io import override, read_config
-from fastadaad.file_limits import CONFIG_BYTES
+from fastadaad.runtime.file_limits import CONFIG_BYTES
 from fastadaad.units import parse_pixels
 
 DEMO = recipes.get("demo")

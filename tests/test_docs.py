@@ -13,8 +13,8 @@ from bench.data_table import tables
 from bench.measures import measures_table
 from bench.policy_table import policy_lines, table
 from fastadaad import cli, load_model, methods, recipes
-from fastadaad.inner_step import pixel_gradient, tape_vjp
-from fastadaad.trainer import Trainer
+from fastadaad.inner.step import pixel_gradient, tape_vjp
+from fastadaad.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}

@@ -10,7 +10,7 @@ import pytest
 
 from bench import readme
 from fastadaad import cli, recipes
-from fastadaad.compare import method_names
+from fastadaad.cli.comparison.compare import method_names
 from fastadaad.config_io import override
 
 ROOT = Path(__file__).parents[1]

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from fastadaad import load_model
-from fastadaad.checkpoint import save_weights
 from fastadaad.config import InnerConfig, ThreatModel
 from fastadaad.run_config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, TeacherConfig
+from fastadaad.runtime.files import save_weights
 
 THREAT_MODEL = ThreatModel(epsilon=0.1)
 

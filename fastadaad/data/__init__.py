@@ -4,8 +4,8 @@ from fastadaad.data.augmentation import Augmentation
 from fastadaad.data.dataset import DataError, Dataset, ImageFiles
 from fastadaad.data.datasets import DATASETS, load_dataset
 from fastadaad.data.engines import make_pipeline
+from fastadaad.data.engines.resident import ResidentPipeline
 from fastadaad.data.pipeline import Pipeline
-from fastadaad.data.resident import ResidentPipeline
 from fastadaad.data.sampling import Sampling
 from fastadaad.data.splits import split_validation, subset
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fastadaad.config import OnError
-from fastadaad.printable import printable
+from fastadaad.runtime.text import printable
 
 
 class DataError(ValueError):

@@ -11,9 +11,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fastadaad.data.dataset import DataError, ImageFiles
-from fastadaad.data.file_checks import looks_like_html, one_line, start_of
 from fastadaad.data.resized_crop import center_window
-from fastadaad.file_limits import IMAGE_BYTES, IMAGE_PIXELS, JPEG_SCANS, check_size
+from fastadaad.runtime.file_checks import looks_like_html, one_line, start_of
+from fastadaad.runtime.file_limits import IMAGE_BYTES, IMAGE_PIXELS, JPEG_SCANS, check_size
 
 # Pillow's other readers are for documents and rarities; some of them start programs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")

@@ -16,14 +16,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fastadaad.checkpoint import write_atomically
 from fastadaad.data.dataset import DataError, Dataset, ImageFiles, Images
+from fastadaad.data.datasets.packed import LOG, SPLITS, SUMMARY, Origin, Pack, PackedSplit, labels_path, read_pack
 from fastadaad.data.image_decoding import REMEDY, decode_resized
-from fastadaad.data.packed import LOG, SPLITS, SUMMARY, Origin, Pack, PackedSplit, labels_path, read_pack
 from fastadaad.data.packing_log import PackingLog, packing_log
 from fastadaad.data.rank_agreement import fingerprint
 from fastadaad.data.statistics import statistics_of_counts
-from fastadaad.progress import ImageProgress, image_progress
+from fastadaad.runtime.files import write_atomically
+from fastadaad.runtime.progress import ImageProgress, image_progress
 
 # Of a chunk. About four of them are in memory, and up to two are decoded again after an interruption.
 CHUNK_BYTES = 2**24

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastadaad.data.dataset import DataError
-from fastadaad.data.packed import LOG, SPLITS, SUMMARY, Origin, images_path
+from fastadaad.data.datasets.packed import LOG, SPLITS, SUMMARY, Origin, images_path
 from fastadaad.data.statistics import count_values
 
 Result = TypeVar("Result")

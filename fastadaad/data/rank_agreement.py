@@ -7,7 +7,7 @@ import os
 import torch
 
 from fastadaad.data.dataset import DataError, Dataset, ImageFiles, Images
-from fastadaad.processes import current_processes
+from fastadaad.runtime.distributed import current_processes
 
 NUM_SAMPLED = 256  # images of an array of which all pixels are compared; of an array on disk the rest is not even read
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastadaad.caller import bare
 from fastadaad.config import ThreatModel
 from fastadaad.evaluation.attacks import AttackSpec, GradientAttack, check_attacks, correct, parse_attack
 from fastadaad.evaluation.autoattack import PartAttack
 from fastadaad.evaluation.survival import Keeper, attack_survivors, fingerprint
-from fastadaad.folding import fold
-from fastadaad.inner_maximization import frozen
-from fastadaad.input_checks import check_values
+from fastadaad.inner.caller import bare
+from fastadaad.inner.checks import check_values
+from fastadaad.inner.folding import fold
+from fastadaad.inner.maximizer import frozen
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Progress = Callable[[str, int], None]

@@ -15,8 +15,8 @@ from fastadaad import methods
 from fastadaad.config import InnerConfig, Start, ThreatModel
 from fastadaad.evaluation.autoattack import PARTS, PartAttack, import_pyautoattack
 from fastadaad.evaluation.carlini_wagner import CarliniWagner
-from fastadaad.inner_maximization import InnerMaximizer
-from fastadaad.inner_objectives import CROSS_ENTROPY, MARGIN, InnerObjective
+from fastadaad.inner.maximizer import InnerMaximizer
+from fastadaad.methods.objectives import CROSS_ENTROPY, MARGIN, InnerObjective
 
 DEFAULT_STEPS = {"cw-linf": 20, "cw": 1000}
 CHOICES = (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad.config import ThreatModel
-from fastadaad.inner_objectives import margin
+from fastadaad.methods.objectives import margin
 
 # Pixels of exactly 0 or 1 lie at infinity in tanh space; this brings them back.
 _SHRINK = 1 - 1e-6

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastadaad.run_log import read_metrics
+from fastadaad.training.log import read_metrics
 
 # Distinguishable without colour vision too (Okabe and Ito, 2008); black is left to the teacher.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")

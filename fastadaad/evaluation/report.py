@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastadaad.evaluation.accuracy import AttackResult, masking_warning
-from fastadaad.output_files import write_output
+from fastadaad.runtime.output_files import write_output
 
 Models = Sequence[tuple[str, Sequence[AttackResult]]]
 

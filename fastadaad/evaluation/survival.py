@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastadaad.checkpoint import write_atomically
 from fastadaad.config import ThreatModel
 from fastadaad.evaluation.attacks import AttackSpec, correct
+from fastadaad.runtime.files import write_atomically
 
 
 @dataclass(kw_only=True)

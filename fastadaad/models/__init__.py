@@ -1,12 +1,12 @@
 """Models by name; all take pixels in [0, 1] and return logits."""
 
-from fastadaad.models.checkpoint_reading import WeightsError, load_weights, read_state_dict
+from fastadaad.models.factory import MODEL_NAMES, load_model
 from fastadaad.models.mobilenet_v2 import MobileNetV2
-from fastadaad.models.names import MODEL_NAMES, load_model
 from fastadaad.models.normalize import Normalize
 from fastadaad.models.resnet import PreActResNet, ResNet
 from fastadaad.models.small_cnn import SmallCNN
 from fastadaad.models.small_resnet import SmallResNet
+from fastadaad.models.weights_reading import WeightsError, load_weights, read_state_dict
 from fastadaad.models.wide_resnet import WideResNet
 
 __all__ = [

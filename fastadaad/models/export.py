@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastadaad.checkpoint import save_tensors, write_atomically
-from fastadaad.models.checkpoint_reading import read_state_dict
 from fastadaad.models.recognition import Recognized, recognize
-from fastadaad.output_files import check_output
+from fastadaad.models.weights_reading import read_state_dict
+from fastadaad.runtime.files import save_tensors, write_atomically
+from fastadaad.runtime.output_files import check_output
 
 # Our networks -> the class of RobustBench with the same names and the same function.
 ROBUSTBENCH_CLASSES = {

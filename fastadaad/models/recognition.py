@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastadaad.models.checkpoint_names import canonical
-from fastadaad.models.checkpoint_reading import misfits
-from fastadaad.models.names import load_model
+from fastadaad.models.factory import load_model
+from fastadaad.models.weights_names import canonical
+from fastadaad.models.weights_reading import misfits
 
 # Families without a size in their names.
 FIXED = ("resnet18", "resnet34", "preactresnet18", "mobilenet-v2")

@@ -8,7 +8,7 @@ import torch
 
 from bench import data_memory
 from fastadaad.data import ResidentPipeline, load_dataset
-from fastadaad.data.packed import read_pack, verify_pack
+from fastadaad.data.datasets.packed import read_pack, verify_pack
 
 CPU = torch.device("cpu")
 

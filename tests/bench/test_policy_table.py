@@ -6,7 +6,7 @@ from bench.policies import SETTINGS, config_of
 from bench.policy_table import lines_of, plot, table
 from fastadaad import recipes
 from fastadaad.config import TeacherPolicy
-from fastadaad.run_facts import training_facts
+from fastadaad.training.fingerprint import training_facts
 
 POLICIES = ("exact", "refreshed(every=8)")
 

@@ -14,7 +14,7 @@ from bench.flops import OUTER_PASSES
 from bench.readme import rows_of
 from bench.scaling_table import plot, tables
 from fastadaad import Distiller, InnerConfig, ThreatModel, load_model
-from fastadaad.processes import Processes
+from fastadaad.runtime.distributed import Processes
 
 ROOT = Path(__file__).parents[2]
 LINK = Link(gb_per_s=10, latency_us=5)

@@ -22,7 +22,7 @@ from rich.console import Console
 from torchvision.transforms.v2 import functional as TF
 
 from fastadaad.data import DataError, load_dataset, packing
-from fastadaad.data.packed import LOG, SUMMARY
+from fastadaad.data.datasets.packed import LOG, SUMMARY
 from fastadaad.data.statistics import channel_statistics
 
 SIZE = 4

@@ -13,9 +13,9 @@ from fastadaad.config import ThreatModel
 from fastadaad.data import load_dataset
 from fastadaad.evaluation import accuracy, evaluate, masking_warning, survival
 from fastadaad.evaluation.autoattack import PARTS
-from fastadaad.folding import FoldedNetwork
+from fastadaad.inner.folding import FoldedNetwork
 from fastadaad.models import load_model
-from fastadaad.weights import checkpoint_path
+from fastadaad.models.shipped import checkpoint_path
 
 LINF, L2 = ThreatModel(epsilon=0.15), ThreatModel(norm="l2", epsilon=0.7)
 BATCH_SIZE = 100

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastadaad.config import ThreatModel
 from fastadaad.evaluation.carlini_wagner import CarliniWagner
-from fastadaad.inner_objectives import margin
+from fastadaad.methods.objectives import margin
 
 X_NATURAL, LABELS = images_and_labels(24)
 FULL = CarliniWagner(num_steps=200, search_steps=6, constant=1e-2, confidence=0.0)

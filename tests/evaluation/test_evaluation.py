@@ -20,8 +20,8 @@ from fastadaad.evaluation.attacks import GradientAttack
 from fastadaad.evaluation.carlini_wagner import CarliniWagner
 from fastadaad.evaluation.plots import plot_curves
 from fastadaad.evaluation.report import print_accuracies, print_attacks, write_json, write_results
-from fastadaad.inner_objectives import MARGIN
-from fastadaad.run_log import METRICS
+from fastadaad.methods.objectives import MARGIN
+from fastadaad.training.log import METRICS
 
 NUM_IMAGES, BATCH_SIZE = 46, 8  # the last batch is smaller
 X_NATURAL, LABELS = images_and_labels(NUM_IMAGES)

@@ -17,17 +17,17 @@ from safetensors.torch import load, save, save_file
 from target import Part, Target
 
 from fastadaad import recipes
-from fastadaad.checkpoint import ENTRY, serialized
 from fastadaad.config_io import read_config
 from fastadaad.data import DataError, load_dataset
-from fastadaad.data.extra_images import ExtraImages
+from fastadaad.data.datasets.extra_images import ExtraImages
+from fastadaad.data.datasets.packed import SPLITS, SUMMARY, labels_path, load_packed, read_pack, verify_pack
+from fastadaad.data.datasets.source import Source
 from fastadaad.data.image_decoding import decode_resized
-from fastadaad.data.packed import SPLITS, SUMMARY, labels_path, load_packed, read_pack, verify_pack
 from fastadaad.data.packing import pack
-from fastadaad.data.source import Source
 from fastadaad.models import WeightsError, load_model, read_state_dict
 from fastadaad.models.recognition import recognize
-from fastadaad.run_checkpoint import CheckpointError, CheckpointFacts, read_checkpoint, write_checkpoint
+from fastadaad.runtime.files import ENTRY, serialized
+from fastadaad.training.checkpoint import CheckpointError, CheckpointFacts, read_checkpoint, write_checkpoint
 
 RNG = np.random.default_rng(0)
 SHAPE = (8, 6, 3)

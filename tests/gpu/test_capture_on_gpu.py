@@ -12,9 +12,9 @@ from plain import kl_to_teacher, share_equal
 from torch import Tensor, nn
 
 from fastadaad import Distiller, InnerConfig, ThreatModel, methods, ops
-from fastadaad.capturable_optimizer import CapturableOptimizer
 from fastadaad.config import TeacherPolicy
-from fastadaad.graph_capture import NUM_WARM_UP_RUNS, CapturedCall, run_on_two_streams
+from fastadaad.runtime.cuda_graph import NUM_WARM_UP_RUNS, CapturedCall, run_on_two_streams
+from fastadaad.training.capturable_optimizer import CapturableOptimizer
 
 NUM_STEPS = 20
 EPOCH = 10

@@ -15,7 +15,7 @@ from tiny_runs import save_teacher, tiny_run
 
 from fastadaad import NonFiniteError
 from fastadaad.run_config import OptimConfig, RunConfig
-from fastadaad.trainer import Trainer
+from fastadaad.training.trainer import Trainer
 
 SCRIPT = Path(__file__).parents[1] / "several_processes.py"
 

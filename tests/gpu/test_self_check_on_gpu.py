@@ -1,7 +1,7 @@
 """The whole self-check on a CUDA device: every operation, the compiled and the captured step."""
 
-from fastadaad import self_check
-from fastadaad.self_check import CHECKS
+from fastadaad.training import self_check
+from fastadaad.training.self_check import CHECKS
 
 
 def test_everything_passes_and_the_key_names_the_driver(tmp_path, monkeypatch):

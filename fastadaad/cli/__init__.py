@@ -1,0 +1,90 @@
+"""The command line: `fastadaad COMMAND`, one module of fastadaad/commands per command."""
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import NoReturn
+
+from rich.console import Console
+
+from fastadaad.runtime.signals import Interrupted
+from fastadaad.runtime.text import line_of, printable
+
+COMMANDS = (
+    "train", "evaluate", "compare", "sweep-epsilon", "recipes", "methods", "teachers", "inspect", "export",
+    "pack", "show-batch", "compat", "doctor",
+)  # fmt: skip
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the whole usage; exit code 2."""
+        self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="fastadaad",
+        description="Robust students from robust teachers, fast; example: fastadaad train demo",
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=20),  # a line for the longest command too
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND ARGUMENTS", parser_class=_Parser)
+    for name in COMMANDS:
+        module = importlib.import_module(f"fastadaad.cli.{name.replace('-', '_')}")
+        description = (module.__doc__ or "").strip()
+        epilog = f"example: {module.EXAMPLE}"
+        summary = description.partition("\n")[0]
+        command = subparsers.add_parser(name, help=summary, description=description, epilog=epilog)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run, parser=command, options=[*command._option_string_actions])
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with overrides anywhere on the line."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse gives `overrides` only those that directly follow the recipe; the ones after an option are left over.
+    if any(word.startswith("-") for word in rest) or (rest and "overrides" not in arguments):
+        arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}{_suggestion(rest, arguments.options)}")
+    if rest:
+        arguments.overrides += rest
+    if getattr(arguments, "download", False):
+        arguments.overrides.append("data.download=true")
+    return arguments
+
+
+def _suggestion(words: Sequence[str], options: Sequence[str]) -> str:
+    """The option of the command that is closest to the first of `words` that is like one."""
+    close = [match for word in words for match in difflib.get_close_matches(word.partition("=")[0], options, n=1)]
+    return f": did you mean {close[0]}?" if close else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 2 for a user's mistake, 130 after SIGINT, 143 after SIGTERM."""
+    arguments = parse(argv)
+    try:
+        arguments.run(arguments, Console())
+    except (ValueError, OSError) as error:
+        if arguments.traceback:
+            raise
+        _complain(line_of(error))
+        return 2
+    except Interrupted as error:
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted; what was saved so far is complete")
+        return 130
+    return 0
+
+
+def _complain(line: str) -> None:
+    """Of several processes on a node that all end alike, the first speaks."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"fastadaad: {line}", file=sys.stderr)

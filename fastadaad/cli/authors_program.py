@@ -1,0 +1,188 @@
+"""Commands of the AdaAD authors' program as commands of this one: the same run, by a recipe and settings.
+
+What a command leaves out has the program's default, not the recipe's: among others a radius of 16 and steps of 4 in
+0..255. Three things of the program have no setting here: it trains on all images and chooses the best epoch on the test
+set, its learning rate changes from epoch to epoch, and its Plain_Madry shows the student x_natural after x_adv.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastadaad import methods, recipes
+from fastadaad.config_io import override
+from fastadaad.models import MODEL_NAMES
+from fastadaad.models.shipped import PREFIX
+from fastadaad.run_config import RunConfig
+
+DEFAULTS = {
+    "dataset": "CIFAR10", "model": "resnet18", "method": "Plain_Madry", "teacher_model": "wideresnet34_10",
+    "epsilon": "16", "num_steps": "10", "step_size": "4", "epochs": "200", "bs": "128", "optim": "SGD",
+    "lr_max": "0.1", "lr_schedule": "piecewise", "momentum": "0.9", "weight_decay": "5e-4", "seed": "42",
+    "warmup_lr_epochs": "15",
+}  # fmt: skip
+
+# The program's names, as _plain() has them, where they are not ours; ours are understood too.
+DATASETS = {"tinyimage": "tiny-imagenet"}
+METHODS = {"plainmadry": "pgd-at", "plainclean": "pgd-at", "adaadwithiad1": "adaiad"}
+# What makes our row the program's method. Its Madry_PGD starts as its AdaAD does.
+METHOD_SETTINGS = {
+    "plainmadry": {"inner.start": "gaussian"},
+    "plainclean": {"inner.threat_model.epsilon": "0", "inner.step_size": "0", "inner.num_steps": "1"},
+}
+# Network, and file where the program has it, of the teachers by their names in the program and in RobustBench.
+_WRN_34_20 = ("wrn-34-20", "teacher_models/CIFAR10/wideresnet34_20/Chen2021LTD_34_20.pt")
+_WRN_34_10 = ("wrn-34-10", "teacher_models/CIFAR100/wideresnet34_10/Chen2021LTD.pt")
+TEACHERS = {
+    "chen2021ltdwrd3420": _WRN_34_20,
+    "chen2021ltdwrn3420": _WRN_34_20,
+    "chen2021wrn3410": _WRN_34_10,
+    "chen2021ltdwrn3410": _WRN_34_10,
+}
+WEIGHT_FILES = (".pt", ".pth", ".safetensors")
+# Shares of the run at which the piecewise schedule divides the learning rate, by its epochs; the program knows no
+# others than 110 and 200.
+MILESTONES = {"110": [100 / 110, 105 / 110]}
+OTHER_MILESTONES = [0.5, 0.75]
+
+
+class TrainCommand(NamedTuple):
+    """What follows `fastadaad train`, and the flags that were given and change nothing."""
+
+    words: list[str]
+    without_effect: list[str]
+
+
+def translate(given: Mapping[str, str], overrides: Sequence[str] = ()) -> TrainCommand:
+    """The command that does what the program does with the flags `given`, by name without dashes.
+
+    Settings that are the recipe's own are left out; `overrides` have the last word. Raises ValueError for a value that
+    means nothing here.
+    """
+    flags = {**DEFAULTS, **given}
+    data = _known("dataset", flags["dataset"], [recipe().data.name for recipe in recipes.RECIPES.values()], DATASETS)
+    base, plus, addition = flags["method"].partition("+")
+    method = _known("method", base, methods.METHODS, METHODS) + plus + addition.lower()
+    student = network_name(flags["model"])
+    settings = {"student.name": student}
+    for flag, (name, value) in SETTINGS.items():
+        if flag in flags:
+            settings[name] = value(flags[flag])
+    settings |= _schedule(flags) | METHOD_SETTINGS.get(_plain(base), {})
+    if methods.get(method).needs_teacher:
+        settings |= _teacher(flags["teacher_model"])
+    used = {flag: name for flag, (name, of_methods) in OPTIONS.items() if method.partition("+")[0] in of_methods}
+    settings |= {f"method_options.{name}": given[flag] for flag, name in used.items() if flag in given}
+    recipe = _recipe(data, student)
+    changed = _changes(recipes.get(recipe, method=method), settings, overrides)
+    vain = [flag for flag in OPTIONS if flag in given and flag not in used]
+    vain += ["teacher_model"] if "teacher_model" in given and not methods.get(method).needs_teacher else []
+    return TrainCommand([recipe, "--method", method, *changed, *overrides], vain)
+
+
+def pixel_units(text: str) -> str:
+    """Whole numbers are in 0..255, as in the program; 8/255 and 0.031 are in [0, 1], as everywhere here."""
+    return f"{text}/255" if re.fullmatch(r"[0-9]+", text) else text
+
+
+def device_name(text: str) -> str:
+    """Raises ValueError for anything but the number of one GPU."""
+    if not re.fullmatch(r"[0-9]+", text):
+        raise ValueError(f"--gpu_id is {text!r}: give the number of one GPU, or device=cpu instead")
+    return f"cuda:{text}"
+
+
+# Flag -> setting, and how its value is written here.
+SETTINGS: dict[str, tuple[str, Callable[[str], str]]] = {
+    "epsilon": ("inner.threat_model.epsilon", pixel_units),
+    "step_size": ("inner.step_size", pixel_units),
+    "num_steps": ("inner.num_steps", str),
+    "epochs": ("optim.epochs", str),
+    "bs": ("data.batch_size", str),
+    "lr_max": ("optim.learning_rate", str),
+    "momentum": ("optim.momentum", str),
+    "weight_decay": ("optim.weight_decay", str),
+    "seed": ("seed", str),
+    "gpu_id": ("device", device_name),
+}
+# Flag -> option of a loss, and the methods it is for. The program's defaults are those of our rows.
+OPTIONS = {
+    "AdaAD_alpha": ("adversarial_weight", ("adaad",)),
+    "temp": ("temperature", ("adaiad", "iad", "ard", "akd")),
+    "IAD_begin": ("introspection_begin", ("adaiad", "iad")),
+    "IAD_alpha": ("teacher_weight", ("adaiad", "iad")),
+    "IAD_beta": ("introspection_power", ("adaiad", "iad")),
+}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[_-]", "", name.lower())
+
+
+def _known(flag: str, text: str, names: Iterable[str], aliases: Mapping[str, str]) -> str:
+    """Our name of what `text` names in the program's spelling or in ours."""
+    known = {**{_plain(name): name for name in names}, **aliases}
+    if _plain(text) not in known:
+        raise ValueError(f"--{flag} {text} is unknown: choose one of {', '.join(dict.fromkeys(known.values()))}")
+    return known[_plain(text)]
+
+
+def network_name(text: str) -> str:
+    """Our name of a network, from wideresnet34_10, WRN-34-10, mobilenet_V2 or such; others stay as they are given."""
+    wide = re.fullmatch(r"(?:wideresnet|wrn)[_-]?([0-9]+)[_-]([0-9]+)", text.lower())
+    if wide is not None:
+        return f"wrn-{wide[1]}-{wide[2]}"
+    return {_plain(name): name for name in MODEL_NAMES}.get(_plain(text), text)
+
+
+def _teacher(text: str) -> dict[str, str]:
+    """Network and file of a teacher that is known by name; else what `text` is, a file or a network."""
+    if _plain(text) in TEACHERS:
+        return dict(zip(("teacher.name", "teacher.checkpoint"), TEACHERS[_plain(text)], strict=True))
+    if text.startswith(PREFIX) or Path(text).suffix in WEIGHT_FILES:
+        return {"teacher.checkpoint": text}
+    return {"teacher.name": network_name(text)}
+
+
+def _schedule(flags: Mapping[str, str]) -> dict[str, str]:
+    """Of the learning rate; and the optimiser, which is SGD."""
+    if flags["optim"] != "SGD":
+        raise ValueError(f"--optim {flags['optim']} is not here: leave it out for SGD, or add optim.optimizer=lamb")
+    milestones = MILESTONES.get(flags["epochs"], OTHER_MILESTONES) if flags["lr_schedule"] == "piecewise" else []
+    settings = {"optim.schedule": flags["lr_schedule"], "optim.milestones": json.dumps(milestones)}
+    if "warmup_lr" in flags:
+        settings["optim.warmup"] = repr(_count(flags, "warmup_lr_epochs") / _count(flags, "epochs"))
+    return settings
+
+
+def _count(flags: Mapping[str, str], flag: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]*", flags[flag]):
+        raise ValueError(f"--{flag} is {flags[flag]!r}: give a number of 1 or more")
+    return int(flags[flag])
+
+
+def _recipe(data: str, student: str) -> str:
+    """The one for this data set and student, or else the first for this data set."""
+    configs = {name: recipe() for name, recipe in recipes.RECIPES.items()}
+    of_data = [name for name, config in configs.items() if config.data.name == data]
+    return next((name for name in of_data if configs[name].student.name == student), of_data[0])
+
+
+def _changes(config: RunConfig, settings: Mapping[str, str], overrides: Sequence[str]) -> list[str]:
+    """Those of `settings` that change the recipe's config and that no override changes again."""
+    words = {name: f"{name}={value}" for name, value in settings.items()}
+    for override_ in overrides:
+        words.pop(override_.partition("=")[0], None)
+    changed = override(config, [*words.values(), *overrides])
+    return [word for name, word in words.items() if _value(changed, name) != _value(config, name)]
+
+
+def _value(config: RunConfig, name: str) -> Any:
+    """Of the setting section.field; None for an option that the recipe leaves to the method."""
+    value: Any = asdict(config)
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

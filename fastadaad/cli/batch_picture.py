@@ -1,0 +1,91 @@
+"""What the networks see: a batch as a picture, natural beside adversarial beside their scaled difference."""
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastadaad import methods
+from fastadaad.evaluation.plots import new_figure
+from fastadaad.run_config import RunConfig
+from fastadaad.runtime.output_files import write_output
+from fastadaad.training.build import build_student, build_teacher, distiller_of
+from fastadaad.training.data import TrainingData
+from fastadaad.training.optimizers import make_optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownBatch:
+    """B images on the CPU with their classes by name; what is None is not known."""
+
+    x_natural: Tensor
+    labels: list[str]
+    x_adv: Tensor | None = None
+    student_classes: list[str] | None = None
+    """What the student takes x_adv for."""
+    epsilon: float = 0.0
+    """Pixel difference that is drawn as black or white."""
+
+
+def shown_batch(config: RunConfig, data: TrainingData, num_images: int, epoch: int = 0) -> ShownBatch:
+    """The first images of an epoch, as the training step of `config` sees them, before its first update.
+
+    Without the weights of a teacher that the method needs there are no adversarial images.
+    """
+    x_natural, labels = (tensor[:num_images] for tensor in next(data.train.epoch(epoch)))
+    names = data.dataset.class_names
+    batch = ShownBatch(x_natural=x_natural.cpu(), labels=[names[label] for label in labels.tolist()])
+    method = methods.get(config.method, **config.method_options)
+    if method.needs_teacher and (config.teacher is None or config.teacher.checkpoint is None):
+        return batch
+    device = x_natural.device
+    student = build_student(config, data, device)
+    teacher = build_teacher(config.teacher, data, device) if method.needs_teacher and config.teacher else None
+    distiller = distiller_of(replace(config, mode="eager"), student, teacher, make_optimizer(student, config.optim))
+    x_adv = distiller.maximizer(x_natural, labels, generator=torch.Generator(device).manual_seed(config.seed))
+    return replace(
+        batch,
+        x_adv=x_adv.cpu(),
+        student_classes=[names[index] for index in _classes(student, x_adv)],
+        epsilon=(x_adv - x_natural).abs().max().item(),
+    )
+
+
+@torch.no_grad()
+def _classes(student: nn.Module, x: Tensor) -> list[int]:
+    return student.eval()(x).argmax(1).tolist()
+
+
+def plot_batch(path: Path, batch: ShownBatch, title: str = "") -> None:
+    """A column per image: as it is, adversarial, and their difference, grey where there is none.
+
+    Raises ValueError where `path` has the suffix of no picture, or cannot be written.
+    """
+    rows = [("natural", batch.x_natural, batch.labels)]
+    if batch.x_adv is not None and batch.student_classes is not None:
+        difference = 0.5 + (batch.x_adv - batch.x_natural) / (2 * max(batch.epsilon, 1e-12))
+        rows += [
+            ("adversarial", batch.x_adv, [f"student: {name}" for name in batch.student_classes]),
+            (f"difference, ±{255 * batch.epsilon:.3g}/255", difference, [""] * len(batch.labels)),
+        ]
+    figure = new_figure(1.2 + 1.4 * len(batch.labels), 0.5 + 1.7 * len(rows))
+    grid = figure.subplots(len(rows), len(batch.labels), squeeze=False)
+    for line, (name, pixels, captions) in zip(grid, rows, strict=True):
+        line[0].set_ylabel(name)
+        for axes, image, caption in zip(line, pixels, captions, strict=True):
+            _draw(axes, image)
+            axes.set_title(caption, fontsize="small")
+    figure.suptitle(title)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.removeprefix(".") or "png", dpi=120)
+    write_output(path, picture.getvalue())
+
+
+def _draw(axes: Any, image: Tensor) -> None:
+    """Of three channels in colour, else the first one in grey."""
+    colors = image.permute(1, 2, 0) if len(image) == 3 else image[0]
+    axes.imshow(colors.clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])

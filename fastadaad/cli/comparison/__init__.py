@@ -1,0 +1,1 @@
+"""Comparisons: many trained and attacked students, their tables and figures."""

@@ -1,0 +1,157 @@
+"""A cell of a comparison: one student, trained and attacked, kept in a folder named by what it depends on.
+
+A finished training and each finished attack is a file that is written in one piece, so a comparison that was killed
+goes on where it stopped. A cell that another process is working on is locked; the lock ends with its process.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from fastadaad import methods
+from fastadaad.evaluation import AttackResult
+from fastadaad.run_config import EvaluationConfig, ModelConfig, RunConfig
+from fastadaad.runtime.files import write_atomically
+from fastadaad.runtime.locks import locked
+from fastadaad.training.build import build_model, build_teacher, resolve_device
+from fastadaad.training.checkpoint import checkpoint_paths
+from fastadaad.training.data import TrainingData, training_data
+from fastadaad.training.evaluation import evaluate_on_test_set
+from fastadaad.training.fingerprint import place, sha256_of, training_facts
+from fastadaad.training.trainer import Trainer
+
+# Seconds between two looks at the cells that other processes work on.
+POLL_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What training.json of a finished cell says."""
+
+    best_epoch: int
+    images_per_s: float
+    seconds: float
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Cell:
+    """The student of `config`, or with `is_teacher` its teacher, which is attacked but not trained.
+
+    `label` is what the method's column of the table says.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, *, label: str, is_teacher: bool = False) -> None:
+        if not is_teacher and not methods.get(config.method).needs_teacher:
+            config = replace(config, teacher=None)  # another teacher would not make another student
+        self.config, self.label, self.is_teacher = config, label, is_teacher
+        if is_teacher:
+            assert config.teacher is not None
+            self.network, self.name = config.teacher.name, "teacher"
+            facts: object = [
+                config.teacher.name, sha256_of(config.teacher.checkpoint), config.data.name, place(config.data),
+            ]  # fmt: skip
+        else:
+            self.network, self.name = config.student.name, f"{config.student.name} {config.method} seed {config.seed}"
+            facts = training_facts(config)
+        self.folder = folder / f"{self.name.replace(' ', '_').replace('/', '-')}_{_digest(facts)}"
+
+    @property
+    def training(self) -> Training | None:
+        """None where the cell has not been trained to the end."""
+        path = self.folder / "training.json"
+        return Training(**json.loads(path.read_text())) if path.exists() else None
+
+    def result(self, attack: str) -> AttackResult | None:
+        """None where the attack has not run to the end."""
+        path = self._result_path(attack)
+        return AttackResult.from_json(json.loads(path.read_text())) if path.exists() else None
+
+    @property
+    def results(self) -> list[AttackResult]:
+        """Those of all attacks of the configuration; the cell is finished."""
+        results = [self.result(attack) for attack in self.config.evaluation.attacks]
+        return [result for result in results if result is not None]
+
+    @property
+    def is_finished(self) -> bool:
+        trained = self.is_teacher or self.training is not None
+        return trained and len(self.results) == len(self.config.evaluation.attacks)
+
+    def train(self, console: Console) -> None:
+        """Train to the end, unless that was done before or the cell is a teacher's."""
+        if self.is_teacher or self.training is not None:
+            return
+        result = Trainer(self.config, self.folder, console, resume=bool(checkpoint_paths(self.folder))).train()
+        # The graphs of one run are of no use to the next, and torch.compile keeps only a few of them per function.
+        torch.compiler.reset()
+        training = Training(best_epoch=result.best_epoch, images_per_s=result.images_per_s, seconds=result.seconds)
+        write_atomically(self.folder / "training.json", json.dumps(asdict(training)).encode())
+
+    def attack(self, console: Console) -> None:
+        """Run the attacks of the configuration that have not been run."""
+        missing = [attack for attack in self.config.evaluation.attacks if self.result(attack) is None]
+        if missing:
+            model, data = self.load()
+            for attack in missing:
+                self._attack(model, data, attack, console)
+
+    def load(self) -> tuple[nn.Module, TrainingData]:
+        """The network, the student of the best epoch or the teacher, and its data."""
+        config, device = self.config, resolve_device(self.config.device)
+        data = training_data(config, device)
+        if self.is_teacher:
+            assert config.teacher is not None
+            return build_teacher(config.teacher, data, device), data
+        best = ModelConfig(name=config.student.name, checkpoint=str(self.folder / "best.safetensors"))
+        return build_model(best, data, device), data
+
+    def _attack(self, model: nn.Module, data: TrainingData, attack: str, console: Console) -> None:
+        path = self._result_path(attack)
+        config = replace(self.config, evaluation=replace(self.config.evaluation, attacks=(attack,)))
+        (result,) = evaluate_on_test_set(model, config, data, console, self.name, state=path.parent / "state")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(asdict(result)).encode())
+
+    def _result_path(self, attack: str) -> Path:
+        evaluation: EvaluationConfig = self.config.evaluation
+        facts = [
+            asdict(evaluation.threat_model), evaluation.restarts, evaluation.num_images,
+            evaluation.batch_size, self.config.seed,
+        ]  # fmt: skip
+        return self.folder / "attacks" / f"{attack}_{_digest(facts)}.json"
+
+
+def cell_lock(folder: Path) -> AbstractContextManager[bool]:
+    """Whether this process got the cell's folder, which need not exist, to itself."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.parent / f"{folder.name}.lock"
+    path.touch()
+    return locked(path)
+
+
+def finish(cells: Iterable[Cell], console: Console) -> None:
+    """Train and attack what is missing; what another process has begun is left to it and waited for."""
+    pending = [cell for cell in cells if not cell.is_finished]
+    while pending:
+        elsewhere = []
+        for cell in pending:
+            with cell_lock(cell.folder) as own:
+                if own:
+                    cell.train(console)
+                    cell.attack(console)
+                else:
+                    elsewhere.append(cell)
+        if len(elsewhere) == len(pending):
+            time.sleep(POLL_S)
+        pending = elsewhere

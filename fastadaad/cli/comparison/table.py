@@ -1,0 +1,154 @@
+"""The table of a comparison: student x method against the attacks, mean and spread over the seeds."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fastadaad.cli.comparison.cells import Cell
+from fastadaad.evaluation import AttackResult
+from fastadaad.evaluation.plots import Series, plot_methods
+from fastadaad.evaluation.report import attack_title, csv_bytes, percent, table_title
+from fastadaad.runtime.files import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One line of the table: a student and a method over its seeds, or the teacher."""
+
+    student: str
+    """Name of the network, also on the teacher's line."""
+    method: str
+    """The label of the cells."""
+    results: tuple[tuple[AttackResult, ...], ...]
+    """For each attack the results of all seeds."""
+    train_seconds: float | None
+
+    def mean(self, attack: int) -> float:
+        return statistics.fmean(result.accuracy for result in self.results[attack])
+
+    def spread(self, attack: int) -> float | None:
+        """Standard deviation over the seeds, of the sample; None for a single seed."""
+        accuracies = [result.accuracy for result in self.results[attack]]
+        return statistics.stdev(accuracies) if len(accuracies) > 1 else None
+
+
+def summarize(cells: Iterable[Cell]) -> list[Summary]:
+    """One summary per student and method, in the order of the cells."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.network, cell.label), []).append(cell)
+    return [_summary(student, method, group) for (student, method), group in groups.items()]
+
+
+def _summary(student: str, method: str, cells: Sequence[Cell]) -> Summary:
+    seconds = [cell.training.seconds for cell in cells if cell.training is not None]
+    return Summary(
+        student=student,
+        method=method,
+        results=tuple(zip(*(cell.results for cell in cells), strict=True)),
+        train_seconds=statistics.fmean(seconds) if seconds else None,
+    )
+
+
+def comparison_title(summaries: Sequence[Summary]) -> str:
+    """What was measured on how many images, and what the figures after ± are."""
+    first, num_seeds = summaries[-1].results[0][0], len(summaries[-1].results[0])
+    title = f"{table_title(first)}; margin of the images alone: at most ± {100 * 0.98 / first.num_images**0.5:.1f}"
+    if num_seeds > 1:
+        title += f"; mean ± standard deviation over {num_seeds} seeds"
+    return title
+
+
+def table_columns(summaries: Sequence[Summary]) -> list[str]:
+    attacks = [attack_title(results[0]) for results in summaries[0].results]
+    return ["student", "method", *attacks, "training"]
+
+
+def table_rows(summaries: Sequence[Summary], bold: str) -> list[list[str]]:
+    """The cells as text; `bold` has one {} for the figure that is the best of its student and attack."""
+    rows = []
+    for line in summaries:
+        rivals = [other for other in summaries if other.student == line.student]
+        figures = []
+        for attack in range(len(line.results)):
+            best = len(rivals) > 1 and line.mean(attack) == max(rival.mean(attack) for rival in rivals)
+            spread = line.spread(attack)
+            figure = percent(line.mean(attack)) + (f" ± {percent(spread)}" if spread is not None else "")
+            figures.append(bold.format(figure) if best else figure)
+        rows.append([line.student, line.method, *figures, _duration(line.train_seconds)])
+    return rows
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min"
+
+
+def accuracy_series(summaries: Sequence[Summary]) -> list[Series]:
+    """For a plot: one series per attack over the lines of the table."""
+    return [
+        Series(
+            label=attack_title(results[0]),
+            accuracies=[line.mean(attack) for line in summaries],
+            spreads=[line.spread(attack) for line in summaries],
+        )
+        for attack, results in enumerate(summaries[0].results)
+    ]
+
+
+def plot_comparison(path: Path, summaries: Sequence[Summary], title: str) -> None:
+    """The table as a picture; the first summary is the teacher's."""
+    teacher, *lines = summaries
+    students = dict.fromkeys(line.student for line in lines)
+    of_student = {name: [line for line in lines if line.student == name] for name in students}
+    panels = {name: ([line.method for line in own], accuracy_series(own)) for name, own in of_student.items()}
+    dashed = {series.label: series.accuracies[0] for series in accuracy_series([teacher])}
+    plot_methods(path, panels, dashed, title)
+
+
+def print_table(console: Console, summaries: Sequence[Summary]) -> None:
+    table = Table(title=comparison_title(summaries))
+    for column in table_columns(summaries):
+        table.add_column(column, justify="left" if column in ("student", "method") else "right")
+    previous = None
+    for line, row in zip(summaries, table_rows(summaries, "[bold]{}[/bold]"), strict=True):
+        if previous not in (None, line.student):
+            table.add_section()
+        previous = line.student
+        table.add_row(*row)
+    console.print(table)
+
+
+def write_markdown(path: Path, summaries: Sequence[Summary]) -> None:
+    """The same table for a page."""
+    columns = table_columns(summaries)
+    lines = [columns, ["---"] * len(columns), *table_rows(summaries, "**{}**")]
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    write_atomically(path, f"{text}\n\n{comparison_title(summaries)}; best of each student in bold.\n".encode())
+
+
+def result_rows(cells: Iterable[Cell]) -> list[dict[str, object]]:
+    """One row per cell and attack."""
+    rows = []
+    for cell in cells:
+        training = {} if cell.training is None else asdict(cell.training)
+        facts = {
+            "student": cell.network,
+            "method": cell.label,
+            "seed": cell.config.seed,
+            "train_epsilon": "" if cell.is_teacher else cell.config.inner.threat_model.epsilon,
+            "best_epoch": training.get("best_epoch", ""),
+            "train_images_per_s": training.get("images_per_s", ""),
+            "train_seconds": training.get("seconds", ""),
+        }
+        rows += [facts | result.row() for result in cell.results]
+    return rows
+
+
+def write_csv(path: Path, cells: Iterable[Cell]) -> None:
+    write_atomically(path, csv_bytes(result_rows(cells)))

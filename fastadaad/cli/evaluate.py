@@ -1,0 +1,114 @@
+"""Evaluate a run folder, or a file of weights."""
+
+import argparse
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from fastadaad.cli.arguments import add_overrides, commas
+
+if TYPE_CHECKING:
+    from fastadaad.evaluation import AttackResult
+    from fastadaad.run_config import RunConfig
+
+EXAMPLE = "fastadaad evaluate runs/my-run --attacks pgd20,autoattack -n 1000"
+# Options that are short for a setting.
+SETTINGS = {
+    "attacks": "evaluation.attacks",
+    "num_images": "evaluation.num_images",
+    "norm": "evaluation.threat_model.norm",
+    "epsilon": "evaluation.threat_model.epsilon",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_or_weights", metavar="RUN_OR_WEIGHTS", help="a run folder or a weights file")
+    add_overrides(parser)
+    parser.add_argument("--attacks", metavar="LIST", help="natural, fgsm, pgdN, cw, cw-l2, cw-linf, autoattack")
+    parser.add_argument("-n", "--num-images", metavar="N", help="the first N of the test set")
+    parser.add_argument("--norm", help="linf or l2")
+    parser.add_argument("--epsilon", help="radius in pixel units, such as 8/255")
+    parser.add_argument("--recipe", help="of a weights file: its data set and network")
+    parser.add_argument("--csv", metavar="FILE", help="write the results there too")
+    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    parser.add_argument("--state", metavar="FOLDER", help="keep there what cw and autoattack have done, and go on")
+    parser.add_argument("--shard", type=_shard, metavar="I/N", help="every N-th image from I; all/N: all, one by one")
+
+
+def _shard(text: str) -> tuple[list[int], int]:
+    """The numbers of the shards to evaluate, and of how many."""
+    match = re.fullmatch(r"([0-9]{1,4}|all)/([1-9][0-9]{0,3})", text)
+    if match is None or (match[1] != "all" and int(match[1]) >= int(match[2])):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shard: write 0/2 and 1/2, or all/2")
+    count = int(match[2])
+    return (list(range(count)) if match[1] == "all" else [int(match[1])]), count
+
+
+def _config_and_weights(arguments: argparse.Namespace) -> "tuple[RunConfig, Path]":
+    from fastadaad import recipes
+    from fastadaad.config_io import override, read_config
+
+    target = Path(arguments.run_or_weights)
+    if target.is_dir():
+        config, weights = read_config(target / "config.json"), target / "best.safetensors"
+    elif arguments.recipe is not None:
+        config, weights = recipes.get(arguments.recipe), target
+    else:
+        if not target.exists():
+            raise ValueError(f"{target} does not exist: give a run folder or a weights file")
+        raise ValueError(f"{target} is not a run folder: for a weights file, --recipe tells its data set and network")
+    overrides = list(arguments.overrides)
+    for option, setting in SETTINGS.items():
+        value = getattr(arguments, option)
+        if value is not None:
+            overrides.append(f"{setting}={json.dumps(commas(value)) if option == 'attacks' else value}")
+    return override(config, overrides), weights
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    from fastadaad.evaluation.report import print_attacks, write_json, write_results
+    from fastadaad.runtime.distributed import joined_processes
+    from fastadaad.runtime.output_files import check_output
+
+    config, weights = _config_and_weights(arguments)
+    for output in filter(None, (arguments.csv, arguments.json)):
+        check_output(Path(output))
+    state = None if arguments.state is None else Path(arguments.state)
+    if state is not None and state.exists() and not state.is_dir():
+        raise ValueError(f"{state} is no folder: give a folder, new or of an evaluation that goes on")
+    with joined_processes(config.device, config.rank_timeout_s) as processes:
+        if not processes.is_first:
+            console = Console(quiet=True)
+        if arguments.shard and processes.count > 1:
+            raise ValueError("--shard is for processes that are started one by one: leave it out under torchrun")
+        results = _results(arguments, config, weights, state, console)
+        print_attacks(console, results)
+        name = Path(arguments.run_or_weights).name
+        if arguments.csv and processes.is_first:
+            write_results(Path(arguments.csv), [(name, results)])
+        if arguments.json and processes.is_first:
+            write_json(Path(arguments.json), name, results)
+
+
+def _results(
+    arguments: argparse.Namespace, config: "RunConfig", weights: Path, state: Path | None, console: Console
+) -> "list[AttackResult]":
+    """Of the shards that are asked for, merged."""
+    from fastadaad.evaluation import merge
+    from fastadaad.run_config import ModelConfig
+    from fastadaad.training.build import build_model, resolve_device
+    from fastadaad.training.data import training_data
+    from fastadaad.training.evaluation import evaluate_on_test_set
+
+    device = resolve_device(config.device)
+    data = training_data(config, device)
+    model = build_model(ModelConfig(name=config.student.name, checkpoint=str(weights)), data, device)
+    shards, count = arguments.shard or ([0], 1)
+    parts = [replace(data, test=data.test.shard(shard, count)) for shard in shards]
+    name = Path(arguments.run_or_weights).name
+    measured = [evaluate_on_test_set(model, config, part, console, name, state=state) for part in parts]
+    return [merge(results) for results in zip(*measured, strict=True)]

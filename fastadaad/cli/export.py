@@ -1,0 +1,25 @@
+"""Write a student for other programs.
+
+As safetensors, or as a state dict that RobustBench's own classes load.
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from fastadaad.runtime.text import say
+
+EXAMPLE = "fastadaad export runs/my-run student.safetensors"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_or_weights", metavar="RUN_OR_WEIGHTS", help="a run folder or a weights file")
+    parser.add_argument("out", metavar="OUT", help=".safetensors, or .pt for RobustBench's form")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    from fastadaad.models.export import export
+
+    for line in export(Path(arguments.run_or_weights), Path(arguments.out)):
+        say(console, line)

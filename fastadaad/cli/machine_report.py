@@ -1,0 +1,152 @@
+"""What this machine has: versions, devices, which backend each operation uses, what is missing and how to get it."""
+
+import importlib.util
+import os
+import platform
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import fastadaad
+from fastadaad import ops
+from fastadaad.inner import layout
+from fastadaad.runtime.compile import compile_cache
+from fastadaad.runtime.machine_cache import version
+from fastadaad.training import self_check
+
+PACKAGES = ("torch", "torchvision", "triton", "numpy", "scikit-learn", "safetensors", "tensorboard", "matplotlib")
+
+
+def _devices() -> str:
+    if not torch.cuda.is_available():
+        return f"cpu ({torch.get_num_threads()} of {os.cpu_count()} threads, {torch.backends.cpu.get_cpu_capability()})"
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(names)
+
+
+def dali_status() -> str:
+    """NVIDIA DALI, or the package to install; PyPI's `nvidia-dali` is an empty decoy and is named as such."""
+    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
+        return "found"
+    if version("nvidia-dali") != "missing":
+        return "nvidia-dali is an empty decoy: pip uninstall nvidia-dali, then pip install 'fastadaad[dali]'"
+    return "missing (optional): pip install 'fastadaad[dali]'"
+
+
+def apex_status() -> str:
+    """NVIDIA apex, which is built from its source; PyPI's `apex` is an unrelated web toolkit and is named as such."""
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
+        return "missing (optional): build it from NVIDIA's source; PyPI's apex is something else"
+    # Looked up on disk: find_spec("apex.optimizers") would import apex, and importing the unrelated one fails.
+    if not any(Path(folder, "optimizers").is_dir() for folder in spec.submodule_search_locations or ()):
+        return "this apex is not NVIDIA's but an unrelated package: pip uninstall apex"
+    return "found"
+
+
+def compile_cache_status() -> str:
+    """Where compiled graphs are kept, and their size; deleting them costs the next start its time."""
+    folder = compile_cache()
+    num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return f"{folder}, {num_bytes / 2**20:,.0f} MiB"
+
+
+def device_in_use() -> str:
+    """Kind of the device that device=auto means."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def summarize_ops() -> str:
+    """One line: which backend serves the operations on the device in use, and why where it is the reference."""
+    device = device_in_use()
+    _known_self_check()
+    used: dict[str, list[str]] = {}
+    for row in ops.report():
+        if row.device == device:
+            why = f" ({row.reason})" if row.backend == "reference" else ""
+            used.setdefault(row.backend + why, []).append(row.op)
+    return f"operations on {device}: " + "; ".join(f"{', '.join(names)}: {backend}" for backend, names in used.items())
+
+
+def verify(console: Console) -> self_check.SelfCheckResult:
+    """Run every check of the self-check that the device in use has, whatever is remembered."""
+    with console.status(f"self-check on {device_in_use()}: compiling takes a while"):
+        return self_check.self_check(device_in_use(), force=True, checks=self_check.CHECKS)
+
+
+def print_report(console: Console) -> None:
+    """Print the whole report; operations that the self-check found wrong here are switched off first."""
+    result = _known_self_check()
+    table = Table(title=f"fastadaad {fastadaad.__version__}", show_header=False)
+    table.add_row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in PACKAGES:
+        table.add_row(package, version(package))
+    table.add_row("device", _devices())
+    table.add_row("NVIDIA DALI", escape(dali_status()))  # [dali] is no markup
+    table.add_row("NVIDIA apex", apex_status())
+    table.add_row("compile cache", compile_cache_status())
+    console.print(table)
+    for table in (_ops_table(), _self_check_table(result), _layout_table()):
+        console.print(table)
+
+
+def _known_self_check() -> self_check.SelfCheckResult | None:
+    """What is remembered of it, applied as a training would, so that what is shown is what a training uses."""
+    result = self_check.remembered(device_in_use())
+    if result is not None:
+        self_check.apply(result)
+    return result
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _ops_table() -> Table:
+    table = _table("operations", "op", "device", "backend", "why")
+    for row in ops.report():
+        table.add_row(row.op, row.device, row.backend, escape(row.reason))
+    return table
+
+
+def _self_check_table(result: self_check.SelfCheckResult | None) -> Table:
+    device = device_in_use()
+    if result is None:
+        table = _table(f"self-check on {device}", "check", "result", "why")
+        table.add_row("all", "not run", "the first training on this machine runs it, and fastadaad doctor --verify")
+        return table
+    table = _table(f"self-check on {device} of {result.date}, {result.seconds:.1f} s", "check", "result", "why")
+    for check in self_check.CHECKS:
+        why = result.failures.get(check) or result.not_run.get(check) or ""
+        table.add_row(check, result.status(check), escape(why))
+    if result.report_path:
+        table.caption = f"please report it with {result.report_path}"
+    return table
+
+
+def _layout_table() -> Table:
+    columns = ("network", "batch", "dtype", "layout", "compiled", "contiguous ms", "channels-last ms", "measured", "on")
+    table = _table("layouts", *columns)
+    choices = layout.remembered_choices()
+    if not choices:
+        table.add_row("none measured yet")
+    for entry in choices:
+        choice = entry.value
+        table.add_row(
+            choice["network"],
+            "x".join(map(str, choice["shape"])),
+            choice["dtype"].removeprefix("torch."),
+            choice["choice"],
+            choice["compiled_choice"],
+            f"{choice['contiguous_ms']:.1f}",
+            f"{choice['channels_last_ms']:.1f}",
+            entry.date,
+            choice["hardware"],
+        )
+    return table

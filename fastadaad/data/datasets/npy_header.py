@@ -1,0 +1,43 @@
+"""The header of numpy's .npy format, which says what follows it: believed only where it fits the size of the file."""
+
+import io
+import math
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from fastadaad.runtime.file_checks import one_line
+from fastadaad.runtime.file_limits import NPY_HEADER_BYTES
+
+# By version of the format; later ones are for arrays with names.
+READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+class NpyHeader(NamedTuple):
+    """What an .npy file holds."""
+
+    shape: tuple[int, ...]
+    is_fortran: bool
+    dtype: np.dtype
+
+
+def read_npy_header(stream: IO[bytes], size: int) -> NpyHeader:
+    """The header of an .npy file of `size` bytes, all of them numbers; `stream` is left where these begin.
+
+    Raises ValueError where it is no such file, or where its shape and dtype are those of more or fewer bytes.
+    """
+    start = io.BytesIO(stream.read(NPY_HEADER_BYTES))
+    try:
+        version = np.lib.format.read_magic(start)
+        if version not in READ_HEADER:
+            raise ValueError(f"it is in version {version} of numpy's format")
+        header = NpyHeader(*READ_HEADER[version](start))
+    except Exception as error:  # the header is a Python literal, and its parser raises what it likes
+        raise ValueError(one_line(error)) from error
+    if header.dtype.hasobject:
+        raise ValueError("it holds pickled objects, which are not read")
+    num_bytes = math.prod(header.shape) * header.dtype.itemsize
+    if min(header.shape, default=0) < 0 or start.tell() + num_bytes != size:
+        raise ValueError(f"{list(header.shape)} of {header.dtype} is not what {size} bytes hold")
+    stream.seek(start.tell())
+    return header

@@ -1,0 +1,44 @@
+"""The engines by name; each is imported where it is used, as DALI may not be installed."""
+
+import importlib
+import warnings
+from typing import Any
+
+from torch import Tensor
+
+from fastadaad.cli.machine_report import dali_status
+from fastadaad.config import Engine
+from fastadaad.data.dataset import ImageFiles, Images
+from fastadaad.data.pipeline import Pipeline
+
+# Module and class; resident reads no files, so it has no workers.
+ENGINES = {
+    "resident": ("resident", "ResidentPipeline"),
+    "dali": ("dali", "DaliPipeline"),
+    "torch": ("torch_loader", "TorchPipeline"),
+}
+
+
+def make_pipeline(engine: Engine, images: Images, labels: Tensor, *, num_workers: int = 2, **options: Any) -> Pipeline:
+    """A pipeline of the engine; auto: resident for arrays, and for image files dali, or torch where DALI is missing.
+
+    num_workers: threads of dali, processes of torch. options: as of Pipeline. Raises ValueError for an engine that
+    cannot serve these images or is not installed.
+    """
+    if engine == "auto":
+        engine = _chosen(images)
+    module, name = ENGINES[engine]
+    workers = {} if engine == "resident" else {"num_workers": num_workers}
+    return getattr(importlib.import_module(f"fastadaad.data.engines.{module}"), name)(
+        images, labels, **workers, **options
+    )
+
+
+def _chosen(images: Images) -> Engine:
+    if not isinstance(images, ImageFiles):
+        return "resident"
+    status = dali_status()
+    if status == "found":
+        return "dali"
+    warnings.warn(f"image files are read by torch, which is slower than NVIDIA DALI: {status}", stacklevel=3)
+    return "torch"

@@ -1,0 +1,1 @@
+"""The inner maximisation, x_natural -> x_adv, and everything that makes it fast."""

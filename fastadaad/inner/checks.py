@@ -1,0 +1,161 @@
+"""What a search is asked to work on: images, labels, a radius and two networks that go together.
+
+Shapes and dtypes are looked at in every call, which costs nothing. To read a value is to wait for the device, so values
+and classes are looked at once for each pair of networks and shape of images.
+"""
+
+import math
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fastadaad.config import ThreatModel
+
+if TYPE_CHECKING:
+    from fastadaad.inner.maximizer import InnerMaximizer
+
+PIXEL_TOLERANCE = 1e-6  # of rounding in an augmentation
+
+# What was looked at; it goes when the student goes.
+_known: weakref.WeakKeyDictionary[nn.Module, set[tuple]] = weakref.WeakKeyDictionary()
+
+
+def check_batch(x_natural: Tensor, labels: Tensor | None) -> None:
+    """x_natural is fp32 [B, C, H, W], labels int64 [B] or None. Raises ValueError; reads no value."""
+    for name, given in {"x_natural": x_natural, **({} if labels is None else {"labels": labels})}.items():
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{name} is a {type(given).__name__}: give a tensor, such as torch.as_tensor({name})")
+    if x_natural.dim() != 4:
+        raise ValueError(f"x_natural has shape {list(x_natural.shape)}: give images [B, C, H, W]")
+    if not x_natural.is_floating_point():
+        raise ValueError(f"x_natural is {x_natural.dtype}: give pixels in [0, 1], such as x_natural.float() / 255")
+    if x_natural.dtype != torch.float32:
+        # bf16 is spaced 1/256 just below 1: half of a step of 2/255.
+        raise ValueError(f"x_natural is {x_natural.dtype}: pixels must be torch.float32, use x_natural.float()")
+    if labels is None:
+        return
+    if labels.dim() == 2 and len(labels) == len(x_natural):
+        raise ValueError(f"labels have shape {list(labels.shape)}: give class numbers [B], such as labels.argmax(1)")
+    if labels.shape != x_natural.shape[:1]:
+        raise ValueError(f"labels have shape {list(labels.shape)} for {len(x_natural)} images: give one per image")
+    if labels.dtype != torch.int64:
+        raise ValueError(f"labels are {labels.dtype}: give class numbers as torch.int64, such as labels.long()")
+
+
+def check_first_call(
+    maximizer: "InnerMaximizer",
+    networks: tuple[nn.Module, nn.Module | None],
+    x_natural: Tensor,
+    labels: Tensor | None,
+) -> None:
+    """The values of a batch, the radius and the classes of `networks`, as maximizer.networks gives them.
+
+    Raises ValueError. Waits for the device once, at the first call for the networks and the shape of the images.
+    """
+    inner, method = maximizer.inner, maximizer.method
+    labels = labels if method.needs_labels else None
+    teacher = maximizer.teacher if method.needs_teacher else None
+    known = _known.setdefault(maximizer.student, set())
+    facts = (
+        None if teacher is None else weakref.ref(teacher), x_natural.shape[1:], labels is None,
+        inner.threat_model, inner.lower, inner.upper,
+    )  # fmt: skip
+    if facts in known or not len(x_natural):
+        return
+    check_radius(inner.threat_model, x_natural.shape[1:])
+    num_classes = logits_of("student", networks[0], x_natural[:1]).shape[1]
+    if teacher is not None:
+        assert networks[1] is not None
+        check_same_classes(num_classes, logits_of("teacher", networks[1], x_natural[:1]).shape[1])
+    check_values(x_natural, labels, num_classes, lower=min(inner.lower, 0.0), upper=max(inner.upper, 1.0))
+    known.add(facts)
+
+
+def check_radius(threat_model: ThreatModel, image_shape: Sequence[int]) -> None:
+    """Raises ValueError where a ball in l2 is larger than the box of all images [C, H, W]."""
+    diagonal = math.sqrt(math.prod(image_shape))
+    if threat_model.norm == "l2" and threat_model.epsilon > diagonal:
+        raise ValueError(
+            f"epsilon is {threat_model.epsilon:g} in l2, and no two images {list(image_shape)} in [0, 1] are more than "
+            f"{diagonal:.4g} apart: write {threat_model.epsilon:g}/255 for a radius in 0..255"
+        )
+
+
+def check_same_classes(num_student_classes: int, num_teacher_classes: int) -> None:
+    """Raises ValueError where the two networks tell different numbers of classes."""
+    if num_student_classes != num_teacher_classes:
+        raise ValueError(
+            f"student has {num_student_classes} classes and teacher {num_teacher_classes}: give both networks the "
+            "classes of the data set, in the same order"
+        )
+
+
+def check_values(
+    x_natural: Tensor,
+    labels: Tensor | None = None,
+    num_classes: int = 0,
+    *,
+    lower: float = 0.0,
+    upper: float = 1.0,
+) -> None:
+    """Pixels lie in [lower, upper], labels in 0..num_classes - 1. Raises ValueError; waits for the device once.
+
+    NaN passes: it may come in any step, and who looks for it in every step says in which it came.
+    """
+    extremes = [*x_natural.aminmax()]
+    if labels is not None:
+        extremes += [label.to(x_natural.dtype) for label in labels.aminmax()]
+    least, most, *label_range = torch.stack(extremes).tolist()
+    if least < lower - PIXEL_TOLERANCE or most > upper + PIXEL_TOLERANCE:
+        raise ValueError(
+            f"x_natural holds pixels from {least:.4g} to {most:.4g}, outside [{lower:g}, {upper:g}]: "
+            f"{_pixel_remedy(least, most)}"
+        )
+    for label in label_range:
+        if not 0 <= label < num_classes:
+            raise ValueError(
+                f"labels hold {label:.0f}, outside 0..{num_classes - 1}, the classes of the networks: number the "
+                "classes from 0, or give the networks more of them"
+            )
+
+
+def logits_of(name: str, network: nn.Module, x_natural: Tensor) -> Tensor:
+    """The logits [B, N] of `network` in eval mode, without gradient. Raises ValueError where it gives none."""
+    from fastadaad.inner.maximizer import frozen  # here, as that module imports this one
+
+    try:
+        with torch.no_grad(), frozen(network):
+            logits = network(x_natural)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{name} cannot take images {list(x_natural.shape[1:])} ({reason}): {_network_remedy(name, network)}"
+        ) from error
+    check_logits(name, logits)
+    return logits
+
+
+def _network_remedy(name: str, network: nn.Module) -> str:
+    dtype = next((parameter.dtype for parameter in network.parameters()), torch.float32)
+    if dtype != torch.float32:
+        return f"its weights are {dtype}, use {name}.float(), and precision for its arithmetic"
+    return "give images and networks for each other"
+
+
+def check_logits(name: str, logits: Any) -> None:
+    """What a network returned is one tensor [B, N]. Raises ValueError."""
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"{name} returns {type(logits).__name__}: let it return its logits [B, N] alone")
+    if logits.dim() != 2:
+        raise ValueError(f"{name} returns logits of shape {list(logits.shape)}: let it return [B, N], one per class")
+
+
+def _pixel_remedy(least: float, most: float) -> str:
+    if least < 0:
+        return "give pixels as they are, and normalise inside the network, as load_model(mean=..., std=...) does"
+    return "divide them by 255" if most > 2 else "clamp them"

@@ -1,0 +1,160 @@
+"""What the student is trained to minimise at x_adv: one function per loss.
+
+KL(S, T) = sum_j q_j (log q_j - log p_j) per image, p of the student and q of the teacher.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastadaad.methods.options import KLReduction, MethodOptions
+from fastadaad.methods.outer_batch import OuterBatch, Point, sees_the_batch
+
+
+def kl_per_image(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """kl [B] of two [B, N] logit tensors divided by `temperature`, in fp32; differentiable in both.
+
+    A class that the teacher masks (-inf) adds nothing, as in ops.kl_grad, where F.kl_div would give NaN.
+    """
+    student_log_probs = F.log_softmax(student_logits.float() / temperature, dim=1)
+    teacher_log_probs = F.log_softmax(teacher_logits.float() / temperature, dim=1)
+    log_ratio = (teacher_log_probs - student_log_probs).masked_fill(teacher_log_probs == -torch.inf, 0.0)
+    return (teacher_log_probs.exp() * log_ratio).sum(dim=1)
+
+
+def mean_over_images(values: Tensor, num_classes: int, reduction: KLReduction) -> Tensor:
+    """Mean of one value per image [B]; reduction `mean` divides by the number of classes as well."""
+    return values.mean() if reduction == "batchmean" else values.mean() / num_classes
+
+
+def kl_mean(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    reduction: KLReduction,
+    *,
+    temperature: float = 1.0,
+    weight: Tensor | float = 1.0,
+) -> Tensor:
+    """kl_per_image, weighted per image by `weight` [B] and averaged as `reduction` says."""
+    kl = weight * kl_per_image(student_logits, teacher_logits, temperature)
+    return mean_over_images(kl, student_logits.shape[1], reduction)
+
+
+def update_clean_statistics(batch: OuterBatch, options: MethodOptions) -> None:
+    """Where the loss has no use for S(x_natural), show x_natural to the student's batch-norm all the same."""
+    if options.clean_statistics and sees_the_batch(batch.student):
+        with torch.no_grad():
+            batch.student(batch.x_natural)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), labels)
+
+
+def adaad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """lambda kl(S(x_adv), T(x_adv)) + (1 - lambda) kl(S(x_natural), T(x_natural)): AdaAD (CVPR 2023)."""
+    return _weighted_kl_loss(batch, options, "adv")
+
+
+def rslad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """lambda kl(S(x_adv), T(x_natural)) + (1 - lambda) kl(S(x_natural), T(x_natural)): RSLAD (Zi et al., 2021)."""
+    return _weighted_kl_loss(batch, options, "natural")
+
+
+def _weighted_kl_loss(batch: OuterBatch, options: MethodOptions, teacher_point: Point) -> Tensor:
+    """lambda kl(S(x_adv), T(x at teacher_point)) + (1 - lambda) kl(S(x_natural), T(x_natural))."""
+    adversarial_weight = options.adversarial_weight
+    if adversarial_weight == 1:
+        update_clean_statistics(batch, options)
+    terms: list[tuple[float, Point, Point]] = [
+        (1 - adversarial_weight, "natural", "natural"),
+        (adversarial_weight, "adv", teacher_point),
+    ]
+    weights, student_points, teacher_points = zip(*[term for term in terms if term[0]], strict=True)
+    student_logits, teacher_logits = batch.student_logits(*student_points), batch.teacher_logits(*teacher_points)
+    kls = [kl_mean(s, t, options.kl_reduction) for s, t in zip(student_logits, teacher_logits, strict=True)]
+    return torch.stack([weight * kl for weight, kl in zip(weights, kls, strict=True)]).sum()
+
+
+def pgd_at_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """CE(S(x_adv), y): PGD-AT (Madry et al., 2018)."""
+    return cross_entropy(batch.student_logits_adv, batch.required_labels)
+
+
+def trades_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """CE(S(x_natural), y) + beta kl(S(x_adv), S(x_natural)), gradient through both: TRADES (Zhang et al., 2019)."""
+    if options.robustness_weight == 0:
+        return cross_entropy(batch.student_logits_natural, batch.required_labels)
+    natural_logits, adversarial_logits = batch.student_logits("natural", "adv")
+    kl = kl_mean(adversarial_logits, natural_logits, options.kl_reduction)
+    return cross_entropy(natural_logits, batch.required_labels) + options.robustness_weight * kl
+
+
+def distillation_term(
+    student_logits: Tensor, teacher_logits: Tensor, options: MethodOptions, weight: Tensor | float = 1.0
+) -> Tensor:
+    """tau^2 kl of the softened outputs, weighted per image by `weight` [B]."""
+    tau = options.temperature
+    return tau**2 * kl_mean(student_logits, teacher_logits, options.kl_reduction, temperature=tau, weight=weight)
+
+
+def akd_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """a tau^2 kl_tau(S(x_adv), T(x_adv)) + (1 - a) CE(S(x_adv), y): AKD (Maroto et al., 2022)."""
+    a = options.teacher_weight
+    label_term = (1 - a) * cross_entropy(batch.student_logits_adv, batch.required_labels)
+    if a == 0:
+        return label_term
+    return a * distillation_term(batch.student_logits_adv, batch.teacher_logits_adv, options) + label_term
+
+
+def ard_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """a tau^2 kl_tau(S(x_adv), T(x_natural)) + (1 - a) CE(S(x_natural), y): ARD (Goldblum et al., 2020)."""
+    return _teacher_and_label_loss(batch, options, "natural")
+
+
+def _teacher_and_label_loss(batch: OuterBatch, options: MethodOptions, teacher_point: Point) -> Tensor:
+    """a tau^2 kl_tau(S(x_adv), T(x at teacher_point)) + (1 - a) CE(S(x_natural), y)."""
+    a = options.teacher_weight
+    if a == 0:
+        return cross_entropy(batch.student_logits_natural, batch.required_labels)
+    (teacher_logits,) = batch.teacher_logits(teacher_point)
+    if a == 1:
+        update_clean_statistics(batch, options)
+        return distillation_term(batch.student_logits_adv, teacher_logits, options)
+    natural_logits, adversarial_logits = batch.student_logits("natural", "adv")
+    distillation = distillation_term(adversarial_logits, teacher_logits, options)
+    return a * distillation + (1 - a) * cross_entropy(natural_logits, batch.required_labels)
+
+
+def iad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """The introspective loss with the teacher at x_natural: IAD (Zhu et al., 2022)."""
+    return _introspective_loss(batch, options, "natural")
+
+
+def adaiad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """The introspective loss with the teacher at x_adv: AdaIAD (CVPR 2023)."""
+    return _introspective_loss(batch, options, "adv")
+
+
+def introspects(epoch: int, options: MethodOptions) -> bool:
+    """Whether the student listens to itself in `epoch`."""
+    return epoch >= options.introspection_begin
+
+
+def _introspective_loss(batch: OuterBatch, options: MethodOptions, teacher_point: Point) -> Tensor:
+    """a tau^2 kl_tau(S(x_adv), T) [w] + a (1 - w) kl(S(x_adv), S(x_natural)) + (1 - a) CE(S(x_natural), y).
+
+    w [B] = (probability that the teacher gives to y at x_adv)^b; before epoch introspection_begin it is 1.
+    """
+    a, b = options.teacher_weight, options.introspection_power
+    if not introspects(batch.epoch, options) or a == 0 or b == 0:
+        return _teacher_and_label_loss(batch, options, teacher_point)
+    labels = batch.required_labels
+    teacher_logits, teacher_logits_adv = batch.teacher_logits(teacher_point, "adv")
+    w = F.softmax(teacher_logits_adv, dim=1).gather(1, labels[:, None]).squeeze(1) ** b
+    natural_logits, adversarial_logits = batch.student_logits("natural", "adv")
+    teacher_term = distillation_term(
+        adversarial_logits, teacher_logits, options, weight=w if options.introspective_teacher_term else 1.0
+    )
+    self_term = kl_mean(adversarial_logits, natural_logits, options.kl_reduction, weight=1 - w)
+    return a * (teacher_term + self_term) + (1 - a) * cross_entropy(natural_logits, labels)

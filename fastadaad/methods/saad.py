@@ -1,0 +1,87 @@
+"""SAAD (Lee and Chung, arXiv 2512.10275): a search that asks the teacher once, and weights per image.
+
+An image counts for as much as the teacher is uncertain at x_adv: where it is certain, what fools the student does not
+move it, and its answer there teaches little.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastadaad.methods.igdm import igdm_per_image
+from fastadaad.methods.losses import kl_per_image, update_clean_statistics
+from fastadaad.methods.objectives import InnerObjective, kl_of_both
+from fastadaad.methods.options import MethodOptions
+from fastadaad.methods.outer_batch import OuterBatch, Point
+
+# Keeps the scaled weights finite where all images of a batch have the same entropy: the authors' program.
+_TINY = 1e-8
+
+
+class LinearTeacher(NamedTuple):
+    """The teacher around x_natural [B, C, H, W]: logits [B, N], and the gradient of the label's logit to the pixels."""
+
+    logits: Tensor
+    label_gradient: Tensor
+    x_natural: Tensor
+    labels: Tensor
+
+
+def linear_teacher(
+    student: nn.Module, teacher: nn.Module | None, x_natural: Tensor, labels: Tensor | None
+) -> LinearTeacher:
+    assert teacher is not None
+    assert labels is not None
+    with torch.enable_grad():
+        x = x_natural.detach().requires_grad_()
+        logits = teacher(x)
+        (label_gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), x)
+    return LinearTeacher(logits.detach(), label_gradient, x_natural, labels)
+
+
+def linear_teacher_logits(x_adv: Tensor, target: LinearTeacher) -> Tensor:
+    """T(x_natural) [B, N], that of class y moved by its gradient's product with x_adv - x_natural."""
+    change = (target.label_gradient * (x_adv - target.x_natural)).flatten(1).sum(dim=1, keepdim=True)
+    return target.logits.scatter_add(1, target.labels[:, None], change.to(target.logits.dtype))
+
+
+KL_TO_LINEAR_TEACHER = InnerObjective(
+    fixed_target=linear_teacher,
+    logit_gradients=kl_of_both,
+    surrogate=linear_teacher_logits,
+    teacher_logits_natural=lambda target: target.logits,
+)
+
+
+def renyi_entropy(logits: Tensor, order: float) -> Tensor:
+    """Renyi entropy [B] of softmax(logits [B, N]); order 1 is Shannon's."""
+    log_probs = logits.float().log_softmax(dim=1)
+    if order == 1:
+        return torch.special.entr(log_probs.exp()).sum(dim=1)
+    return (order * log_probs).logsumexp(dim=1) / (1 - order)
+
+
+def saad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """mean_i [ w_i (kl(S(x_adv), T(x_adv)) + igdm_i) + beta (1 - v_i) kl(S(x_natural), T(x_natural)) ].
+
+    w_i = 5 (h_i - min_j h_j), h_i the entropy of T(x_adv); v = w scaled to [0, 1] over the batch; beta natural_weight.
+    """
+    points: list[Point] = ["adv", "opposite"] if options.igdm_weight else ["adv"]
+    if options.natural_weight:
+        points = ["natural", *points]
+    else:
+        update_clean_statistics(batch, options)
+    batch.student_logits(*points)
+    batch.teacher_logits(*points)
+    entropy = renyi_entropy(batch.teacher_logits_adv, options.renyi_order)
+    w = options.entropy_scale * (entropy - entropy.amin())
+    kl = kl_per_image(batch.student_logits_adv, batch.teacher_logits_adv)
+    if options.igdm_weight:
+        kl = kl + igdm_per_image(batch, options)
+    loss = w * kl
+    if options.natural_weight:
+        certainty = 1 - w / (w.amax() + _TINY)
+        natural_kl = kl_per_image(batch.student_logits_natural, batch.teacher_logits_natural)
+        loss = loss + options.natural_weight * certainty * natural_kl
+    return loss.mean()

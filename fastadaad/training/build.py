@@ -1,0 +1,94 @@
+"""What a run's configuration names, built: device, mode, networks, training step."""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import nn
+
+from fastadaad import methods
+from fastadaad.config import Mode
+from fastadaad.inner.maximizer import resolve_mode
+from fastadaad.models import load_model
+from fastadaad.models.shipped import checkpoint_path
+from fastadaad.run_config import ModelConfig, RunConfig
+from fastadaad.runtime.distributed import current_processes
+from fastadaad.training.data import TrainingData
+from fastadaad.training.distiller import Distiller
+from fastadaad.training.self_check import ensure_checked
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`: the GPU where there is one, else the CPU. Raises ValueError for a device this torch cannot use."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        probe = torch.zeros(1, device=name)
+        probe.item()  # a device such as meta holds no values
+        return probe.device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try device=cpu") from error
+
+
+def checked_mode(mode: Mode, device: torch.device, say: Callable[[str], object]) -> Mode:
+    """`mode` as far as the self-check of this machine, made here where it was not before, finds it right.
+
+    `auto` is graph where captured steps are right, and else as resolve_mode() has it. `say` gets one line about what is
+    switched off. Raises ValueError as resolve_mode().
+    """
+    resolved = resolve_mode(mode, device.type)
+    result = ensure_checked(device, say)
+    if mode == "auto" and result.status("captured") == "passed":
+        resolved = "graph"
+    return cast(Mode, result.usable_mode(resolved))
+
+
+def build_model(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:
+    """The network of `config` for the classes and channels of `data`, on `device`."""
+    statistics = dict(zip(("mean", "std"), data.statistics, strict=True)) if config.normalize else {}
+    model = load_model(
+        config.name,
+        num_classes=data.num_classes,
+        checkpoint=None if config.checkpoint is None else checkpoint_path(config.checkpoint),
+        in_channels=data.num_channels,
+        **statistics,
+    )
+    return model.to(device)
+
+
+def build_student(config: RunConfig, data: TrainingData, device: torch.device) -> nn.Module:
+    """The student before its first update; its initial weights are a function of the seed."""
+    # Only they come from torch's global generator, and only inside this block.
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return build_model(config.student, data, device)
+
+
+def build_teacher(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:
+    """As build_model. Raises ValueError where no weights are given."""
+    if config.checkpoint is None:
+        raise ValueError(f"teacher {config.name} has no weights: set teacher.checkpoint=FILE")
+    return build_model(config, data, device)
+
+
+def distiller_of(
+    config: RunConfig, student: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer
+) -> Distiller:
+    """The training step of `config`."""
+    return Distiller(
+        student,
+        teacher,
+        method=methods.get(config.method, **config.method_options),
+        inner=config.inner,
+        optimizer=optimizer,
+        teacher_policy=None if teacher is None or config.teacher is None else config.teacher.policy,
+        precision=config.precision,
+        layout=config.layout,
+        mode=config.mode,
+        awp_gamma=config.optim.awp_gamma,
+        awp_begin=config.optim.awp_begin,
+        micro_batch=config.optim.micro_batch,
+        on_nonfinite=config.on_nonfinite,
+        processes=current_processes(),
+        batch_norm=config.batch_norm,
+    )

@@ -1,0 +1,72 @@
+"""Where a run is written: a new folder, or that of a run which goes on."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fastadaad.run_config import RunConfig
+from fastadaad.runtime.locks import locked
+from fastadaad.training.checkpoint import CheckpointFacts, last_facts
+from fastadaad.training.fingerprint import DATA, differences, training_facts
+
+RUNS = Path("runs")
+RESULTS = "results.csv"  # in a run's folder: it has been evaluated, which is the last thing to be done
+
+
+def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool, say: Callable[[str], object]) -> Path:
+    """The folder for a run of `config`: the `given` one, or one in runs/.
+
+    With `resume` that is the latest in runs/ with an unfinished run of this configuration, else a new one; `say` hears
+    of what there is. Raises ValueError where `given` holds something and must not.
+    """
+    if given is not None:
+        folder = Path(given)
+        # A run may have been killed before its first checkpoint.
+        if not (resume and any(folder.glob("config.json*"))):
+            _check_empty(folder)
+        return folder
+    unfinished = _unfinished(config)
+    stopped = [folder for folder in unfinished if not _is_trained_now(folder)]
+    if stopped and resume:
+        return stopped[0]
+    for folder, facts in unfinished.items():
+        advice = "add --resume to go on with it" if folder in stopped else "another process trains it now"
+        say(f"{folder} has the same run, {facts}: {advice}")
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = RUNS / f"{stamp}_{config.recipe}_{config.method}_seed{config.seed}"
+    _check_empty(folder)
+    return folder
+
+
+def _check_empty(folder: Path) -> None:
+    """Raises ValueError where there is something already."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    remedy = "give another --run-folder, or move it away"
+    if (facts := last_facts(folder)) is not None:
+        remedy = f"it has a run, {facts}; to go on with it, add --resume; else {remedy}"
+    raise ValueError(f"{folder} exists already: {remedy}")
+
+
+def _is_trained_now(folder: Path) -> bool:
+    with locked(folder) as own:
+        return not own
+
+
+def _unfinished(config: RunConfig) -> dict[Path, CheckpointFacts]:
+    """Folders in runs/ with an unfinished run of this configuration, the latest first."""
+    found = {folder: last_facts(folder) for folder in sorted(RUNS.glob("*/"), reverse=True)}
+    unfinished = {
+        folder: facts
+        for folder, facts in found.items()
+        if facts is not None and not (facts.finished and (folder / RESULTS).exists())
+    }
+    if not unfinished:
+        return {}  # without a look at the teacher's weights, which may be large
+    present = json.loads(json.dumps(training_facts(config)))
+    return {
+        folder: facts
+        for folder, facts in unfinished.items()
+        if not differences(facts.run, present | {DATA: facts.run.get(DATA)})
+    }

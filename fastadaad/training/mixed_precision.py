@@ -1,0 +1,91 @@
+"""The student's training pass in bf16 or fp16: fp32 weights and statistics, cast where a layer computes with them."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fastadaad.config import Precision
+from fastadaad.runtime.precision import DTYPES
+
+
+class MixedPrecision(nn.Module):
+    """`network` under autocast. x fp32 [B, C, H, W] -> logits fp32 [B, N]."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = network, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, self.dtype):
+            return self.network(x).float()
+
+
+def in_precision(network: nn.Module, precision: Precision) -> nn.Module:
+    """`network` as its training pass runs it: itself in fp32 and tf32, under autocast in bf16 and fp16."""
+    dtype = DTYPES[precision]
+    return network if dtype == torch.float32 else MixedPrecision(network, dtype)
+
+
+class _Fp32Conv2d(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+@contextmanager
+def first_convolution_in_fp32(network: nn.Module) -> Iterator[None]:
+    """The first convolution of a MixedPrecision takes no part in autocast inside; other networks stay as they are.
+
+    It sees pixels, and bf16 numbers in [0.5, 1) are 1/256 apart: half of a step of 2/255.
+    """
+    # By its class, as nothing else makes torch.compile see it and leaves no trace in the network.
+    first = next((module for module in network.modules() if type(module) is nn.Conv2d), None)
+    if first is None or not isinstance(network, MixedPrecision):
+        yield
+        return
+    first.__class__ = _Fp32Conv2d
+    try:
+        yield
+    finally:
+        first.__class__ = nn.Conv2d
+
+
+def gradient_scaler(
+    precision: Precision, optimizer: torch.optim.Optimizer, device: torch.device
+) -> torch.amp.GradScaler:
+    """Scales the loss of a step in fp16 and leaves out an update with an infinite gradient; does nothing in others.
+
+    Its state belongs into a checkpoint.
+    """
+    enabled = precision == "fp16"
+    if enabled and not getattr(optimizer, "_step_supports_amp_scaling", False):
+        warnings.warn(
+            f"precision fp16 waits for the device at each step of {type(optimizer).__name__}, which cannot leave out "
+            "an update by itself: bf16 does not, nor does SGD with fused=True",
+            stacklevel=2,
+        )
+    if enabled:
+        _give_first_momenta(optimizer)
+    return torch.amp.GradScaler(device.type, enabled=enabled)
+
+
+def _give_first_momenta(optimizer: torch.optim.Optimizer) -> None:
+    """Zeros, with which the first update is what it is without, to a fused SGD that has none yet.
+
+    Where its first update is left out, torch 2.14 goes on from uninitialised memory as momenta, NaN among it.
+    """
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else []:
+        if group["fused"] and group["momentum"] and not group["dampening"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+
+
+def check_awp(precision: Precision, awp_gamma: float) -> None:
+    """Raises ValueError for a negative gamma, and for AWP in fp16, where an infinite gradient makes NaN of weights."""
+    if not awp_gamma >= 0:
+        raise ValueError(f"awp_gamma is {awp_gamma}: it must be 0 or more")
+    if precision == "fp16" and awp_gamma:
+        raise ValueError("AWP follows gradients, which may be infinite in fp16: set precision.student to bf16")

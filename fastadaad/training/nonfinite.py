@@ -1,0 +1,159 @@
+"""NaN and inf in a training step: found on the device without waiting for it, and told to the host when it asks.
+
+A NaN reaches the loss wherever it arises, which is why an update is judged by its loss and gradients alone. The inner
+loop alone stops it, where a step takes the sign of a NaN gradient, which is 0. But where a row's x_adv depends on the
+teacher and its loss on x_adv, the loss takes the teacher's logits too, as it does the student's. So what goes unseen is
+a number that overflows on the way to x_adv and not there, which costs some pixels a step.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastadaad.config import OnNonfinite
+from fastadaad.runtime.distributed import Processes
+
+# In the order in which a step makes them.
+TENSORS = ("x_natural", "student_logits", "teacher_logits", "loss", "gradients")
+
+# What was found at once -> where it comes from, and what helps. The first row counts whose tensors were all found.
+LIKELY_CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (
+        ("x_natural",),
+        "x_natural: the data hold it or their augmentation makes it; leave out that image, or set on_nonfinite=skip",
+    ),
+    (
+        ("student_logits", "teacher_logits"),
+        "the student's and the teacher's logits while x_natural is finite: one of them takes the search to an x_adv "
+        "that is not finite; check the weights of both, or set precision.student and precision.teacher to fp32",
+    ),
+    (
+        ("teacher_logits",),
+        "the teacher's logits while x_natural and the student's logits are finite: the teacher's weights or precision "
+        "(fp16 overflows above 65504); load other weights, or set precision.teacher=bf16",
+    ),
+    (
+        ("student_logits",),
+        "the student's logits while x_natural is finite: its weights have diverged or were not finite at the start; "
+        "lower the learning rate, or load other weights",
+    ),
+    (
+        ("loss",),
+        "the loss while x_natural and all logits are finite: the logits lie too far apart for it; lower the learning "
+        "rate, and in a loss of your own guard divisions and logarithms",
+    ),
+    (
+        ("gradients",),
+        "the gradients while the loss is finite: the backward pass overflows or differentiates a root or a norm at 0; "
+        "lower the learning rate, or guard that layer",
+    ),
+)
+
+# A bad image spoils one step of an epoch, a rare overflow a few. So many in a row come from what no step will mend,
+# such as weights that are NaN already, and going on would only burn time; it is more than a small data set's epoch of
+# bad files, and minutes at most of a large one's.
+MAX_SKIPPED_IN_A_ROW = 100
+
+# fp16's scale begins at 2^16 and is halved at each infinite gradient. Below 1 it makes gradients smaller than they are;
+# those that 30 halvings in a row have not made finite are infinite at any scale.
+MIN_FP16_SCALE = 2.0**-14
+
+
+class NonFiniteError(ValueError):
+    """NaN or inf in a training: the step, the tensor, the likely cause and the remedy, in one line."""
+
+
+def find_nonfinite(
+    x_natural: Sequence[Tensor], logits: Sequence[dict[str, Tensor]], loss: Tensor, gradients: list[Tensor]
+) -> Tensor:
+    """Which of TENSORS hold NaN or inf, bool [5] on the device; of logits [B, N] by name, NaN or +inf.
+
+    A logit of -inf masks its class. A gradient that is so long that its square overflows counts as infinite.
+    """
+    named = [item for part in logits for item in part.items()]
+    per_network = [
+        [(values < torch.inf).all() for name, values in named if name.startswith(network)]
+        for network in ("student_logits", "teacher_logits")
+    ]
+    finite = [
+        _all([x.sum().isfinite() for x in x_natural], loss),
+        *(_all(flags, loss) for flags in per_network),
+        loss.isfinite(),
+        _all([torch.stack(torch._foreach_norm(gradients)).isfinite().all()] if gradients else [], loss),
+    ]
+    return ~torch.stack(finite)
+
+
+def _all(flags: list[Tensor], like: Tensor) -> Tensor:
+    """Whether all of some scalars are true, on the device of `like`; true of none."""
+    if not flags:
+        return like.new_ones((), dtype=torch.bool)
+    return flags[0] if len(flags) == 1 else torch.stack(flags).all()
+
+
+class NonFiniteNotes:
+    """What was found in the steps so far, on the device.
+
+    An update is spoiled where its loss or gradients are not finite. With `skip` the caller leaves those out, and a step
+    that is not spoiled clears what was found before it.
+    """
+
+    def __init__(self, on_nonfinite: OnNonfinite, device: torch.device) -> None:
+        if on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite is {on_nonfinite!r}: choose stop or skip")
+        self.on_nonfinite = on_nonfinite
+        self.counts = torch.zeros(3 + len(TENSORS), dtype=torch.int64, device=device)
+        """Steps, spoiled ones, those in a row up to now; the step in which each of TENSORS was found first, 0: never.
+
+        add writes to it in place.
+        """
+
+    @torch.no_grad()
+    def add(self, found: Tensor) -> Tensor:
+        """Take in find_nonfinite's result for one step; whether its update is spoiled, a bool scalar on the device."""
+        spoiled = found[TENSORS.index("loss") :].any()
+        step, num_spoiled, in_a_row = self.counts[:3].unbind()
+        first = self.counts[3:]
+        step += 1
+        num_spoiled += spoiled
+        in_a_row.add_(1).mul_(spoiled)
+        first.copy_(torch.where(found & (first == 0), step, first))
+        if self.on_nonfinite == "skip":
+            first.mul_(spoiled)
+        return spoiled
+
+    def check(self, processes: Processes) -> None:
+        """Raises NonFiniteError where one of `processes` found something; with `skip`, where MAX_SKIPPED_IN_A_ROW were
+        left out.
+
+        Waits for the device.
+        """
+        notes = processes.gathered(self.counts.tolist())
+        in_a_row = notes[0][2]  # updates are spoiled for all of them
+        first = [min(filter(None, steps), default=0) for steps in zip(*(note[3:] for note in notes), strict=True)]
+        if self.on_nonfinite == "stop" and any(first):
+            raise NonFiniteError(_likely_cause(first))
+        if self.on_nonfinite == "skip" and in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(f"{in_a_row} updates in a row were left out, since {_likely_cause(first)}")
+
+    def read_skipped(self) -> int:
+        """How many updates were left out so far. Waits for the device."""
+        return int(self.counts[1]) if self.on_nonfinite == "skip" else 0
+
+
+def check_scale(scaler: torch.amp.GradScaler) -> None:
+    """Raises NonFiniteError where the scale of fp16 has fallen below MIN_FP16_SCALE. Waits for the device."""
+    if scaler.is_enabled() and (scale := scaler.get_scale()) < MIN_FP16_SCALE:
+        raise NonFiniteError(
+            f"NaN or inf in the gradients of step after step: fp16's scale has fallen to {scale:.1g}, and no update is "
+            "made any more; set precision.student=bf16"
+        )
+
+
+def _likely_cause(first: Sequence[int]) -> str:
+    """Of what was found earliest; `first`: the step in which each of TENSORS was found, 0: never."""
+    step = min(number for number in first if number)
+    found = {name for name, number in zip(TENSORS, first, strict=True) if number == step}
+    cause = next(text for names, text in LIKELY_CAUSES if found.issuperset(names))
+    return f"step {step}: NaN or inf in {cause}"

@@ -1,0 +1,222 @@
+"""The optimiser of a run, and the two that large batches need: LARS and LAMB."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from fastadaad.run_config import OptimConfig
+
+
+def make_optimizer(network: nn.Module, optim: OptimConfig) -> Optimizer:
+    """The optimiser that `optim` names, over the parameters of `network`; the schedule sets its learning rate.
+
+    Raises ValueError where optimizer_backend=apex and NVIDIA's apex is not installed.
+    """
+    parameters = list(network.parameters())
+    if optim.optimizer_backend == "apex":
+        optimizer = _apex_optimizer(parameters, optim, parameters[0].device.type)
+    elif optim.optimizer == "sgd":
+        optimizer = torch.optim.SGD(parameters, **_sgd_arguments(optim), **_kernels(parameters, optim))
+    else:
+        optimizer = {"lars": LARS, "lamb": LAMB}[optim.optimizer](parameters, **_layerwise_arguments(optim))
+    optimizer.register_load_state_dict_post_hook(_match_layouts)
+    return optimizer
+
+
+def _sgd_arguments(optim: OptimConfig) -> dict[str, Any]:
+    return {
+        "lr": optim.learning_rate,
+        "momentum": optim.momentum,
+        "weight_decay": optim.weight_decay,
+        "nesterov": optim.nesterov,
+    }
+
+
+def _layerwise_arguments(optim: OptimConfig) -> dict[str, Any]:
+    return {"lr": optim.learning_rate, "momentum": optim.momentum, "weight_decay": optim.weight_decay}
+
+
+def _kernels(parameters: list[nn.Parameter], optim: OptimConfig) -> dict[str, bool]:
+    """Which of torch's forms of SGD: fused where all parameters are floating-point tensors that it serves."""
+    fused = optim.optimizer_backend == "auto" and all(
+        parameter.device.type in ("cuda", "cpu") and parameter.is_floating_point() for parameter in parameters
+    )
+    return {"fused": True} if fused else {"foreach": True}
+
+
+def _apex_optimizer(parameters: list[nn.Parameter], optim: OptimConfig, device_type: str) -> Optimizer:
+    # Imported here: doctor.py reports on much of the package, which needs this module.
+    from fastadaad.cli.machine_report import apex_status
+
+    status = apex_status()
+    if status != "found":
+        raise ValueError(f"optim.optimizer_backend is apex, but {status}; or set optim.optimizer_backend=auto")
+    if device_type != "cuda":
+        raise ValueError("NVIDIA's apex trains on CUDA only: set optim.optimizer_backend=auto")
+    from apex.optimizers import FusedLAMB, FusedSGD
+
+    if optim.optimizer == "sgd":
+        return FusedSGD(parameters, **_sgd_arguments(optim))
+    return FusedLAMB(
+        _with_and_without_decay(parameters, optim.weight_decay),
+        lr=optim.learning_rate,
+        betas=(optim.momentum, LAMB_BETA2),
+        eps=LAMB_EPS,
+        # Gradients are taken as they are, as in LAMB below and its paper; apex would clip their norm to 1.
+        max_grad_norm=math.inf,
+    )
+
+
+def _with_and_without_decay(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups, of which apex leaves the one without decay unadapted: that of biases and batch-norm."""
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _match_layouts(optimizer: Optimizer) -> None:
+    """Give loaded state the memory layout of its parameters.
+
+    torch's fused SGD on the CPU walks parameter, gradient and momentum side by side in memory, without a look at their
+    strides: a contiguous momentum beside a channels-last weight trains wrongly and says nothing.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+class _Layerwise(Optimizer):
+    """What LARS and LAMB share: parameters of one dimension or none are updated without decay and without trust ratio.
+
+    The learning rate may be a number or a tensor without dimensions, which a CUDA graph then reads anew at each
+    replay. The ratios stay on the device.
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Update all parameters that have a gradient."""
+        for group in self.param_groups:
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for adapted in (True, False):
+                weights = [weight for weight in trained if (weight.dim() > 1) == adapted]
+                if weights:
+                    self._update(weights, [weight.grad for weight in weights], group, adapted)
+
+    def _update(self, weights: list[Tensor], gradients: list[Tensor], group: dict[str, Any], adapted: bool) -> None:
+        raise NotImplementedError
+
+    def _state(self, weights: list[Tensor], name: str) -> list[Tensor]:
+        """The state `name` of each weight: its own shape, zeros at first."""
+        states = [self.state[weight] for weight in weights]
+        for weight, state in zip(weights, states, strict=True):
+            if name not in state:
+                state[name] = torch.zeros_like(weight)
+        return [state[name] for state in states]
+
+
+def trust_ratios(lengths: Tensor, update_lengths: Tensor) -> Tensor:
+    """lengths / update_lengths [L], and 1 where one of them is 0: a layer of zeros would otherwise never leave them."""
+    ratios = lengths / update_lengths
+    return torch.where((lengths > 0) & (update_lengths > 0), ratios, torch.ones_like(ratios))
+
+
+def _lengths(tensors: list[Tensor]) -> Tensor:
+    """Euclidean norm of each tensor, [L]."""
+    return torch.stack(torch._foreach_norm(tensors))
+
+
+class LARS(_Layerwise):
+    """Layer-wise adaptive rate scaling: You, Gitman and Ginsburg, 2017, algorithm 1.
+
+    v <- m v + lr r (g + d w), w <- w - v, with r = trust_coefficient |w| / (|g| + d |w|) per layer.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float | Tensor,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        trust_coefficient: float = 0.001,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+        }
+        super().__init__(parameters, defaults)
+
+    def _update(self, weights: list[Tensor], gradients: list[Tensor], group: dict[str, Any], adapted: bool) -> None:
+        rates = [group["lr"]] * len(weights)
+        if adapted:
+            decay, lengths = group["weight_decay"], _lengths(weights)
+            ratios = trust_ratios(group["trust_coefficient"] * lengths, _lengths(gradients) + decay * lengths)
+            rates = list((group["lr"] * ratios).unbind())
+            gradients = list(torch._foreach_add(gradients, weights, alpha=decay))
+        momenta = self._state(weights, "momentum_buffer")
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, torch._foreach_mul(gradients, rates))
+        torch._foreach_sub_(weights, momenta)
+
+
+LAMB_BETA2, LAMB_EPS = 0.999, 1e-6  # of its paper
+
+
+class LAMB(_Layerwise):
+    """Layer-wise adaptive moments: You et al., 2020, algorithm 2.
+
+    m, v: Adam's moments with their bias corrected; u = m / (sqrt(v) + eps) + d w; w <- w - lr r u, with r = |w| / |u|
+    per layer. `momentum` is beta_1.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float | Tensor,
+        momentum: float = 0.9,
+        beta2: float = LAMB_BETA2,
+        eps: float = LAMB_EPS,
+        weight_decay: float = 5e-4,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(parameters, defaults)
+
+    def _update(self, weights: list[Tensor], gradients: list[Tensor], group: dict[str, Any], adapted: bool) -> None:
+        first, second = self._state(weights, "first_moment"), self._state(weights, "second_moment")
+        torch._foreach_lerp_(first, gradients, 1 - group["momentum"])
+        torch._foreach_mul_(second, group["beta2"])
+        torch._foreach_addcmul_(second, gradients, gradients, value=1 - group["beta2"])
+        updates = self._adam_updates(weights, first, second, group)
+        rates = [group["lr"]] * len(weights)
+        if adapted:
+            torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
+            rates = list((group["lr"] * trust_ratios(_lengths(weights), _lengths(updates))).unbind())
+        torch._foreach_sub_(weights, torch._foreach_mul(updates, rates))
+
+    def _adam_updates(
+        self, weights: list[Tensor], first: list[Tensor], second: list[Tensor], group: dict[str, Any]
+    ) -> list[Tensor]:
+        """m / (sqrt(v) + eps) of the corrected moments. The count of steps is a tensor, so that a graph can count."""
+        counts = self._counts(weights)
+        torch._foreach_add_(counts, 1.0)
+        steps = torch.stack(counts)
+        corrected_first = torch._foreach_div(first, list((1 - group["momentum"] ** steps).unbind()))
+        roots = torch._foreach_div(second, list((1 - group["beta2"] ** steps).unbind()))
+        torch._foreach_sqrt_(roots)
+        torch._foreach_add_(roots, group["eps"])
+        return list(torch._foreach_div(corrected_first, roots))
+
+    def _counts(self, weights: list[Tensor]) -> list[Tensor]:
+        for weight in weights:
+            if "step" not in self.state[weight]:
+                self.state[weight]["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+        return [self.state[weight]["step"] for weight in weights]

@@ -1,0 +1,161 @@
+"""What is looked at before training: whatever would otherwise train the wrong thing for hours without a word."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fastadaad.data import Augmentation, Pipeline
+from fastadaad.data.dataset import image_shape
+from fastadaad.evaluation import AttackResult, evaluate
+from fastadaad.inner.checks import check_batch, check_radius, check_values, logits_of
+from fastadaad.run_config import RunConfig
+from fastadaad.training.data import TrainingData
+
+NUM_ASKED = 16  # images of which a network's logits are looked at
+ATTACK = "pgd10"  # what a teacher's robustness is measured by: about the price of a step on as many images
+# Standard deviations of guessing above which an accuracy is no luck: of teachers that guess, one in 700 is there.
+CLEAR_OF_CHANCE = 3.0
+
+
+def check_before_training(
+    config: RunConfig,
+    data: TrainingData,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    say: Callable[[str], object],
+) -> None:
+    """The labels, a batch and both networks of a run; `say` gets one line about the teacher.
+
+    The teacher is measured on config.teacher_check images, 0: not at all. They are drawn from the validation split or,
+    where there is none, from the training images, which are then not augmented. Nothing is changed, and several
+    processes find the same. Raises ValueError, in one line.
+    """
+    _check_labels(data)
+    _check_augmentation(config, data)
+    x_natural, labels = next(data.train.epoch(0))
+    _check_batch(data, x_natural, labels)
+    for threat_model in (config.inner.threat_model, config.evaluation.threat_model):
+        check_radius(threat_model, x_natural.shape[1:])
+    _check_network(f"student {config.student.name}", student, x_natural, data)
+    if teacher is not None:
+        name = f"teacher {config.teacher.name}" if config.teacher is not None else "teacher"
+        _check_network(name, teacher, x_natural, data)
+        if config.teacher_check:
+            _check_teacher(name, config, data, teacher, say)
+
+
+def _check_labels(data: TrainingData) -> None:
+    for part, pipeline in (("training", data.train), ("validation", data.validation), ("test", data.test)):
+        labels = torch.arange(0) if pipeline is None else pipeline.labels
+        outside = labels[(labels < 0) | (labels >= data.num_classes)]
+        if len(outside):
+            raise ValueError(
+                f"data set {data.dataset.name} has the {part} label {outside[0]}, outside 0..{data.num_classes - 1}: "
+                "number its classes from 0, in the order of class_names"
+            )
+
+
+def _check_augmentation(config: RunConfig, data: TrainingData) -> None:
+    """Neither a crop nor a black square leaves nothing of an image."""
+    side = min(image_shape(data.train.images)[:2])
+    for name, pixels in (("padding", config.data.padding), ("cutout", config.data.cutout)):
+        if pixels >= side:
+            raise ValueError(
+                f"data.{name} is {pixels}, and images of {side} pixels may become all black by it: choose less than "
+                f"{side}, such as {side // 8 if name == 'padding' else side // 2}"
+            )
+
+
+def _check_batch(data: TrainingData, x_natural: Tensor, labels: Tensor) -> None:
+    """The first of the training, as the networks get it."""
+    try:
+        check_batch(x_natural, labels)
+        check_values(x_natural, labels, data.num_classes)
+    except ValueError as error:
+        raise ValueError(f"data set {data.dataset.name}: {error}") from error
+    if not x_natural.isfinite().all():
+        raise ValueError(f"data set {data.dataset.name}: x_natural holds NaN: find the images that do, and repair them")
+    if x_natural.shape[1] != data.num_channels:
+        raise ValueError(
+            f"data set {data.dataset.name}: x_natural has {x_natural.shape[1]} channels and its images have "
+            f"{data.num_channels}: give the pipeline images [M, H, W, C]"
+        )
+
+
+def _check_network(name: str, network: nn.Module, x_natural: Tensor, data: TrainingData) -> None:
+    """Its logits are finite, and as many as the data set has classes."""
+    logits = logits_of(name, network, x_natural[:NUM_ASKED])
+    if logits.shape[1] != data.num_classes:
+        raise ValueError(
+            f"{name} has {logits.shape[1]} classes and data set {data.dataset.name} has {data.num_classes}: student, "
+            "teacher and data set must have the same"
+        )
+    if not logits.isfinite().all():
+        raise ValueError(f"{name} answers with NaN or inf: its weights are damaged, give other ones")
+
+
+def _check_teacher(
+    name: str, config: RunConfig, data: TrainingData, teacher: nn.Module, say: Callable[[str], object]
+) -> None:
+    """Says how accurate it is. Raises ValueError where it is not better than guessing."""
+    num_images = config.teacher_check
+    split = "training" if data.validation is None else "validation"
+    pipeline = _drawn(data.validation or data.train, config, num_images)
+    natural, robust = evaluate(
+        copy.deepcopy(teacher),  # so that what the evaluation keeps of a network goes with this one
+        lambda: _first(pipeline, num_images),
+        ("natural", ATTACK),
+        threat_model=config.evaluation.threat_model,
+        seed=config.seed,
+    )
+    measured = f"{100 * natural.accuracy:.1f} % natural accuracy on {natural.num_images} {split} images"
+    _check_above_chance(f"{name} has {measured}", natural, data.num_classes)
+    attack = f"{100 * robust.accuracy:.1f} % under {ATTACK} with {robust.norm} epsilon {robust.epsilon:.4g}"
+    say(f"{name}: {measured}, {attack}")
+
+
+def _check_above_chance(measured: str, natural: AttackResult, num_classes: int) -> None:
+    """`measured` begins the line. At chance is what is not CLEAR_OF_CHANCE above the accuracy of guessing."""
+    chance = 1 / num_classes
+    deviation = CLEAR_OF_CHANCE * math.sqrt(chance * (1 - chance) / natural.num_images)
+    # Where all right would be luck too, so few images tell nothing.
+    if natural.accuracy > chance + deviation or chance + deviation >= 1:
+        return
+    cause = "its normalisation is missing (set teacher.normalize=true), its classes are in another order than the data "
+    cause += "set's, or these are not its weights"
+    if natural.accuracy < chance - deviation:
+        cause = "its classes are in another order than the data set's, or its normalisation is missing"
+    raise ValueError(
+        f"{measured}, where guessing has {100 * chance:.1f} % and more than {100 * (chance + deviation):.1f} % would "
+        f"be no luck: {cause}; repair it, or train from it all the same with --teacher-check 0"
+    )
+
+
+def _drawn(pipeline: Pipeline, config: RunConfig, num_images: int) -> Pipeline:
+    """All of its images as they are, in a random order, as image folders are read class by class; on every process."""
+    drawn = copy.copy(pipeline)
+    drawn.augmentation = Augmentation()
+    drawn.sampling = replace(
+        pipeline.sampling,
+        batch_size=min(num_images, config.evaluation.batch_size),
+        seed=config.seed,
+        shuffle=True,
+        drop_last=False,
+        num_extra=0,  # the extra images are images as others
+        shard=0,
+        num_shards=1,
+    )
+    return drawn
+
+
+def _first(pipeline: Pipeline, num_images: int) -> Iterator[tuple[Tensor, Tensor]]:
+    missing = num_images
+    for x_natural, labels in pipeline.epoch(0):
+        yield x_natural[:missing], labels[:missing]
+        missing -= len(labels)
+        if missing <= 0:
+            return

@@ -1,0 +1,184 @@
+"""The program tests itself where it runs: fused against reference, compiled and captured against eager.
+
+The first time on a machine it takes a few seconds; the result is remembered under machine_memory.machine_key. What
+fails is switched off there, said in one line, with a report file for whoever can repair it.
+"""
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import cast
+
+import torch
+
+from fastadaad.ops import registration
+from fastadaad.runtime import machine_cache as machine_memory
+from fastadaad.runtime.files import write_atomically
+from fastadaad.training.self_check import ops as self_check_ops
+from fastadaad.training.self_check import steps as self_check_steps
+
+SECTION = "self_check"
+OPS = tuple(op.removesuffix("_") for op in self_check_ops.CASES)
+CHECKS = (*OPS, "compiled", "captured")
+
+# Mode of a step -> the checks it rests on; where one of them failed the next mode takes its place.
+MODES = {"graph": ("compiled", "captured"), "compiled": ("compiled",), "eager": ()}
+
+NOT_ASKED_FOR = "fastadaad doctor --verify runs it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfCheckResult:
+    """What passed, what failed and why, and what has not been run and why, by the names in CHECKS."""
+
+    passed: tuple[str, ...]
+    failures: dict[str, str]
+    not_run: dict[str, str]
+    device: str
+    seconds: float
+    report_path: str | None = None
+    """The file for a bug report; None: nothing failed, or it could not be written."""
+    date: str = field(default_factory=lambda: datetime.now().isoformat(timespec="seconds"))
+
+    def status(self, check: str) -> str:
+        """passed, failed or not run."""
+        return "failed" if check in self.failures else "passed" if check in self.passed else "not run"
+
+    @property
+    def summary(self) -> str:
+        """One line: what failed and is switched off on this machine, and where the report is."""
+        if not self.failures:
+            return f"self-check on {self.device}: all of {', '.join(self.passed)} passed"
+        check, reason = next(iter(self.failures.items()))
+        where = f"please report it with {self.report_path}" if self.report_path else "no report could be written"
+        failed = ", ".join(self.failures)
+        return f"self-check on {self.device}: {failed} failed, off on this machine ({check}: {reason[:160]}); {where}"
+
+    def usable_mode(self, mode: str) -> str:
+        """`mode`, or where the self-check found it wrong here, the next slower one that is right."""
+        slower_modes = list(MODES)[list(MODES).index(mode) :]
+        return next(slower for slower in slower_modes if not self.failures.keys() & set(MODES[slower]))
+
+
+def default_checks(device: torch.device | str) -> tuple[str, ...]:
+    """On a CPU the operations alone: compiling takes tens of seconds there."""
+    return CHECKS if torch.device(device).type == "cuda" else OPS
+
+
+def self_check(
+    device: torch.device | str, *, force: bool = False, checks: Sequence[str] | None = None
+) -> SelfCheckResult:
+    """Run the checks, names in CHECKS; None: default_checks(device). What was run before here is remembered.
+
+    force: run them again. Switches nothing off; see apply().
+    """
+    device, checks = torch.device(device), checks or default_checks(device)
+    known = remembered(device)
+    if known is not None and not force and all(known.not_run.get(check) != NOT_ASKED_FOR for check in checks):
+        return known
+    registration.switch_on(_kind(device))  # or a reference would be compared with itself
+    result = _run(device, checks)
+    machine_memory.remember(SECTION, machine_memory.machine_key(device), asdict(result))
+    return result
+
+
+def remembered(device: torch.device | str) -> SelfCheckResult | None:
+    """The result of the last self-check on this machine, or None."""
+    value = machine_memory.recall(SECTION, machine_memory.machine_key(device))
+    return None if value is None else SelfCheckResult(**value | {"passed": tuple(value["passed"])})
+
+
+def apply(result: SelfCheckResult) -> None:
+    """Serve the operations that failed by their references; for modes, ask result.usable_mode()."""
+    for op in OPS:
+        if op in result.failures:
+            registration.switch_off(op, _kind(result.device), f"self-check failed: {result.failures[op]}")
+
+
+def ensure_checked(device: torch.device | str, say: Callable[[str], object] = warnings.warn) -> SelfCheckResult:
+    """Self-check where this machine has not been checked, switch off what failed and `say` so in one line."""
+    result = self_check(device)
+    apply(result)
+    if result.failures:
+        say(result.summary)
+    return result
+
+
+def _run(device: torch.device, checks: Sequence[str]) -> SelfCheckResult:
+    begin = time.perf_counter()
+    passed, failures, not_run, failing_cases = [], {}, {}, {}
+    for check in CHECKS:
+        why_not = _why_not(check, device, checks)
+        if why_not:
+            not_run[check] = why_not
+            continue
+        wrong = _wrong_cases(check, device)
+        if wrong:
+            failing_cases[check] = wrong
+            failures[check] = wrong[0] + (f" (and {len(wrong) - 1} more cases)" if len(wrong) > 1 else "")
+        else:
+            passed.append(check)
+    if "compiled" not in not_run:
+        torch.compiler.reset()  # torch.compile keeps a few graphs per function: leave them to the training
+    return SelfCheckResult(
+        passed=tuple(passed),
+        failures=failures,
+        not_run=not_run,
+        device=str(device),
+        seconds=round(time.perf_counter() - begin, 2),
+        report_path=_write_report(device, failing_cases) if failing_cases else None,
+    )
+
+
+def _why_not(check: str, device: torch.device, checks: Sequence[str]) -> str | None:
+    if check == "captured" and device.type != "cuda":
+        return "CUDA graphs need a CUDA device"
+    return None if check in checks else NOT_ASKED_FOR
+
+
+def _kind(device: torch.device | str) -> registration.Device:
+    return cast(registration.Device, torch.device(device).type)
+
+
+def _wrong_cases(check: str, device: torch.device) -> list[str]:
+    """One line per failing case; what raises has failed."""
+    differences = {
+        "compiled": partial(self_check_steps.compiled_difference, device),
+        "captured": partial(self_check_steps.captured_difference, device),
+    }
+    if check in OPS:
+        return self_check_ops.failing_cases(_schema_name(check), device)
+    try:
+        difference = differences[check]()
+    except Exception as error:  # compilers and drivers may raise anything
+        difference = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return [difference] if difference else []
+
+
+def _schema_name(stem: str) -> str:
+    return next(op for op in self_check_ops.CASES if op.removesuffix("_") == stem)
+
+
+def _write_report(device: torch.device, failing_cases: dict[str, list[str]]) -> str | None:
+    """Everything a bug report needs, as JSON beside what is remembered; the path, or None where it is not writable."""
+    report = {
+        "device": str(device),
+        "machine": machine_memory.machine_key(device),
+        "cuda": torch.version.cuda,
+        "operations": [row._asdict() for row in registration.report() if row.device == device.type],
+        "seed": self_check_ops.SEED,
+        "failing_cases": failing_cases,
+        "again_with": "fastadaad doctor --verify",
+    }
+    now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    path = machine_memory.cache_folder() / "reports" / f"self-check-{device.type}-{now}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(report, indent=2).encode())
+    except OSError:  # the summary says so
+        return None
+    return str(path)

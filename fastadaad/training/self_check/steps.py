@@ -1,0 +1,136 @@
+"""The compiled inner step and the captured training step against the eager ones: the self-check's comparison."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastadaad.config import InnerConfig
+from fastadaad.inner.maximizer import InnerMaximizer, frozen
+from fastadaad.models import load_model
+from fastadaad.ops.kl_grad import kl_grad_ref
+from fastadaad.runtime.cuda_graph import CapturedCall, Record, record_cuda_graph
+
+SEED = 0
+NUM_STEPS = 3
+LEARNING_RATE = 0.1
+
+# Where a gradient is within rounding of zero its sign may differ, so a few pixels may.
+SMALLEST_SHARE_EQUAL = 0.95
+LARGEST_KL_ERROR = 0.02
+"""Relative, of the kl that a search reaches."""
+EQUAL_WITHIN = 1e-5
+"""Of pixels, and of other values relative to the largest."""
+
+Values = dict[str, Tensor]
+Run = Callable[[Values], Mapping[str, Tensor]]
+
+
+def compiled_difference(device: torch.device | str, compile_options: dict | None = None) -> str | None:
+    """Where the compiled inner loop leaves the eager one, in words; None: nowhere, also after an update in place."""
+    student, teacher = _networks(device)
+    inner = InnerConfig(num_steps=NUM_STEPS, start="natural")
+    eager = InnerMaximizer(student, teacher, inner=inner, mode="eager")
+    compiled = InnerMaximizer(student, teacher, inner=inner, mode="compiled", compile_options=compile_options)
+    x_natural = _images(device)
+    for moment in ("first", "after an update of the weights in place"):
+        difference = _search_difference((student, teacher), compiled(x_natural), eager(x_natural))
+        if difference:
+            return f"{moment}: {difference}"
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.copy_(parameter.flip(0))  # the same network with other classes and features: far away
+    return None
+
+
+def captured_difference(device: torch.device | str, record: Record = record_cuda_graph) -> str | None:
+    """Where the captured training step leaves the eager one within three steps, in words; None: nowhere."""
+    eager, _, _ = _training_step(device)
+    step, state, generator = _training_step(device)
+    captured = CapturedCall(step, state=state, generators=[generator], record=record)
+    inputs = {"x_natural": _images(device), "learning_rate": torch.tensor(LEARNING_RATE, device=device)}
+    return difference_over_steps(
+        lambda values: eager(*values.values()), lambda values: captured(*values.values()), inputs
+    )
+
+
+def difference_over_steps(run_eager: Run, run_captured: Run, inputs: Values) -> str | None:
+    """Where the outputs of the two leave each other within three steps, each with other inputs; None: nowhere.
+
+    Each maps its own copy of the inputs to outputs by name and keeps its own weights and its own generator.
+    """
+    for step in range(NUM_STEPS):
+        expected = {name: x.clone() for name, x in run_eager(_copies(inputs)).items()}
+        for name, output in run_captured(_copies(inputs)).items():
+            share = share_equal(output, expected[name])
+            if share < SMALLEST_SHARE_EQUAL:
+                return f"step {step + 1}: only {share:.1%} of {name} are equal"
+        # Every value changes, so that one which was frozen at the capture shows.
+        inputs = {name: 0.75 * x.flip(0) if x.dim() else 0.75 * x for name, x in inputs.items()}
+    return None
+
+
+def share_equal(x: Tensor, y: Tensor) -> float:
+    """Share of the values that agree; NaN agrees with nothing."""
+    return ((x - y).abs() <= EQUAL_WITHIN * y.abs().max()).double().mean().item()
+
+
+def _copies(values: Values) -> Values:
+    return {name: x.clone() for name, x in values.items()}
+
+
+def _search_difference(networks: Sequence[nn.Module], x_adv: Tensor, expected: Tensor) -> str | None:
+    share = share_equal(x_adv, expected)
+    if share < SMALLEST_SHARE_EQUAL:
+        return f"only {share:.1%} of the pixels are equal"
+    reached, wanted = _mean_kl(networks, x_adv), _mean_kl(networks, expected)
+    if not abs(reached - wanted) <= LARGEST_KL_ERROR * wanted:
+        return f"kl {reached:.5g} reached instead of {wanted:.5g}"
+    return None
+
+
+def _mean_kl(networks: Sequence[nn.Module], x: Tensor) -> float:
+    with frozen(*networks), torch.no_grad():
+        student_logits, teacher_logits = (network(x) for network in networks)
+        return kl_grad_ref(student_logits, teacher_logits, 1.0)[0].mean().item()
+
+
+def _networks(device: torch.device | str) -> tuple[nn.Module, nn.Module]:
+    """Student and teacher whose logits differ; the same at each call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        networks = load_model("cnn-16"), load_model("cnn-24")
+    with torch.no_grad():
+        for network in networks:
+            *_, weight, _ = network.parameters()
+            weight.mul_(20)  # the last layer's: fresh networks find all classes alike
+    student, teacher = (network.to(device) for network in networks)
+    return student, teacher
+
+
+def _images(device: torch.device | str) -> Tensor:
+    return torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(SEED)).to(device)
+
+
+def _training_step(
+    device: torch.device | str,
+) -> tuple[Callable[[Tensor, Tensor], Mapping[str, Any]], list[Tensor], torch.Generator]:
+    """AdaAD's step with plain SGD: x_natural, learning_rate -> x_adv and weights; its state; what draws its starts."""
+    student, teacher = _networks(device)
+    generator = torch.Generator(device).manual_seed(SEED)
+    # Two steps from a random start end inside the ball, where the start still shows.
+    maximizer = InnerMaximizer(student, teacher, inner=InnerConfig(num_steps=2, start="uniform"))
+    parameters = dict(student.named_parameters())
+
+    def step(x_natural: Tensor, learning_rate: Tensor) -> Mapping[str, Any]:
+        x_adv = maximizer(x_natural, generator=generator)
+        with frozen(teacher):
+            loss = nn.functional.kl_div(student(x_adv).log_softmax(1), teacher(x_adv).softmax(1), reduction="batchmean")
+            gradients = torch.autograd.grad(loss, list(parameters.values()))
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters.values(), gradients, strict=True):
+                parameter.sub_(learning_rate * gradient)
+        return {"x_adv": x_adv, **{name: parameter.detach().clone() for name, parameter in parameters.items()}}
+
+    return step, list(student.state_dict().values()), generator

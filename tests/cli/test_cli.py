@@ -1,0 +1,296 @@
+"""The command line as its users meet it: what it prints, what it writes, and how it takes their mistakes."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import save_teacher, tiny_run
+
+from fastadaad import cli, methods, recipes
+from fastadaad.cli.comparison import compare as compare_module
+from fastadaad.config_io import read_config
+from fastadaad.run_config import ModelConfig
+
+COMMANDS = cli.COMMANDS
+
+
+@pytest.fixture(autouse=True)
+def tiny_recipes(monkeypatch, tmp_path):
+    """Recipes `tiny` and `tiny-teacher`; the working directory is a temporary one."""
+    monkeypatch.chdir(tmp_path)
+    teacher = save_teacher(tmp_path / "teacher.safetensors")
+
+    def tiny(method: str = "adaad"):
+        """For tests."""
+        return tiny_run(method=method, teacher=teacher)
+
+    def tiny_teacher(method: str = "pgd-at"):
+        """For tests."""
+        return tiny_run(recipe="tiny-teacher", method=method, student=ModelConfig(name=teacher.name))
+
+    monkeypatch.setitem(recipes.RECIPES, "tiny", tiny)
+    monkeypatch.setitem(recipes.RECIPES, "tiny-teacher", tiny_teacher)
+
+
+@pytest.fixture
+def run(capsys):
+    """run(*words) -> exit code, stdout, stderr."""
+
+    def run_main(*words: str) -> tuple[int, str, str]:
+        try:
+            code = cli.main(words)
+        except SystemExit as stop:  # argparse leaves this way
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_main
+
+
+def accuracies(path) -> list[tuple[str, str, float]]:
+    with open(path, newline="") as file:
+        return [(row["model"], row["attack"], float(row["accuracy"])) for row in csv.DictReader(file)]
+
+
+def test_a_run_is_trained_and_evaluated_and_evaluates_the_same_again(run, tmp_path):
+    code, out, err = run("train", "tiny", "--run-folder", "my-run", "optim.epochs=1", "inner.step_size=10/255")
+    assert (code, err) == (0, "")
+    assert "operations on " in out
+    assert "run folder: my-run" in out
+    config = read_config(tmp_path / "my-run" / "config.json")
+    assert (config.optim.epochs, config.inner.step_size) == (1, 10 / 255)
+    trained = accuracies("my-run/results.csv")
+    assert [row[:2] for row in trained] == [("adaad", "natural"), ("adaad", "pgd2")]
+
+    assert run("evaluate", "my-run", "--csv", "again.csv")[0] == 0
+    assert [row[1:] for row in accuracies("again.csv")] == [row[1:] for row in trained]
+
+    weights = "my-run/best.safetensors"
+    code, out, _ = run("evaluate", weights, "--recipe", "tiny", "--attacks", "pgd2,fgsm", "--csv", "file.csv")
+    assert code == 0
+    assert [row[1] for row in accuracies("file.csv")] == ["pgd2", "fgsm"]
+    assert accuracies("file.csv")[0][2] == trained[1][2]
+    assert "best.safetensors" in out
+
+
+def test_an_evaluation_in_shards_with_state_and_json_is_that_of_the_whole(run, tmp_path):
+    assert run("train", "tiny", "--run-folder", "my-run", "optim.epochs=1")[0] == 0
+    given = ["evaluate", "my-run", "--attacks", "natural,pgd2,cw5", "-n", "101", "--epsilon", "16/255"]
+    assert run(*given, "--json", "whole.json")[0] == 0
+    assert run(*given, "--json", "shards.json", "--shard", "all/3", "--state", "kept")[0] == 0
+    whole, shards = (json.loads((tmp_path / name).read_text())["attacks"] for name in ("whole.json", "shards.json"))
+    assert [row["attack"] for row in whole] == ["natural", "pgd2", "cw5"]
+    assert {(row["num_images"], row["epsilon"], row["norm"]) for row in [*whole, *shards]} == {(101, 16 / 255, "linf")}
+    for name in (0, 2):  # without random starts, which are drawn for each batch
+        assert shards[name]["accuracy"] == pytest.approx(whole[name]["accuracy"])
+    assert list((tmp_path / "kept").iterdir())
+
+    num_images = 0
+    for shard in range(3):
+        assert run(*given, "--json", "one.json", "--shard", f"{shard}/3", "--state", "kept")[0] == 0
+        num_images += json.loads((tmp_path / "one.json").read_text())["attacks"][0]["num_images"]
+    assert num_images == 101
+
+    assert run(*given, "--norm", "l2", "--json", "l2.json")[0] == 0
+    assert json.loads((tmp_path / "l2.json").read_text())["attacks"][0]["norm"] == "l2"
+    code, _, err = run("evaluate", "my-run", "--shard", "3/3")
+    assert (code, "'3/3' is not a shard: write 0/2 and 1/2, or all/2" in err) == (2, True)
+
+
+def test_a_run_without_a_folder_of_its_own_gets_one_below_runs(run, tmp_path):
+    assert run("train", "tiny", "--method", "pgd-at", "optim.epochs=1", "seed=3")[0] == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.endswith("_tiny_pgd-at_seed3")
+
+
+def test_print_config_shows_the_settings_and_trains_nothing(run, tmp_path):
+    code, out, _ = run(
+        "train", "tiny", "optim.epochs=5", "--print-config", "seed=4", "--method", "pgd-at", "log_every=9"
+    )
+    assert code == 0
+    config = json.loads(out)
+    assert (config["optim"]["epochs"], config["seed"], config["method"], config["log_every"]) == (5, 4, "pgd-at", 9)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_config_of_a_run_shows_what_makes_it_fast(run):
+    settings = ("teacher.policy=linearized(top=2,every=5)", "precision.teacher=bf16", "layout=contiguous")
+    code, out, _ = run("train", "tiny", *settings, "--print-config")
+    config = json.loads(out)
+    assert code == 0
+    assert config["teacher"]["policy"] == {"kind": "linearized", "every": 5, "top": 2}
+    assert config["precision"] == {"student": "fp32", "teacher": "bf16"}
+    assert (config["layout"], config["mode"]) == ("contiguous", "auto")
+
+
+def table_lines(path) -> list[tuple[str, ...]]:
+    with open(path, newline="") as file:
+        return [(row["student"], row["method"], row["seed"], row["attack"]) for row in csv.DictReader(file)]
+
+
+def test_compare_trains_each_student_method_and_seed_beside_the_teacher(run):
+    words = ("--students", "cnn-2-s1,cnn-4-s1", "--methods", "pgd-at,adaad", "--seeds", "0,1", "--run-folder", "all")
+    code, out, err = run("compare", "tiny", *words, "optim.epochs=1", "--attacks", "natural,fgsm")
+    assert (code, err) == (0, "")
+    lines = [("cnn-6-s1", "teacher", "0")]
+    for student in ("cnn-2-s1", "cnn-4-s1"):
+        lines += [(student, method, seed) for method in ("pgd-at", "adaad") for seed in "01"]
+    assert table_lines("all/results.csv") == [(*line, attack) for line in lines for attack in ("natural", "fgsm")]
+    assert "over 2 seeds" in out
+    for picture in ("curves.png", "table.png"):
+        assert Path("all", picture).read_bytes().startswith(b"\x89PNG")
+    for path in Path("all/cells").glob("cnn-*/config.json"):
+        config = read_config(path)
+        assert path.parent.name.startswith(f"{config.student.name}_{config.method}_seed_{config.seed}_")
+        assert config.optim.epochs == 1
+
+
+def test_compare_from_scratch_trains_the_teacher_and_distils_from_it(run):
+    options = ("--methods", "adaad", "--from-scratch", "--run-folder", "all")
+    overrides = ("optim.epochs=1", "teacher.checkpoint=null")
+    assert run("compare", "tiny", *options, *overrides)[0] == 0
+    (student,) = (read_config(path) for path in Path("all/cells").glob("*_adaad_*/config.json"))
+    teacher = Path(student.teacher.checkpoint)
+    assert teacher.name == "best.safetensors"
+    assert read_config(teacher.parent / "config.json").recipe == "tiny-teacher"
+
+
+def test_compare_takes_the_recipe_by_name_and_all_methods(run):
+    words = ("--recipe", "tiny", "--methods", "all", "--run-folder", "all", "optim.epochs=1", "--attacks", "natural")
+    assert run("compare", *words)[0] == 0
+    assert [line[1] for line in table_lines("all/results.csv")] == ["teacher", *methods.METHODS]
+
+
+def test_sweep_epsilon_trains_at_each_radius_and_measures_at_one(run):
+    words = ("--epsilons", "0.2,10/255", "--run-folder", "all", "optim.epochs=1", "--attacks", "natural,fgsm")
+    code, _, err = run("sweep-epsilon", "tiny", *words)
+    assert (code, err) == (0, "")
+    configs = [read_config(path) for path in Path("all/cells").glob("*/config.json")]
+    inner = sorted((config.inner.threat_model.epsilon, config.inner.step_size) for config in configs)
+    assert inner == [(10 / 255, pytest.approx(5 / 255)), (0.2, pytest.approx(0.1))]  # tiny: half the radius
+    with open("all/results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["epsilon"]) for row in rows if row["attack"] == "fgsm"] == [
+        ("teacher", "0.1"),
+        ("adaad at 0.0392157", "0.1"),
+        ("adaad at 0.2", "0.1"),
+    ]
+    assert Path("all/epsilon.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_recipes_lists_all(run):
+    code, out, _ = run("recipes")
+    assert code == 0
+    assert all(name in out for name in ("demo", "fashion-mnist", "cifar10-rn18"))
+
+
+def test_doctor_names_versions_and_the_backend_of_each_operation(run):
+    code, out, _ = run("doctor")
+    assert code == 0
+    for word in ("torch", "NVIDIA DALI", "NVIDIA apex", "kl_grad", "crop_flip"):
+        assert word in out
+
+
+# The words of the command, and what the one line must say.
+MISTAKES = [
+    (["train", "dem"], "unknown recipe 'dem': choose one of demo"),
+    (["train"], "required: RECIPE"),
+    ([], "required: COMMAND"),
+    (["trian", "demo"], "invalid choice: 'trian'"),
+    (["train", "demo", "--epochs", "3"], "unrecognized arguments: --epochs"),
+    (["recipes", "optim.epochs=3"], "unrecognized arguments: optim.epochs=3"),
+    (["doctor", "optim.epochs=3"], "name one with --max-batch RECIPE"),
+    (["train", "demo", "optim.epoch=3"], "unknown setting optim.epoch=3: did you mean optim.epochs?"),
+    (["train", "demo", "optim.epochs=soon"], "optim.epochs"),
+    (["train", "demo", "--print-config", "soon"], "'soon' is not an override"),
+    (["train", "demo", "inner.threat_model.epsilon=8"], "8/255"),
+    (["train", "demo", "--method", "adad"], "unknown method 'adad'"),
+    (["train", "demo-teacher", "--method", "adaad"], "method adaad needs a teacher"),
+    (["train", "tiny", "device=abacus"], "device 'abacus' cannot be used"),
+    (["train", "tiny", "data.name=digit"], "data set 'digit' is unknown"),
+    (["train", "tiny", "student.name=resnet19"], "did you mean resnet18"),
+    (["train", "tiny", "teacher.checkpoint=null"], "teacher cnn-6-s1 has no weights: set teacher.checkpoint=FILE"),
+    (["train", "tiny", "teacher.checkpoint=no.pt"], "no.pt does not exist"),
+    (["train", "tiny", "teacher.checkpoint=shipped:no"], "shipped:no is not part of this package"),
+    (["train", "tiny", "teacher.name=cnn-8-s1"], "does not fit"),
+    (["train", "tiny", "data.name=cifar10", "data.root=empty"], "data.download=true"),
+    (["train", "tiny", "data.batch_size=4000"], "batch_size"),
+    (["train", "tiny", "--run-folder", "full"], "full exists already: give another --run-folder"),
+    (["train", "tiny", "--run-folder", "full/file"], "exists already"),
+    (["evaluate", "no-such-run"], "no-such-run does not exist"),
+    (["evaluate", "full"], "full/config.json does not hold a run's configuration"),
+    (["evaluate", "full/file"], "--recipe tells its data set and network"),
+    (["evaluate", "full/file", "--recipe", "tiny"], "file"),
+    (["evaluate", "teacher.safetensors", "--recipe", "tiny", "--attacks", "pgd"], "unknown attack 'pgd'"),
+    (["evaluate", "teacher.safetensors", "--recipe", "tiny", "--attacks", ","], "attacks is empty"),
+    (["evaluate", "teacher.safetensors", "--recipe", "tiny"], "does not fit SmallCNN"),
+    (["compare", "demo-teacher"], "recipe demo-teacher has no teacher to compare with"),
+    (["compare", "tiny", "--methods", "pgd-at,adad"], "unknown method 'adad'"),
+    (["compare"], "no recipe is named"),
+    (["compare", "tiny", "--students", "cnn-4-s1,resnet19"], "did you mean resnet18"),
+    (["sweep-epsilon", "tiny"], "required: --epsilons"),
+    (["sweep-epsilon", "tiny", "--epsilons", "8"], "8/255"),
+    (["sweep-epsilon", "tiny", "--epsilons", "0.1,x"], "'x' is not a radius in pixel units"),
+    (["compare", "tiny", "--seeds", "a"], "'a' is not a list of seeds: write them as 0,1"),
+    (["compare", "tiny", "teacher.checkpoint=null"], "teacher cnn-6-s1 has no weights"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_a_mistake_ends_with_one_line_and_exit_code_2(run, tmp_path, words, message):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("not weights")
+    code, _, err = run(*words)
+    assert code == 2
+    assert message in err
+    assert err.startswith("fastadaad")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert not (tmp_path / "runs").exists()  # found before anything was trained
+
+
+def test_traceback_shows_where_an_error_comes_from(run):
+    with pytest.raises(ValueError, match="unknown recipe"):
+        run("--traceback", "train", "dem")
+
+
+def test_an_interrupted_command_ends_with_exit_code_130(run, monkeypatch):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_module, "Trainer", interrupt)
+    code, _, err = run("train", "tiny")
+    assert code == 130
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in COMMANDS)], ids=lambda words: "".join(words) or "fastadaad"
+)
+def test_help_fits_a_screen_and_gives_an_example(run, monkeypatch, command, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, _ = run(*command, "--help")
+    assert code == 0
+    lines = out.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= columns
+    assert "example: fastadaad " in out
+
+
+def test_the_examples_of_the_help_are_commands_that_parse(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in COMMANDS:
+        example = run(name, "--help")[1].split("example: fastadaad ")[1]
+        assert cli.parse(example.split()).command == name
+
+
+def test_the_module_is_the_command():
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fastadaad", "train", "dem"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

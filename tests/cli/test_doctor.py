@@ -1,0 +1,114 @@
+"""The report about this machine, with fake packages planted where the real and the wrong ones would be."""
+
+import importlib
+import io
+import sys
+from importlib import metadata
+
+import pytest
+import torch
+from rich.console import Console
+
+from fastadaad import ops
+from fastadaad.cli import machine_report as doctor
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """An empty folder in front of all others on the import path; nothing found in it outlives the test."""
+
+    def planted() -> list[str]:
+        return [name for name in sys.modules if name.partition(".")[0] in ("apex", "nvidia")]
+
+    for name in planted():  # torch has imported some of NVIDIA's; monkeypatch puts them back
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in planted():
+        del sys.modules[name]
+
+
+def plant(site, path: str, content: str = "") -> None:
+    (site / path).parent.mkdir(parents=True, exist_ok=True)
+    (site / path).write_text(content)
+    importlib.invalidate_caches()
+
+
+def test_nvidias_apex_is_found(site):
+    plant(site, "apex/__init__.py")
+    plant(site, "apex/optimizers/__init__.py")
+    assert doctor.apex_status() == "found"
+
+
+@pytest.mark.parametrize("path", ["apex/__init__.py", "apex.py"])
+def test_an_unrelated_apex_is_named_without_importing_it(site, path):
+    plant(site, path, "raise ImportError('cannot import name UnencryptedCookieSessionFactoryConfig')")
+    status = doctor.apex_status()
+    assert "not NVIDIA's" in status
+    assert "pip uninstall apex" in status
+
+
+def test_a_missing_apex_comes_with_a_warning_about_its_name(site):
+    status = doctor.apex_status()
+    assert status.startswith("missing (optional)")
+    assert "PyPI's apex is something else" in status
+
+
+def test_nvidias_dali_is_found(site):
+    plant(site, "nvidia/__init__.py")
+    plant(site, "nvidia/dali/__init__.py")
+    assert doctor.dali_status() == "found"
+
+
+def test_the_empty_dali_package_is_named(site):
+    plant(site, "nvidia/__init__.py")
+    plant(site, "nvidia_dali-0.0.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: nvidia-dali\nVersion: 0.0.1\n")
+    status = doctor.dali_status()
+    assert "empty decoy" in status
+    assert "pip install 'fastadaad[dali]'" in status
+
+
+def test_a_missing_dali_comes_with_how_to_get_it(site):
+    plant(site, "nvidia/__init__.py")
+    assert doctor.dali_status() == "missing (optional): pip install 'fastadaad[dali]'"
+
+
+def report() -> str:
+    console = Console(file=io.StringIO(), width=160)
+    doctor.print_report(console)
+    return console.file.getvalue()
+
+
+def test_the_report_names_versions_and_every_operation_with_its_backend():
+    lines = report().splitlines()
+    assert any("torch " in line and torch.__version__.partition("+")[0] in line for line in lines)
+    for row in ops.report():
+        assert any(all(word in line for word in (row.op, row.device, row.backend)) for line in lines), row
+
+
+def test_the_compile_cache_comes_with_its_size(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "graphs"))
+    assert doctor.compile_cache_status() == f"{tmp_path / 'graphs'}, 0 MiB"
+    (tmp_path / "graphs" / "aa").mkdir(parents=True)
+    (tmp_path / "graphs" / "aa" / "graph.py").write_bytes(bytes(3 * 2**20))
+    assert doctor.compile_cache_status() == f"{tmp_path / 'graphs'}, 3 MiB"
+    assert any("compile cache" in line and "3 MiB" in line for line in report().splitlines())
+
+
+def test_a_package_that_is_not_installed_is_missing(monkeypatch):
+    def version(package: str) -> str:
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert "missing" in next(line for line in report().splitlines() if "tensorboard" in line)
+
+
+def test_the_summary_is_one_line_with_every_operation_of_the_device_in_use():
+    summary = doctor.summarize_ops()
+    assert "\n" not in summary
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert device in summary
+    for row in ops.report():
+        if row.device == device:
+            assert row.op in summary
+            assert row.backend in summary

@@ -1,0 +1,65 @@
+"""fastadaad teachers, inspect, export and methods, as a user runs them."""
+
+import torch
+from safetensors.torch import load_file
+
+from fastadaad import cli, load_model, methods
+from fastadaad.models.robust_teachers import ROBUST_TEACHERS
+from fastadaad.runtime.files import save_weights
+
+
+def test_teachers_lists_every_teacher_with_its_figures(capsys):
+    assert cli.main(["teachers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for teacher in ROBUST_TEACHERS:
+        cells = [teacher.name, teacher.data, teacher.network, f"{teacher.natural:.2f}", f"{teacher.autoattack:.2f}"]
+        assert cells in [line.split() for line in lines]
+
+
+def test_inspect_tells_network_normalisation_and_how_to_use_it(tmp_path, capsys):
+    path = tmp_path / "Chen2021LTD_WRN34_10.pt"
+    with torch.device("meta"):
+        names = load_model("wrn-34-10").state_dict()
+    tensors = {f"module.{name}": torch.zeros(()).expand(tensor.shape) for name, tensor in names.items()}
+    torch.save({"state_dict": tensors | {"module.sub_block1.layer.0.bn1.weight": torch.ones(16)}}, path)
+    assert cli.main(["inspect", str(path)]) == 0
+    out = capsys.readouterr().out
+    for fact in ("state_dict", "1 unused", "wrn-34-10", "85.21 % natural, 56.94 % AutoAttack"):
+        assert fact in out, fact
+    assert f"fastadaad train RECIPE teacher.name=wrn-34-10 teacher.checkpoint={path}" in out.splitlines()[-1]
+
+
+def test_inspect_of_another_network_shows_its_first_names(tmp_path, capsys):
+    torch.save({"stem.weight": torch.zeros(3), "head.bias": torch.zeros(2)}, tmp_path / "w.pt")
+    assert cli.main(["inspect", str(tmp_path / "w.pt")]) == 0
+    out = capsys.readouterr().out
+    assert "none that fastadaad builds" in out
+    assert "stem.weight, head.bias" in out
+
+
+def test_inspect_of_no_weights_is_one_line_and_exit_code_2(tmp_path, capsys):
+    assert cli.main(["inspect", str(tmp_path / "w.pt")]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"fastadaad: {tmp_path / 'w.pt'} does not exist: give a .safetensors, .pt or .pth file\n"
+    )
+
+
+def test_export_writes_and_refuses_to_overwrite(tmp_path, capsys):
+    save_weights(tmp_path / "w.safetensors", load_model("cnn-4"))
+    arguments = ["export", str(tmp_path / "w.safetensors"), str(tmp_path / "out.safetensors")]
+    assert cli.main(arguments) == 0
+    assert "cnn-4 or cnn-4-s1" in capsys.readouterr().out
+    assert load_file(tmp_path / "out.safetensors").keys() == load_file(tmp_path / "w.safetensors").keys()
+    assert cli.main(arguments) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_methods_lists_every_method_with_all_its_options(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert cli.main(["methods"]) == 0
+    out = capsys.readouterr().out
+    for method in methods.METHODS.values():
+        assert f"  {method.name} " in out
+        for option in method.reads:
+            assert option in out

@@ -1,0 +1,204 @@
+"""What people's own loops are told at their first call, and that later calls neither wait nor look again."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from networks import NUM_CLASSES, images_and_labels, student_and_teacher
+from torch import Tensor, nn
+
+from bench.host_sync import HostSyncWatch
+from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, adaad_inner_loss
+from fastadaad.inner import checks as input_checks
+
+INNER = InnerConfig(threat_model=ThreatModel(epsilon=0.1), step_size=0.05, num_steps=2)
+COMPILED = {"mode": "compiled", "compile_options": {"backend": "aot_eager"}}
+
+# What is checked is the same in any mode.
+pytestmark = pytest.mark.filterwarnings("ignore:teacher_model is not in eval mode")
+
+
+def distil(student: nn.Module, teacher: nn.Module, x_natural: Tensor, labels: Tensor, **options) -> Tensor:
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    return Distiller(student, teacher, method="ard", inner=INNER, optimizer=optimizer, **options).step(
+        x_natural, labels, generator=torch.Generator().manual_seed(0)
+    ).x_adv  # fmt: skip
+
+
+def maximize(student: nn.Module, teacher: nn.Module, x_natural: Tensor, labels: Tensor, **options) -> Tensor:
+    return InnerMaximizer(student, teacher, method="ard", inner=INNER, **options)(x_natural, labels)
+
+
+def drop_in(student: nn.Module, teacher: nn.Module, x_natural: Tensor, labels: Tensor) -> Tensor:
+    return adaad_inner_loss(student, teacher, x_natural)
+
+
+def wide(teacher: nn.Module) -> nn.Module:
+    """With one class more."""
+    teacher[-1] = nn.Linear(teacher[-1].in_features, NUM_CLASSES + 1)
+    return teacher
+
+
+# What is wrong with the arguments (student, teacher, x_natural, labels), and the words that tell it.
+MISTAKES = {
+    "bytes": (lambda s, t, x, y: (s, t, (255 * x).byte(), y), "x_natural is torch.uint8: give pixels"),
+    "0..255": (lambda s, t, x, y: (s, t, 255 * x, y), "outside [0, 1]: divide them by 255"),
+    "normalised": (lambda s, t, x, y: (s, t, 4 * x - 2, y), "normalise inside the network"),
+    "no batch": (lambda s, t, x, y: (s, t, x[0], y), "x_natural has shape [3, 8, 8]: give images"),
+    "list": (lambda s, t, x, y: (s, t, x.tolist(), y), "x_natural is a list: give a tensor"),
+    "grey": (lambda s, t, x, y: (s, t, x[:, :1], y), "student cannot take images [1, 8, 8]"),
+    "thin": (lambda s, t, x, y: (s, t, x[..., :1], y), "student cannot take images [3, 8, 1]"),
+    "classes": (lambda s, t, x, y: (s, wide(t), x, y), "student has 5 classes and teacher 6: give both networks"),
+    "tuple": (
+        lambda s, t, x, y: (nn.Sequential(s, Twice()), t, x, y),
+        "student returns tuple: let it return its logits",
+    ),
+    "map": (lambda s, t, x, y: (s[:4], t, x, y), "student returns logits of shape [1, 12, 3, 3]: let it return [B, N]"),
+}
+LABELS = {
+    "too large": (lambda labels: labels + 1, "labels hold 5, outside 0..4"),
+    "negative": (lambda labels: labels - 1, "labels hold -1, outside 0..4"),
+    "one-hot": (lambda labels: torch.eye(5)[labels], "labels have shape [16, 5]: give class numbers [B]"),
+    "floats": (lambda labels: labels.float(), "labels are torch.float32: give class numbers as torch.int64"),
+    "int32": (lambda labels: labels.int(), "labels are torch.int32"),
+    "fewer": (lambda labels: labels[1:], "labels have shape [15] for 16 images: give one per image"),
+}
+
+
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+def refusal(call, *arguments, **options) -> str:
+    with pytest.raises(ValueError, match=r".") as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Sequential. batch-norm was not folded")
+@pytest.mark.parametrize("call", [distil, maximize, drop_in])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_first_call_names_what_is_wrong(call, mistake):
+    change, words = MISTAKES[mistake]
+    assert words in refusal(call, *change(*student_and_teacher(), *images_and_labels()))
+
+
+@pytest.mark.parametrize("call", [distil, maximize])
+@pytest.mark.parametrize("mistake", LABELS)
+def test_the_first_call_names_labels_that_are_none(call, mistake):
+    change, words = LABELS[mistake]
+    x_natural, _ = images_and_labels()
+    labels = torch.arange(16) % NUM_CLASSES
+    assert words in refusal(call, *student_and_teacher(), x_natural, change(labels))
+
+
+@pytest.mark.parametrize("call", [distil, maximize])
+def test_a_compiled_step_is_asked_the_same_before_it_compiles(call):
+    x_natural, labels = images_and_labels()
+    assert "divide them by 255" in refusal(call, *student_and_teacher(), 255 * x_natural, labels, **COMPILED)
+    call(*student_and_teacher(), x_natural, labels, **COMPILED)
+
+
+def test_labels_that_a_method_does_not_read_may_be_anything():
+    x_natural, _ = images_and_labels()
+    InnerMaximizer(*student_and_teacher(), inner=INNER)(x_natural, torch.zeros(16, 7))
+
+
+def test_an_l2_radius_is_compared_with_the_images():
+    """Images of 3 x 8 x 8 pixels in [0, 1] are at most sqrt(192) = 13.86 apart."""
+    x_natural, _ = images_and_labels()
+
+    def search(epsilon: float) -> Tensor:
+        inner = InnerConfig(threat_model=ThreatModel(norm="l2", epsilon=epsilon), num_steps=1)
+        return InnerMaximizer(*student_and_teacher(), inner=inner)(x_natural)
+
+    search(13.8)
+    with pytest.raises(ValueError, match=r"epsilon is 14 in l2.*more than 13\.86 apart: write 14/255"):
+        search(14)
+
+
+def test_rounding_and_a_range_of_the_callers_own_are_no_mistake():
+    x_natural, _ = images_and_labels()
+    networks = student_and_teacher()
+    adaad_inner_loss(*networks, x_natural * (1 + 5e-7) - 5e-7)
+    adaad_inner_loss(*networks, 4 * x_natural - 2, clip_min=-2.0, clip_max=2.0)
+    adaad_inner_loss(*networks, x_natural, clip_min=0.2, clip_max=0.8)
+    with pytest.raises(ValueError, match=r"pixels from -3 to 3, outside \[-2, 2\]"):
+        adaad_inner_loss(*networks, 6 * x_natural[:, :, :6] - 3, clip_min=-2.0, clip_max=2.0)
+
+
+@pytest.fixture
+def num_reads(monkeypatch) -> list:
+    """An entry for each time that the values of a batch are read."""
+    reads: list = []
+    tolist = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda tensor: reads.append(1) or tolist(tensor))
+    return reads
+
+
+def test_only_the_first_call_waits_for_the_device(num_reads):
+    """The drop-in function is a new search at each call, and so is each batch of an evaluation."""
+    networks, batch = student_and_teacher(), images_and_labels()
+    optimizer = torch.optim.SGD(networks[0].parameters(), lr=0.1)
+    distiller = Distiller(*networks, method="ard", inner=INNER, optimizer=optimizer)
+    calls = (lambda: distiller.step(*batch), lambda: maximize(*networks, *batch), lambda: drop_in(*networks, *batch))
+    for call, expected in zip(calls, (1, 0, 1), strict=True):  # the second has the same radius, range and labels
+        num_reads.clear()
+        call()
+        assert len(num_reads) == expected
+    num_reads.clear()
+    with HostSyncWatch() as watch:
+        for call in calls:
+            call()
+    assert watch.seen + num_reads == []
+
+
+def test_other_images_another_radius_and_another_teacher_are_looked_at_again():
+    student, teacher = student_and_teacher()
+    x_natural, _ = images_and_labels()
+    drop_in(student, teacher, x_natural, None)
+    drop_in(student, teacher, 255 * x_natural, None)  # the values of a later batch are not read
+    assert "divide them by 255" in refusal(drop_in, student, teacher, 255 * x_natural[..., 1:], None)
+    assert "divide them by 255" in refusal(drop_in, student, copy.deepcopy(teacher), 255 * x_natural, None)
+    with pytest.raises(ValueError, match="divide them by 255"):
+        adaad_inner_loss(student, teacher, 255 * x_natural, epsilon=0.2)
+    assert "x_natural is torch.uint8" in refusal(drop_in, student, teacher, x_natural.byte(), None)  # in every call
+
+
+def test_an_empty_batch_tells_nothing_and_settles_nothing():
+    student, teacher = student_and_teacher()
+    x_natural, _ = images_and_labels()
+    drop_in(student, teacher, x_natural[:0], None)
+    assert "divide them by 255" in refusal(drop_in, student, teacher, 255 * x_natural, None)
+
+
+def test_what_was_looked_at_goes_with_the_networks():
+    student, teacher = student_and_teacher()
+    drop_in(student, teacher, images_and_labels()[0], None)
+    assert student in input_checks._known
+    gone = [weakref.ref(student), weakref.ref(teacher)]
+    before = len(input_checks._known)
+    del student, teacher
+    gc.collect()
+    assert [reference() for reference in gone] == [None, None]
+    assert len(input_checks._known) < before
+
+
+@pytest.mark.parametrize("call", [distil, maximize])
+def test_a_teacher_in_train_mode_gives_what_one_in_eval_mode_gives(call):
+    """It is put into eval mode for the step, and comes back in its own."""
+    found = []
+    for training in (True, False):
+        student, teacher = student_and_teacher()
+        teacher.train(training)
+        before = copy.deepcopy(teacher.state_dict())
+        torch.manual_seed(0)
+        x_adv = call(student, teacher, *images_and_labels())
+        found.append([x_adv, *student.state_dict().values()])
+        assert all(module.training == training for module in teacher.modules())
+        assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert all(map(torch.equal, *found))

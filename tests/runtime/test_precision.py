@@ -1,0 +1,213 @@
+"""Low precision of the networks in the inner loop, the gradient scale of fp16, and torch's switches for TF32."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from networks import images_and_labels, student_and_teacher, tiny_network
+from plain import mean_kl, share_equal
+from torch import Tensor
+
+from fastadaad import InnerConfig, InnerMaximizer, ThreatModel
+from fastadaad.config import PrecisionConfig, TeacherPolicy
+from fastadaad.inner import maximizer as inner_maximization
+from fastadaad.inner.folded_cache import Form, inner_network
+from fastadaad.inner.step import pixel_gradient, scaled, tape_vjp, traceable_vjp
+from fastadaad.methods.objectives import KL_TO_TEACHER, kl_of_both
+from fastadaad.runtime.precision import FP16_GRADIENT_SCALE, gradient_scale, tensor_cores
+
+INNER = InnerConfig(threat_model=ThreatModel(epsilon=16 / 255), step_size=4 / 255, num_steps=5, start="natural")
+CUDA = torch.device("cuda")
+
+# Signs of the pixel gradient that agree with fp32's, at least.
+AGREEMENT = {"bf16": 0.99, "fp16": 0.998}
+
+
+def grad_x(precision: str, scale: float, networks=None, vjp=tape_vjp, objective=KL_TO_TEACHER) -> Tensor:
+    """The pixel gradient of the objective with both networks in this precision."""
+    networks = networks or student_and_teacher()
+    x, _ = images_and_labels(32)
+    twins = [inner_network(network, x, Form(precision=precision, layout="contiguous")) for network in networks]
+    return pixel_gradient(scaled(vjp, scale), twins, objective, x, None)
+
+
+def share_of_zeros(x: Tensor) -> float:
+    return (x == 0).double().mean().item()
+
+
+def sign_agreement(x: Tensor, y: Tensor) -> float:
+    return (x.sign() == y.sign()).double().mean().item()
+
+
+@pytest.mark.parametrize("precision", AGREEMENT)
+@pytest.mark.parametrize("vjp", [tape_vjp, traceable_vjp])
+def test_the_signs_of_the_pixel_gradient_are_nearly_those_of_fp32(precision, vjp):
+    scale = gradient_scale(PrecisionConfig(student=precision, teacher=precision))
+    low = grad_x(precision, scale, vjp=vjp)
+    assert low.dtype == torch.float32
+    in_full = grad_x("fp32", 1.0)
+    assert sign_agreement(low, in_full) >= AGREEMENT[precision]
+    assert not torch.equal(low, in_full)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("policy", ["exact", "refreshed(every=2)", "linearized(every=3)"])
+def test_the_kl_reached_in_low_precision_is_nearly_that_in_fp32(precision, policy):
+    student, teacher = student_and_teacher()
+    x_natural, _ = images_and_labels(32)
+    options = {"inner": INNER, "teacher_policy": TeacherPolicy.parse(policy), "layout": "contiguous"}
+    in_full = InnerMaximizer(student, teacher, **options)(x_natural)
+    low = PrecisionConfig(student=precision, teacher=precision)
+    x_adv = InnerMaximizer(student, teacher, precision=low, **options)(x_natural)
+    assert x_adv.dtype == torch.float32
+    assert not torch.equal(x_adv, in_full)
+    reached, wanted = mean_kl(student, teacher, x_adv), mean_kl(student, teacher, in_full)
+    assert reached > 0.98 * wanted > 1.2 * mean_kl(student, teacher, x_natural)
+
+
+def test_each_network_has_its_own_precision():
+    x_natural, _ = images_and_labels(32)
+    found = []
+    for student_precision, teacher_precision in itertools.product(["fp32", "bf16"], repeat=2):
+        precision = PrecisionConfig(student=student_precision, teacher=teacher_precision)
+        maximizer = InnerMaximizer(*student_and_teacher(), inner=INNER, precision=precision, layout="contiguous")
+        with maximizer.networks(x_natural) as networks:
+            dtypes = [{buffer.dtype for buffer in twin.buffers()} for twin in networks]
+        for dtype, name in zip(dtypes, (student_precision, teacher_precision), strict=True):
+            assert (torch.bfloat16 in dtype) == (name == "bf16")
+        found.append(maximizer(x_natural))
+    for one, other in itertools.combinations(found, 2):
+        assert 0.9 < share_equal(one, other) < 1
+
+
+def confident(logits: tuple, target: None) -> tuple:
+    """AdaAD's objective where both networks are all but sure of the same class: its gradients are this small."""
+    value, gradients = kl_of_both(logits, target)
+    return value, tuple(1e-6 * gradient for gradient in gradients)
+
+
+def test_gradients_that_fp16_cannot_hold_survive_with_the_scale():
+    """fp16 ends at 6e-8."""
+    objective = replace(KL_TO_TEACHER, logit_gradients=confident)
+    exact = grad_x("fp32", 1.0, objective=objective)
+    without, with_scale = (grad_x("fp16", scale, objective=objective) for scale in (1.0, FP16_GRADIENT_SCALE))
+    assert share_of_zeros(exact) == 0
+    assert share_of_zeros(without) > 0.8
+    assert share_of_zeros(with_scale) < 0.01
+    assert sign_agreement(with_scale, exact) > 0.95
+
+
+@pytest.mark.parametrize("vjp", [tape_vjp, traceable_vjp])
+def test_the_scale_changes_nothing_where_no_number_is_small(vjp):
+    """It is a power of two, and the gradient is divided by it at the end."""
+    assert math.log2(FP16_GRADIENT_SCALE).is_integer()
+    assert torch.equal(grad_x("fp32", FP16_GRADIENT_SCALE, vjp=vjp), grad_x("fp32", 1.0, vjp=vjp))
+
+
+def test_no_gradient_of_the_usual_size_becomes_infinite_with_the_scale():
+    network = tiny_network(1)
+    with torch.no_grad():
+        network[-1].weight.mul_(20)
+    assert grad_x("fp16", FP16_GRADIENT_SCALE, [network, tiny_network(2, channels=8)]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "scale"),
+    [("fp32", "fp32", 1.0), ("bf16", "tf32", 1.0), ("fp16", "fp32", 1024.0), ("fp32", "fp16", 1024.0)],
+)
+def test_the_scale_is_for_fp16_alone_and_the_search_uses_it(student, teacher, scale, monkeypatch):
+    seen = []
+    own_search = inner_maximization.Search
+
+    def record(**values):
+        seen.append(values["gradient_scale"])
+        return own_search(**values)
+
+    monkeypatch.setattr(inner_maximization, "Search", record)
+    precision = PrecisionConfig(student=student, teacher=teacher)
+    assert gradient_scale(precision) == scale
+    InnerMaximizer(*student_and_teacher(), inner=INNER, precision=precision)(images_and_labels()[0])
+    assert seen == [scale]
+
+
+def test_a_student_in_train_mode_is_refused_in_low_precision():
+    inner = InnerConfig(student_eval=False)
+    for precision in ("bf16", "fp16"):
+        with pytest.raises(ValueError, match=f"student_eval is False.*cannot be {precision}, set it to fp32") as caught:
+            InnerMaximizer(*student_and_teacher(), inner=inner, precision=PrecisionConfig(student=precision))
+        assert "\n" not in str(caught.value)
+    InnerMaximizer(*student_and_teacher(), inner=inner, precision=PrecisionConfig(teacher="bf16"))
+
+
+MATMUL, CUDNN = torch.backends.cuda.matmul, torch.backends.cudnn
+
+
+def switches() -> list[str]:
+    return [MATMUL.fp32_precision, CUDNN.conv.fp32_precision, CUDNN.rnn.fp32_precision]
+
+
+def readable(read) -> bool | None:
+    """allow_tf32, or None where torch refuses to say."""
+    try:
+        return read()
+    except RuntimeError:
+        return None
+
+
+def older_names() -> list[bool | None]:
+    return [readable(lambda: MATMUL.allow_tf32), readable(lambda: CUDNN.allow_tf32)]
+
+
+@pytest.fixture
+def torchs_own_switches():
+    yield
+    MATMUL.allow_tf32, CUDNN.allow_tf32 = False, True
+    MATMUL.fp32_precision = "none"
+
+
+def by_older_names() -> None:
+    MATMUL.allow_tf32, CUDNN.allow_tf32 = True, False
+
+
+def by_newer_names() -> None:
+    MATMUL.fp32_precision = "tf32"
+    CUDNN.conv.fp32_precision = "ieee"
+
+
+@pytest.mark.usefixtures("torchs_own_switches")
+@pytest.mark.parametrize("user_sets", [lambda: None, by_older_names, by_newer_names], ids=["none", "older", "newer"])
+@pytest.mark.parametrize(
+    ("precision", "allowed"),
+    [
+        (PrecisionConfig(), False),
+        (PrecisionConfig(student="bf16", teacher="fp16"), False),
+        (PrecisionConfig(teacher="tf32"), True),
+        (PrecisionConfig(student="tf32"), True),
+    ],
+    ids=str,
+)
+def test_tf32_is_on_where_a_network_asks_for_it_and_the_switches_come_back(precision, allowed, user_sets):
+    user_sets()
+    before, before_older = switches(), older_names()
+    with tensor_cores(precision, CUDA):
+        assert older_names() == [allowed, allowed]
+        assert (MATMUL.fp32_precision == "tf32") is allowed
+        assert (CUDNN.conv.fp32_precision == "tf32") is allowed
+        with tensor_cores(PrecisionConfig(), CUDA):
+            assert older_names() == [False, False]
+        assert older_names() == [allowed, allowed]
+    assert switches() == before
+    if None not in before_older:
+        assert older_names() == before_older
+
+
+@pytest.mark.usefixtures("torchs_own_switches")
+def test_the_switches_come_back_after_an_exception_and_are_not_touched_for_other_devices():
+    before = switches()
+    with pytest.raises(RuntimeError, match="planted"), tensor_cores(PrecisionConfig(student="tf32"), CUDA):
+        raise RuntimeError("planted")
+    assert switches() == before
+    with tensor_cores(PrecisionConfig(student="tf32"), torch.device("cpu")):
+        assert switches() == before

@@ -1,0 +1,360 @@
+"""Distiller's mode graph on the CPU: the recorder of recorded_graph.py in the CUDA graph's place, the rest as it is."""
+
+import copy
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from networks import images_and_labels, student_and_teacher, tiny_network
+from recorded_graph import record_with_make_fx
+from torch import Tensor, nn
+
+from fastadaad import Distiller, InnerConfig, ThreatModel, methods
+from fastadaad.config import PrecisionConfig, TeacherPolicy
+from fastadaad.inner import maximizer as inner_maximization
+from fastadaad.inner import step as inner_step
+from fastadaad.runtime.cuda_graph import NUM_WARM_UP_RUNS, CapturedCall
+from fastadaad.training import graph_step as captured_step
+from fastadaad.training.capturable_optimizer import CapturableOptimizer
+
+INNER = InnerConfig(threat_model=ThreatModel(epsilon=8 / 255), step_size=2 / 255, num_steps=2)
+NUM_STEPS = 20
+# make_fx cannot look into torch.compile's functions.
+NOT_COMPILED = {"disable": True}
+
+
+class Recorded(CapturedCall):
+    """A CapturedCall with the stand-in, which also counts the captures."""
+
+    num_captures = 0
+
+    def __init__(self, function, **arguments) -> None:
+        super().__init__(function, **arguments, record=self.record)
+
+    @classmethod
+    def record(cls, *arguments):
+        Recorded.num_captures += 1
+        return record_with_make_fx(*arguments)
+
+
+@pytest.fixture(autouse=True)
+def graphs_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(Recorded, "num_captures", 0)
+    monkeypatch.setattr(captured_step, "CapturedCall", Recorded)
+    monkeypatch.setattr(inner_maximization, "CapturedCall", Recorded)
+    monkeypatch.setattr(inner_maximization, "resolve_mode", lambda mode, device_type: mode)
+
+
+def sgd(network: nn.Module, **settings) -> torch.optim.SGD:
+    settings = {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": True, "fused": True} | settings
+    return torch.optim.SGD(network.parameters(), lr=1.0, **settings)
+
+
+def schedule(step: int) -> float:
+    """A learning rate that changes at every step, and is exact in fp32, as the tensor's form of it is."""
+    return (32 - step) / 1024
+
+
+class Training:
+    """20 steps in 4 epochs, the learning rate another at each step."""
+
+    def __init__(self, mode: str, method: str | methods.Method, make_optimizer=sgd, **options) -> None:
+        self.student, self.teacher = student_and_teacher()
+        self.optimizer = make_optimizer(self.student)
+        self.generator = torch.Generator().manual_seed(0)
+        self.distiller = Distiller(
+            self.student,
+            self.teacher,
+            method=method,
+            inner=INNER,
+            optimizer=self.optimizer,
+            mode=mode,
+            compile_options=NOT_COMPILED,
+            **options,
+        )
+
+    def step(self, step: int, batch_size: int = 16) -> list[Tensor]:
+        self.optimizer.param_groups[0]["lr"] = schedule(step)
+        batch = images_and_labels(batch_size, seed=step)
+        result = self.distiller.step(*batch, epoch=step // 5, generator=self.generator)
+        return [result.loss.clone(), result.x_adv.clone()]
+
+
+def assert_same_training(graph: Training, eager: Training, last_batch_size: int = 16, between=lambda *_: None) -> None:
+    """`between(training, step)`: what a user does before a step."""
+    first = copy.deepcopy(eager.student)
+    for step in range(NUM_STEPS):
+        for training in (graph, eager):
+            between(training, step)
+        batch_size = last_batch_size if step % 5 == 4 else 16
+        results = zip(graph.step(step, batch_size), eager.step(step, batch_size), strict=True)
+        assert all(torch.equal(result, wanted) for result, wanted in results), f"step {step}"
+    assert_same_students(graph, eager)
+    assert not torch.equal(first[0].weight, eager.student[0].weight)
+
+
+def assert_same_students(graph: Training, eager: Training) -> None:
+    expected = eager.student.state_dict()
+    for name, tensor in graph.student.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def both(*arguments, **options) -> tuple[Training, Training]:
+    return Training("graph", *arguments, **options), Training("eager", *arguments, **options)
+
+
+# How many captures 4 epochs need: one before and one from introspection_begin on, one for each weight of IGDM's term.
+CAPTURES = {
+    "adaad": ({}, 1),
+    "adaiad": ({"introspection_begin": 2}, 2),
+    "pgd-at": ({}, 1),
+    "trades": ({}, 1),
+    "rslad": ({}, 1),
+    "saad": ({"igdm_ramp_epochs": 3}, 3),
+    "adaad+igdm": ({"igdm_ramp_epochs": 2}, 2),
+}
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_captured_steps_train_as_eager_ones(name):
+    options, num_captures = CAPTURES[name]
+    graph, eager = both(methods.get(name, **options))
+    updates = []
+    graph.optimizer.register_step_post_hook(lambda *_: updates.append("by Python"))
+    assert_same_training(graph, eager)
+    assert Recorded.num_captures == num_captures
+    assert len(updates) == num_captures * (NUM_WARM_UP_RUNS + 1)  # the rest are replays
+
+
+def test_a_smaller_batch_runs_uncaptured_and_is_said_once():
+    with pytest.warns(UserWarning, match=r"called with \[5, 3, 8, 8\].*drop the last") as warned:
+        assert_same_training(*both("adaad"), last_batch_size=5)
+    assert len(warned) == 1
+    assert Recorded.num_captures == 1
+
+
+def test_a_smaller_batch_with_other_values_does_not_become_the_captured_one():
+    """Before step 4, the last batch of an epoch, the interval changes; the smaller batch has to take it over too."""
+
+    def change_interval(training: Training, step: int) -> None:
+        if step == 4:
+            training.distiller.maximizer.asking_interval = 1
+
+    graph, eager = both("adaad", teacher_policy=TeacherPolicy(kind="refreshed", every=2))
+    with pytest.warns(UserWarning, match=r"captured for inputs \[16,.*drop the last") as warned:
+        assert_same_training(graph, eager, last_batch_size=5, between=change_interval)
+    assert all("captured for inputs [16," in str(warning.message) for warning in warned)
+    assert Recorded.num_captures == 2
+
+
+def test_awp_is_captured_with_and_without():
+    assert_same_training(*both("adaad", awp_gamma=0.01, awp_begin=2))
+    assert Recorded.num_captures == 2
+
+
+@pytest.mark.parametrize("kind", ["refreshed", "linearized"])
+def test_the_teacher_policys_error_is_added_up_by_replays(kind):
+    graph, eager = both("adaad", teacher_policy=TeacherPolicy(kind=kind, every=2))
+    assert_same_training(graph, eager)
+    error = eager.distiller.read_teacher_error()
+    assert graph.distiller.read_teacher_error() == error
+    assert error.logit_error > 0
+    assert graph.distiller.read_teacher_error() is None
+    graph.step(0)
+    assert graph.distiller.read_teacher_error() is not None
+
+
+def test_an_adaptive_interval_is_captured_anew():
+    graph, eager = both("adaad", teacher_policy=TeacherPolicy(kind="refreshed"))
+    for training in (graph, eager):
+        training.distiller.maximizer.asking_interval = 2
+    assert_same_training(graph, eager)
+
+    def ask_always(training: Training, step: int) -> None:
+        training.distiller.maximizer.asking_interval = 1
+
+    captures = Recorded.num_captures
+    assert_same_training(graph, eager, between=ask_always)
+    assert Recorded.num_captures == captures + 1
+
+
+class ForgetsTheRate(CapturableOptimizer):
+    def refresh(self) -> None:
+        pass
+
+
+def test_a_learning_rate_that_is_frozen_is_seen(monkeypatch):
+    """The comparison above can fail: this is what it has to see."""
+    monkeypatch.setattr(captured_step, "CapturableOptimizer", ForgetsTheRate)
+    with pytest.raises(AssertionError, match="step 2"):
+        assert_same_training(*both("pgd-at"))
+
+
+def test_an_epoch_that_a_row_denies_is_frozen_and_one_that_it_does_not_name_is_not():
+    def loss(batch, options):
+        return methods.METHODS["pgd-at"].loss(batch, options) * (batch.epoch + 1)
+
+    row = methods.Method(
+        name="rising", objective=methods.CROSS_ENTROPY, start="uniform", loss=loss, needs_teacher=False
+    )
+    assert_same_training(*both(row))
+    assert Recorded.num_captures == 4
+    with pytest.raises(AssertionError, match="step 5"):
+        assert_same_training(*both(methods.replace(row, of_epoch=methods.nothing_of_the_epoch)))
+
+
+def load_an_optimizer(training: Training, step: int) -> None:
+    if step == 7:
+        training.optimizer.load_state_dict(copy.deepcopy(training.optimizer.state_dict()))
+
+
+def freeze_batch_norm(training: Training, step: int) -> None:
+    if step == 7:
+        training.student[1].eval()
+
+
+def fix_a_weight(training: Training, step: int) -> None:
+    if step == 7:
+        training.student[3].weight.requires_grad_(False)
+        training.student[3].weight.grad = None
+
+
+def change_momentum(training: Training, step: int) -> None:
+    training.optimizer.param_groups[0]["momentum"] = 0.5 if step >= 7 else 0.9
+
+
+def other_generator(training: Training, step: int) -> None:
+    if step == 7:
+        training.generator = torch.Generator().manual_seed(1)
+
+
+def replace_a_teacher_weight(training: Training, step: int) -> None:
+    if step == 7:
+        training.teacher[0].weight = nn.Parameter(0.5 * training.teacher[0].weight.detach())
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        load_an_optimizer,
+        freeze_batch_norm,
+        fix_a_weight,
+        change_momentum,
+        other_generator,
+        replace_a_teacher_weight,
+    ],
+)
+def test_what_a_graph_would_freeze_is_captured_anew(between):
+    assert_same_training(*both("adaad"), between=between)
+    assert Recorded.num_captures == 2
+
+
+def write_weights(training: Training, step: int) -> None:
+    if step == 7:
+        with torch.no_grad():
+            training.student[0].weight.mul_(0.9)
+            training.teacher[0].weight.mul_(0.9)
+
+
+def leave_in_eval_mode(training: Training, step: int) -> None:
+    training.student.eval()
+
+
+def keep_statistics(training: Training, step: int) -> None:
+    """Then the fused optimiser alone changes the student, which torch's version counters do not show."""
+    for index in (1, 4):
+        training.student[index].eval()
+
+
+@pytest.mark.parametrize("between", [write_weights, leave_in_eval_mode, keep_statistics])
+def test_what_changes_in_place_needs_no_capture(between):
+    assert_same_training(*both("adaad"), between=between)
+    assert Recorded.num_captures == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"make_optimizer": partial(sgd, fused=False, foreach=True)}, "SGD without fused=True reads its learning rate"),
+        ({"micro_batch": 8}, "micro_batch takes a batch in parts"),
+    ],
+)
+def test_a_step_that_a_graph_cannot_hold_captures_its_inner_loop_and_says_so(options, message):
+    with pytest.warns(UserWarning, match=f"captures the inner loop and not the whole step: {message}") as warned:
+        graph = Training("graph", "adaad", **options)
+    eager = Training("eager", "adaad", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same_training(graph, eager)
+    assert len(warned) == 1
+    assert Recorded.num_captures == 1
+
+
+def test_a_student_in_fp16_captures_its_inner_loop():
+    with pytest.warns(UserWarning, match="not the whole step: a student in fp16 leaves out some updates"):
+        Training("graph", "adaad", precision=PrecisionConfig(student="fp16"))
+
+
+def test_student_and_teacher_of_a_step_that_is_not_compiled_go_to_two_streams(monkeypatch):
+    """Forwards, then backwards; what the streams do is tests/gpu's."""
+    pairs = []
+
+    def run_on_two_streams(device, on_current, on_side):
+        pairs.append((on_current.func, on_side.func))
+        return on_current(), on_side()
+
+    monkeypatch.setattr(inner_step, "run_on_two_streams", run_on_two_streams)
+    student, teacher = tiny_network(1), tiny_network(2)
+    x_natural, labels = images_and_labels()
+    maximizer = partial(inner_maximization.InnerMaximizer, student, teacher, inner=INNER)
+    two, one = maximizer(method="adaad"), maximizer(method="pgd-at")
+    two(x_natural)
+    assert len(pairs) == 2 * INNER.num_steps
+    one(x_natural, labels)
+    assert len(pairs) == 2 * INNER.num_steps
+    maximizer(mode="compiled", compile_options={"backend": "aot_eager"})(x_natural)
+    assert len(pairs) == 2 * INNER.num_steps
+
+
+def break_the_teacher(training: Training, step: int) -> None:
+    """One weight of it is infinite in steps 2, 7 and 8."""
+    weight = training.teacher[-1].weight
+    if step == 0:
+        training.whole_weight = weight[0, 0].item()
+    with torch.no_grad():
+        weight[0, 0] = torch.inf if step in (2, 7, 8) else training.whole_weight
+
+
+@pytest.mark.parametrize("options", [{}, {"awp_gamma": 0.01}, {"teacher_policy": TeacherPolicy(kind="refreshed")}])
+def test_replays_leave_out_the_updates_that_eager_steps_leave_out(options):
+    graph, eager = both("adaad", on_nonfinite="skip", **options)
+    students = []
+    for step in range(12):
+        for training in (graph, eager):
+            break_the_teacher(training, step)
+            training.step(step)
+        assert_same_students(graph, eager)
+        assert torch.equal(graph.distiller._teacher_error.sums, eager.distiller._teacher_error.sums)
+        students.append(copy.deepcopy(graph.student.state_dict()))
+    assert Recorded.num_captures == 1
+    for step in range(1, 12):
+        same = [torch.equal(tensor, students[step - 1][name]) for name, tensor in students[step].items()]
+        assert all(same) if step in (2, 7, 8) else not any(same), step
+    assert [training.distiller.read_skipped() for training in (graph, eager)] == [3, 3]
+
+
+@pytest.mark.parametrize("first_step", [0, 2])
+def test_replays_find_what_eager_steps_find(first_step):
+    graph, eager = both("adaad")
+    for step in range(first_step, 5):
+        for training in (graph, eager):
+            training.distiller.check_finite()
+            if step == 4:
+                with torch.no_grad():
+                    training.teacher[-1].weight[0, 0] = torch.inf
+            training.step(step)
+    for training in (graph, eager):
+        with pytest.raises(ValueError, match=f"^step {5 - first_step}: NaN or inf in the teacher's logits while"):
+            training.distiller.check_finite()
+    assert torch.equal(graph.distiller._nonfinite.counts, eager.distiller._nonfinite.counts)

@@ -1,0 +1,281 @@
+"""A run that is stopped and goes on ends as one that was not: weights, rows and files."""
+
+import multiprocessing
+import os
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stopped_runs import (
+    NUM_STEPS,
+    VARIANTS,
+    StopHereError,
+    before_step,
+    die,
+    long_run,
+    run_until,
+    said,
+    trainer,
+    untimed_rows,
+    variant,
+    weights,
+)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import save_teacher
+
+from fastadaad.config import PrecisionConfig
+from fastadaad.runtime.locks import locked
+from fastadaad.training.checkpoint import CheckpointError, checkpoint_paths
+from fastadaad.training.fingerprint import versions
+from fastadaad.training.folders import choose_run_folder
+from fastadaad.training.log import read_metrics
+
+
+@pytest.mark.filterwarnings("ignore:teacher policy:UserWarning")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_run_that_died_in_the_middle_of_an_epoch_ends_bitwise_as_one_that_did_not(tmp_path, name):
+    config = variant(name, tmp_path)
+    trainer(config, tmp_path / "whole").train()
+    run_until(config, tmp_path / "stopped", step=6)
+    resumed = trainer(config, tmp_path / "stopped", resume=True)
+    assert resumed.state.step == 6
+    resumed.train()
+    assert "epoch 2 of 3, step 6" in said(resumed)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    assert untimed_rows(tmp_path / "stopped") == untimed_rows(tmp_path / "whole")
+
+
+def test_a_run_may_die_at_every_step(tmp_path):
+    """Each process of the run gets one step further, so every position is a place where one dies and one begins."""
+    config = long_run()
+    trainer(config, tmp_path / "whole").train()
+    folder = tmp_path / "stopped"
+    for step in range(1, NUM_STEPS):
+        run = trainer(config, folder, resume=True)
+        before_step(run, step, die)
+        with pytest.raises(StopHereError):
+            run.train()
+    trainer(config, folder, resume=True).train()
+    assert weights(folder) == weights(tmp_path / "whole")
+    assert untimed_rows(folder) == untimed_rows(tmp_path / "whole")
+    assert len(checkpoint_paths(folder)) == 2
+    last = read_metrics(folder)[-1]
+    assert last["images_per_s"] * last["seconds"] == pytest.approx(NUM_STEPS * config.data.batch_size)
+
+
+@pytest.mark.parametrize("victim", ["metrics.csv", "last.safetensors", "best.safetensors", "checkpoint"])
+def test_a_run_may_die_while_it_writes(tmp_path, monkeypatch, victim):
+    """Between two files of the end of an epoch: what was not written is written when the run goes on."""
+    config = long_run()
+    trainer(config, tmp_path / "whole").train()
+    folder = tmp_path / "stopped"
+    run = trainer(config, folder)
+    if victim == "checkpoint":
+        replace_file = os.replace
+
+        def replace_or_die(source, target):
+            if "step-000000008" in str(target):
+                die()
+            replace_file(source, target)
+
+        monkeypatch.setattr(os, "replace", replace_or_die)
+    else:
+        write = run._files.write
+
+        def write_or_die(path, content):
+            if path.name == victim and run.state.epoch == 1:
+                die()
+            write(path, content)
+
+        monkeypatch.setattr(run._files, "write", write_or_die)
+    with pytest.raises(StopHereError):
+        run.train()
+    monkeypatch.undo()
+    trainer(config, folder, resume=True).train()
+    assert weights(folder) == weights(tmp_path / "whole")
+    assert untimed_rows(folder) == untimed_rows(tmp_path / "whole")
+    assert not list((folder / "checkpoints").glob("*.tmp"))
+
+
+def test_tensorboard_has_an_epoch_that_was_trained_twice_once(tmp_path):
+    config = long_run(checkpoint_every=100)
+    run_until(config, tmp_path, step=10)
+    os.truncate(checkpoint_paths(tmp_path)[0], 1000)  # so the second epoch is trained again
+    trainer(config, tmp_path, resume=True).train()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == [4, 8, 12]
+
+
+def test_a_folder_without_a_checkpoint_starts_a_run_and_says_so(tmp_path):
+    run = trainer(long_run(), tmp_path / "new", resume=True)
+    assert "has no checkpoint: the run starts from its beginning" in said(run)
+    assert run.state.step == 0
+
+
+def test_another_configuration_or_teacher_is_refused_with_the_differences(tmp_path):
+    config = variant("adaad", tmp_path)
+    run_until(config, tmp_path / "run", step=6)
+    changed = replace(
+        config,
+        seed=1,
+        optim=replace(config.optim, epochs=5),
+        teacher=save_teacher(tmp_path / "other.safetensors", seed=1),
+    )
+    with pytest.raises(CheckpointError) as refused:
+        trainer(changed, tmp_path / "run", resume=True)
+    for difference in ("seed 0 -> 1", "optim.epochs 3 -> 5", "teacher.checkpoint has other contents"):
+        assert difference in str(refused.value)
+    assert "learning_rate" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+    # What changes no weight may be another.
+    other = replace(config, log_every=1, checkpoint_every=50, on_nonfinite="skip", teacher_check=0)
+    assert trainer(other, tmp_path / "run", resume=True).state.step == 6
+
+
+def test_other_images_are_refused(tmp_path, monkeypatch):
+    run_until(long_run(), tmp_path, step=2)
+    monkeypatch.setattr("fastadaad.training.trainer.fingerprint", lambda dataset: "another")
+    with pytest.raises(CheckpointError, match="data_sha256 has other contents"):
+        trainer(long_run(), tmp_path, resume=True)
+
+
+def test_other_extra_images_in_the_same_file_are_refused(tmp_path):
+    path = tmp_path / "extra.npz"
+    config = replace(long_run(), data=replace(long_run().data, extra_images=str(path)))
+    images = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), dtype=np.uint8)
+    np.savez(path, image=images, label=np.arange(300) % 10)
+    run_until(config, tmp_path / "run", step=2)
+    assert trainer(config, tmp_path / "run", resume=True).state.step == 2
+    np.savez(path, image=images[::-1], label=np.arange(300) % 10)
+    with pytest.raises(CheckpointError, match="data_sha256 has other contents"):
+        trainer(config, tmp_path / "run", resume=True)
+
+
+def test_another_version_is_said(tmp_path, monkeypatch):
+    run_until(long_run(), tmp_path, step=2)
+    now = versions()
+    monkeypatch.setattr("fastadaad.training.trainer.versions", lambda: now | {"torch": "9.9"})
+    resumed = trainer(long_run(), tmp_path, resume=True)
+    assert "may differ in rounding" in said(resumed)
+    assert "-> 9.9" in said(resumed)
+
+
+def test_resuming_a_finished_run_trains_nothing(tmp_path):
+    trainer(long_run(), tmp_path).train()
+    before = weights(tmp_path)
+    for folder in (tmp_path, tmp_path / "checkpoints"):
+        (folder / "left by a process that was killed.tmp").touch()
+    run = trainer(long_run(), tmp_path, resume=True)
+    assert not list(tmp_path.rglob("*.tmp"))
+    run.distiller.step = None
+    result = run.train()
+    assert weights(tmp_path) == before
+    assert result.best_epoch in (1, 2, 3)
+    assert [row["epoch"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_a_deterministic_run_has_deterministic_algorithms_and_no_measured_layout(tmp_path):
+    enabled = []
+    for deterministic in (True, False):
+        run = trainer(long_run(deterministic=deterministic), tmp_path / str(deterministic))
+        assert (run.distiller.maximizer.layout == "contiguous") == deterministic
+        before_step(run, 1, lambda: enabled.append(torch.are_deterministic_algorithms_enabled()))
+        before_step(run, 2, die)
+        with pytest.raises(StopHereError):
+            run.train()
+    assert enabled == [True, False]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    run = trainer(long_run(), tmp_path)
+    seen = []
+
+    def start_another() -> None:
+        (tmp_path / "checkpoints" / "step-000000006.safetensors.tmp").touch()  # as while it is written
+        with pytest.raises(ValueError, match=f"another process trains in {tmp_path}: wait"):
+            trainer(long_run(), tmp_path, resume=True).train()
+        seen.append(read_metrics(tmp_path))
+        (tmp_path / "checkpoints" / "step-000000006.safetensors.tmp").unlink()
+
+    before_step(run, 6, start_another)
+    run.train()
+    assert len(seen[0]) == 1
+    with locked(tmp_path) as own:
+        assert own
+
+
+def test_a_worker_that_outlives_its_parent_does_not_keep_the_lock(tmp_path):
+    processes = multiprocessing.get_context("fork")
+    barrier = processes.Barrier(2)
+    with locked(tmp_path):
+        worker = processes.Process(target=lambda: (barrier.wait(), barrier.wait()), daemon=True)
+        worker.start()
+        barrier.wait()
+    with locked(tmp_path) as own:
+        assert own
+    barrier.wait()
+    worker.join()
+    assert worker.exitcode == 0
+
+
+def test_a_run_whose_latest_checkpoint_is_damaged_is_found_by_the_one_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/2026-01-01_tiny")
+    run_until(long_run(), folder, step=6)
+    os.truncate(checkpoint_paths(folder)[0], 1000)
+    assert choose_run_folder(None, long_run(), resume=True, say=print) == folder
+    said_of_it: list[str] = []
+    assert choose_run_folder(None, long_run(), resume=False, say=said_of_it.append) != folder
+    assert said_of_it == [
+        f"{folder} has the same run, not finished, 1 of 3 epochs trained: add --resume to go on with it"
+    ]
+    with pytest.raises(ValueError, match="it has a run, not finished"):
+        choose_run_folder(str(folder), long_run(), resume=False, say=print)
+
+
+def test_a_folder_in_which_a_run_died_before_its_first_step_can_be_gone_on_with(tmp_path, monkeypatch):
+    config = long_run(precision=PrecisionConfig(student="bf16"))
+    with monkeypatch.context() as dying:
+        dying.setattr("fastadaad.training.log.write_atomically", lambda path, content: die())
+        with pytest.raises(StopHereError):
+            trainer(config, tmp_path / "run").train()
+    assert choose_run_folder(str(tmp_path / "run"), config, resume=True, say=print) == tmp_path / "run"
+
+
+def test_every_generator_goes_on_where_it_was(tmp_path, monkeypatch):
+    """A student that draws from Python's, numpy's and torch's generators at each step trains on bitwise."""
+
+    def train(folder: Path, die_at: int | None, resume: bool = False) -> list[tuple]:
+        draws: list[tuple] = []
+        run = trainer(long_run(), folder, resume=resume)
+        take_step = run.distiller.step
+
+        def draw_and_step(*arguments, **options):
+            if run.state.step == die_at:
+                die()
+            draws.append((random.random(), np.random.rand(), torch.rand(()).item()))
+            return take_step(*arguments, **options)
+
+        run.distiller.step = draw_and_step
+        if die_at is None:
+            run.train()
+        else:
+            with pytest.raises(StopHereError):
+                run.train()
+        return draws
+
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    whole = train(tmp_path / "whole", None)
+    random.seed(99)
+    before = random.getstate()
+    parts = train(tmp_path / "parts", 5) + train(tmp_path / "parts", None, resume=True)
+    assert parts == whole
+    assert len(set(whole)) == NUM_STEPS
+    assert random.getstate() == before
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])

@@ -1,0 +1,176 @@
+"""What a training checks and says besides its metrics: the self-check, compiling, precision, the teacher policy."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import planted_faults
+import pytest
+import torch
+from rich.console import Console
+from tiny_runs import save_teacher, tiny_run
+
+from fastadaad import ops
+from fastadaad.config import PrecisionConfig, TeacherPolicy
+from fastadaad.inner import step as inner_step
+from fastadaad.ops import registration
+from fastadaad.run_config import OptimConfig, RunConfig
+from fastadaad.runtime.progress import ImageProgress
+from fastadaad.training import build as builders_module
+from fastadaad.training import distiller as distiller_module
+from fastadaad.training import self_check
+from fastadaad.training.build import checked_mode
+from fastadaad.training.log import read_metrics
+from fastadaad.training.self_check import CHECKS, SelfCheckResult
+from fastadaad.training.self_check import ops as self_check_ops
+from fastadaad.training.trainer import Trainer
+
+STEPS_PER_EPOCH, BATCH_SIZE = 4, 64  # of tiny_run
+
+
+def adaad_run(folder: Path, **changes) -> RunConfig:
+    optim = OptimConfig(epochs=1, learning_rate=0.2)
+    teacher = save_teacher(folder / "teacher.safetensors")
+    return tiny_run(method="adaad", **{"teacher": teacher, "optim": optim, "layout": "contiguous"} | changes)
+
+
+def train(config: RunConfig, folder: Path) -> list[str]:
+    """The lines that the training prints."""
+    console = Console(file=io.StringIO(), width=60)
+    Trainer(config, folder, console).train()
+    return console.file.getvalue().splitlines()
+
+
+def lines_about(word: str, lines: list[str]) -> list[str]:
+    return [line for line in lines if word in line]
+
+
+@pytest.fixture
+def machine_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTADAAD_CACHE", str(tmp_path / "memory"))
+    yield
+    registration.switch_on("cpu")
+
+
+@pytest.mark.usefixtures("machine_of_its_own")
+def test_a_wrong_operation_is_switched_off_in_one_line_also_when_it_is_remembered(tmp_path, monkeypatch):
+    run = adaad_run(tmp_path)
+    with planted_faults.wrong_kl_grad():
+        (line,) = lines_about("self-check", train(run, tmp_path / "first"))
+        assert "kl_grad failed, off on this machine" in line
+        (row,) = (row for row in ops.report() if (row.op, row.device) == ("kl_grad", "cpu"))
+        assert row.backend == "reference"
+        assert "self-check failed" in row.reason
+
+        registration.switch_on("cpu")  # as in a new process
+        checked = []
+        monkeypatch.setattr(self_check_ops, "failing_cases", lambda *arguments: checked.append(arguments) or [])
+        assert lines_about("self-check", train(run, tmp_path / "second")) == [line]
+        assert not checked
+    weights = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("first", "second")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.usefixtures("machine_of_its_own")
+def test_a_machine_without_faults_is_checked_once_and_without_a_word(tmp_path, monkeypatch):
+    checked, true_check = [], self_check_ops.failing_cases
+    monkeypatch.setattr(self_check_ops, "failing_cases", lambda *given: checked.append(given) or true_check(*given))
+    for name in ("first", "second"):
+        assert not lines_about("self-check", train(adaad_run(tmp_path), tmp_path / name))
+    assert len(checked) == len(self_check.OPS)
+
+
+def result_without(failed: str | None = None, not_run: str | None = None) -> SelfCheckResult:
+    return SelfCheckResult(
+        passed=tuple(check for check in CHECKS if check not in (failed, not_run)),
+        failures={failed: "planted"} if failed else {},
+        not_run={not_run: "planted"} if not_run else {},
+        device="cuda",
+        seconds=0.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "result", "expected"),
+    [
+        ("auto", result_without(), "graph"),
+        ("auto", result_without(not_run="captured"), "compiled"),
+        ("auto", result_without(failed="captured"), "compiled"),
+        ("auto", result_without(failed="compiled"), "eager"),
+        ("graph", result_without(failed="captured"), "compiled"),
+        ("graph", result_without(failed="kl_grad"), "graph"),
+        ("compiled", result_without(), "compiled"),
+        ("compiled", result_without(failed="compiled"), "eager"),
+        ("eager", result_without(), "eager"),
+    ],
+)
+def test_the_mode_on_cuda_is_the_fastest_that_the_self_check_found_right(monkeypatch, mode, result, expected):
+    monkeypatch.setattr(builders_module, "ensure_checked", lambda device, say: result)
+    assert checked_mode(mode, torch.device("cuda"), print) == expected
+
+
+def test_auto_is_eager_on_the_cpu_and_a_mode_without_its_device_is_refused_before_any_check(monkeypatch):
+    assert checked_mode("auto", torch.device("cpu"), print) == "eager"
+    monkeypatch.setattr(builders_module, "ensure_checked", None)
+    with pytest.raises(ValueError, match="mode graph needs a CUDA device"):
+        checked_mode("graph", torch.device("cpu"), print)
+    with pytest.raises(ValueError, match="mode is 'fast': choose eager, compiled, graph or auto"):
+        checked_mode("fast", torch.device("cpu"), print)
+
+
+@pytest.mark.parametrize(("mode", "untimed_steps"), [("compiled", 1), ("eager", 0)])
+def test_the_first_step_of_a_compiled_run_is_shown_as_compiling_and_not_timed(
+    tmp_path, monkeypatch, mode, untimed_steps
+):
+    for module in (inner_step, distiller_module):  # as if compiled, without the wait
+        monkeypatch.setattr(module, "one_graph", lambda function, **options: function)
+    titles, stop = [], ImageProgress.clock_stopped
+    monkeypatch.setattr(
+        ImageProgress, "clock_stopped", lambda self, title=None: titles.append(title) or stop(self, title)
+    )
+    lines = train(adaad_run(tmp_path, mode=mode, optim=OptimConfig(epochs=2, learning_rate=0.2)), tmp_path / "run")
+    assert titles.count("compiling") == len(lines_about("compiled in", lines)) == untimed_steps
+    for row in read_metrics(tmp_path / "run"):
+        timed_images = (row["epoch"] * STEPS_PER_EPOCH - untimed_steps) * BATCH_SIZE
+        assert row["images_per_s"] * row["seconds"] == pytest.approx(timed_images)
+
+
+def test_low_precision_is_measured_at_the_start_and_at_the_end(tmp_path):
+    precision = PrecisionConfig(student="bf16", teacher="bf16")
+    lines = train(adaad_run(tmp_path, precision=precision), tmp_path / "run")
+    shares = json.loads((tmp_path / "run" / "precision.json").read_text())
+    assert list(shares) == ["start", "end"]
+    assert shares["start"] != shares["end"]
+    for moment, (line, measured) in zip(
+        shares, zip(lines_about("in bf16", lines), shares.values(), strict=True), strict=True
+    ):
+        assert 0.8 < measured["same_sign"] < 1
+        assert f"at the {moment}: {measured['same_sign']:.2%} of the pixel gradients" in line
+
+
+def test_measuring_the_precision_leaves_the_training_as_it_is(tmp_path, monkeypatch):
+    config = adaad_run(tmp_path, precision=PrecisionConfig(teacher="bf16"))
+    train(config, tmp_path / "measured")
+    monkeypatch.setattr(Trainer, "_report_precision", lambda self, moment: None)
+    train(config, tmp_path / "not measured")
+    weights = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("measured", "not measured")]
+    assert weights[0] == weights[1]
+
+
+def test_a_teacher_policy_is_reported_with_its_last_error(tmp_path):
+    config = adaad_run(tmp_path)
+    config = replace(config, teacher=replace(config.teacher, policy=TeacherPolicy(kind="refreshed", every=2)))
+    (line,) = lines_about("teacher policy", train(config, tmp_path / "run"))
+    last = read_metrics(tmp_path / "run")[-1]
+    assert line == (
+        f"teacher policy refreshed(every=2): asked every 2 steps, kl off by {last['teacher_kl_error']:.1%}, "
+        f"another top class in {last['teacher_top_class_differs']:.1%} of the images"
+    )
+
+
+def test_an_exact_run_in_fp32_says_nothing_of_either(tmp_path):
+    lines = train(adaad_run(tmp_path), tmp_path / "run")
+    assert not lines_about("teacher policy", lines)
+    assert not lines_about("fp32", lines)
+    assert not (tmp_path / "run" / "precision.json").exists()
