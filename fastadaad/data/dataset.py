@@ -7,14 +7,11 @@ from pathlib import Path
 from torch import Tensor
 
 from fastadaad.config import OnError
-from fastadaad.runtime.text import printable
+from fastadaad.runtime.text import InputError
 
 
-class DataError(ValueError):
-    """A data set that cannot be read; the message is one line that names the file and what to do."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+class DataError(InputError):
+    """A data set that cannot be read; the message is one line that names the file and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

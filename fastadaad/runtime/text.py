@@ -12,6 +12,16 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
+class InputError(ValueError):
+    """Base class of errors about the user's files: the message is one line that names the file and the remedy.
+
+    Control characters of the message are escaped, and a long message loses its middle (see printable).
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
 def line_of(error: Exception) -> str:
     """The message of a mistake in one line; the system's own words name a file, but no remedy."""
     if isinstance(error, OSError) and error.filename:
