@@ -16,8 +16,8 @@ from tiny_runs import save_teacher, tiny_run
 from torch import nn
 
 from fastadaad import load_model
+from fastadaad.models.weights_writing import save_weights
 from fastadaad.run_config import RunConfig
-from fastadaad.runtime.files import save_weights
 
 WEB_PAGE = b"<!DOCTYPE html>\n<html><title>404 Not Found</title></html>\n"
 IDX_FILES = {

@@ -7,8 +7,8 @@ import torch
 
 from fastadaad import load_model
 from fastadaad.config import InnerConfig, ThreatModel
+from fastadaad.models.weights_writing import save_weights
 from fastadaad.run_config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, TeacherConfig
-from fastadaad.runtime.files import save_weights
 
 THREAT_MODEL = ThreatModel(epsilon=0.1)
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fastadaad.models.recognition import Recognized, recognize
 from fastadaad.models.weights_reading import read_state_dict
-from fastadaad.runtime.files import save_tensors, write_atomically
+from fastadaad.models.weights_writing import save_tensors
+from fastadaad.runtime.files import write_atomically
 from fastadaad.runtime.output_files import check_output
 
 # Our networks -> the class of RobustBench with the same names and the same function.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastadaad.models.weights_checks import ForbiddenCallError, check_safetensors, check_torch_save
 from fastadaad.models.weights_names import WRAPPERS, Checkpoint, by_our_names, canonical, unwrap
 from fastadaad.runtime.file_limits import UNPACKED_BYTES
-from fastadaad.runtime.text import printable
+from fastadaad.runtime.text import InputError
 
 # What a file may lack: the counters are unused with a fixed momentum, and only fastadaad's models carry a Normalize.
 OPTIONAL = re.compile(r"(.*\.)?num_batches_tracked|normalize\.(mean|std)")
@@ -50,11 +50,8 @@ HARMLESS: list[Any] = [
 ]
 
 
-class WeightsError(ValueError):
-    """A weights file that cannot be read or does not fit; the message is one line that names it and what to do."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+class WeightsError(InputError):
+    """A weights file that cannot be read, or that does not fit the network."""
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
@@ -101,7 +98,6 @@ def check_is_file(path: Path) -> None:
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """As read_state_dict, with what is known about where they were. See checkpoint_names.py for what it understands."""
-    # Imported here: all of fastadaad.data comes with it.
     from fastadaad.runtime.file_checks import is_web_page
 
     path = Path(path)

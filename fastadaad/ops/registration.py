@@ -14,8 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 
 import fastadaad.kernels
-
-KERNELS_VARIABLE = "FASTADAAD_KERNELS"
+from fastadaad.kernels import KERNELS_VARIABLE
 
 Device = Literal["cpu", "cuda"]
 Backend = Literal["c++", "triton", "reference"]

@@ -22,7 +22,7 @@ import torch
 
 import fastadaad
 import fastadaad.kernels
-from fastadaad.ops.registration import KERNELS_VARIABLE
+from fastadaad.kernels import KERNELS_VARIABLE
 from fastadaad.runtime.files import write_atomically
 
 CACHE_VARIABLE = "FASTADAAD_CACHE"

@@ -17,7 +17,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from fastadaad.models.weights_checks import check_safetensors
-from fastadaad.runtime.files import ENTRY, serialized, write_atomically
+from fastadaad.models.weights_writing import ENTRY, serialized
+from fastadaad.runtime.files import write_atomically
 from fastadaad.runtime.text import printable
 from fastadaad.training.nested_state import join_tensors, split_tensors
 

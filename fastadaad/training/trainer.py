@@ -14,10 +14,11 @@ from fastadaad import methods
 from fastadaad.data.rank_agreement import fingerprint
 from fastadaad.evaluation import check_attacks
 from fastadaad.inner import precision_report
+from fastadaad.models.weights_writing import serialized
 from fastadaad.run_config import RunConfig
 from fastadaad.runtime.determinism import deterministic_algorithms
 from fastadaad.runtime.distributed import current_processes
-from fastadaad.runtime.files import remove_temporaries, serialized
+from fastadaad.runtime.files import remove_temporaries
 from fastadaad.runtime.locks import run_lock
 from fastadaad.runtime.patient_files import PatientFiles
 from fastadaad.runtime.progress import Counts, ImageProgress, image_progress

@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 
 from fastadaad import cli, load_model, methods
 from fastadaad.models.robust_teachers import ROBUST_TEACHERS
-from fastadaad.runtime.files import save_weights
+from fastadaad.models.weights_writing import save_weights
 
 
 def test_teachers_lists_every_teacher_with_its_figures(capsys):

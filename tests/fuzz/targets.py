@@ -26,7 +26,7 @@ from fastadaad.data.image_decoding import decode_resized
 from fastadaad.data.packing import pack
 from fastadaad.models import WeightsError, load_model, read_state_dict
 from fastadaad.models.recognition import recognize
-from fastadaad.runtime.files import ENTRY, serialized
+from fastadaad.models.weights_writing import ENTRY, serialized
 from fastadaad.training.checkpoint import CheckpointError, CheckpointFacts, read_checkpoint, write_checkpoint
 
 RNG = np.random.default_rng(0)

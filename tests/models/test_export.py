@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from fastadaad import load_model
 from fastadaad.models.export import export
-from fastadaad.runtime.files import save_weights
+from fastadaad.models.weights_writing import save_weights
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 

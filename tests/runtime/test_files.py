@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from fastadaad.models import read_state_dict
-from fastadaad.runtime.files import save_weights, write_atomically
+from fastadaad.models.weights_writing import save_weights
+from fastadaad.runtime.files import write_atomically
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])

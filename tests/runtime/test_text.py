@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from fastadaad import cli
 from fastadaad.data import DataError
 from fastadaad.models import WeightsError, load_model
-from fastadaad.runtime.files import save_weights
+from fastadaad.models.weights_writing import save_weights
 from fastadaad.runtime.progress import image_progress
 from fastadaad.runtime.text import HEAD, TAIL, line_of, printable
 
