@@ -1,13 +1,16 @@
 # make demo: watch a small student inherit robustness from a robust teacher
-# make test: the whole test suite
-# Both create .venv, install what they need and build the C++ kernels, once.
+# make test-fast: every test that takes seconds; make test: all tests
+# make docs: the documentation site, in build/site
+# Each target creates .venv, installs what it needs and builds the C++ kernels, once.
 
 PYTHON ?= python3
+# The torch to install: make setup TORCH='torch==2.10.*'
+TORCH ?= torch>=2.10
 VENV := .venv
 BIN := $(VENV)/bin
 KERNEL_SOURCES := $(wildcard kernels/cpu/*) setup.py CMakeLists.txt pyproject.toml
 
-.PHONY: setup demo test lint bench bench-gpu clean
+.PHONY: setup demo test test-fast coverage lint docs bench bench-gpu clean
 
 setup: $(VENV)/.installed
 
@@ -19,7 +22,7 @@ $(VENV)/.tools:
 # torch first: the kernels are built against its headers, without build isolation.
 $(VENV)/.installed: $(VENV)/.tools $(KERNEL_SOURCES)
 	@echo "installing fastadaad and building its kernels; the first time takes some minutes"
-	$(BIN)/python -m pip install --quiet 'torch>=2.10' torchvision
+	$(BIN)/python -m pip install --quiet '$(TORCH)' torchvision
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
 	@$(BIN)/python -c 'from fastadaad.cli.machine_report import summarize_ops; print(summarize_ops())'
 	touch $@
@@ -27,13 +30,33 @@ $(VENV)/.installed: $(VENV)/.tools $(KERNEL_SOURCES)
 demo: setup
 	$(BIN)/fastadaad compare demo $(DEMO)
 
+# make test TESTS=tests/ops/test_kl_grad.py runs part of the suite in one process, as a debugger needs it.
+# The tensors of the tests are small: one thread for each of WORKERS processes. A file runs in one process.
+TESTS ?=
+WORKERS ?= $(if $(TESTS),0,2)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+FAST := -m 'not slow'
+
 test: setup
-	$(BIN)/python -m pytest $(TESTS)
+	$(PYTEST) $(TESTS)
+
+test-fast: setup
+	$(PYTEST) $(FAST) $(TESTS)
+
+# make coverage FAST= counts the slow tests too.
+coverage: setup
+	$(PYTEST) $(FAST) --cov=fastadaad --cov-report=term:skip-covered $(TESTS)
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/check_prose.py
+	$(BIN)/python -m pytest --quiet tests/test_layers.py
+
+# Warnings are errors. The variable silences a notice about the successor of MkDocs.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 STEP := $(BIN)/python -m bench step
 
