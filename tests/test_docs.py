@@ -1,18 +1,21 @@
-"""What the pages under docs promise: their examples run, their commands parse, their links lead somewhere."""
+"""Examples on the pages under docs run, commands parse, links resolve, and figures are rows of bench/results."""
 
 import copy
 import csv
 import re
+import shlex
 import statistics
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench import step as bench_step
 from bench.data_table import tables
 from bench.measures import measures_table
 from bench.policy_table import policy_lines, table
 from fastadaad import cli, load_model, methods, recipes
+from fastadaad.config_io import override
 from fastadaad.inner.step import pixel_gradient, tape_vjp
 from fastadaad.training.trainer import Trainer
 
@@ -22,6 +25,12 @@ EXAMPLES = {name: re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) for 
 COMMANDS = [
     line for text in PAGES.values() for line in re.findall(r"^    \$? ?fastadaad (.+)$", text, flags=re.MULTILINE)
 ]
+QUICK_STARTS = ("quickstart-benchmark.md", "quickstart-drop-in.md", "quickstart-train.md")
+QUICK_START_COMMANDS = [
+    line
+    for name in QUICK_STARTS
+    for line in re.findall(r"^    (.+)$", re.sub(r"```.*?```", "", PAGES[name], flags=re.DOTALL), flags=re.MULTILINE)
+]
 
 
 def run_example(page: str) -> dict:
@@ -30,8 +39,35 @@ def run_example(page: str) -> dict:
     return namespace
 
 
-def test_there_are_three_pages_with_an_example():
-    assert {name for name, examples in EXAMPLES.items() if examples} == {"data.md", "methods.md", "models.md"}
+def test_pages_with_an_example():
+    guides = {"data.md", "methods.md", "models.md"}
+    assert {name for name, examples in EXAMPLES.items() if examples} == guides | set(QUICK_STARTS)
+
+
+@pytest.mark.parametrize("name", QUICK_STARTS)
+def test_the_examples_of_a_quick_start_run_one_after_the_other(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    for example in EXAMPLES[name]:
+        exec(compile(example, name, "exec"), namespace)
+    assert float(re.search(r"[0-9.]+", capsys.readouterr().out)[0]) > 0
+
+
+@pytest.mark.parametrize("line", QUICK_START_COMMANDS)
+def test_every_command_of_a_quick_start_parses(line):
+    if line.startswith("python -m bench step "):
+        assert bench_step._parse(shlex.split(line)[4:])
+    elif line.startswith("make "):
+        assert re.search(rf"^{line[5:]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    elif line != "source .venv/bin/activate":
+        check_command(re.sub(r"^(torchrun .*-m )?fastadaad ", "", line))  # torchrun's words: test_scaling_page.py
+
+
+def check_command(command: str) -> None:
+    """Parses a command of `fastadaad` and applies its settings to its recipe."""
+    arguments = cli.parse(shlex.split(command))
+    if recipe := getattr(arguments, "recipe", None):
+        override(recipes.get(recipe, method=getattr(arguments, "method", None) or "adaad"), arguments.overrides)
 
 
 def test_the_example_of_data_gives_the_same_batch_by_each_engine(capsys):
@@ -71,13 +107,15 @@ def test_the_example_method_is_what_its_docstrings_say(capsys, monkeypatch, tmp_
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_a_page_parses(command):
-    assert cli.parse(command.split()).command == command.split()[0]
+    check_command(command)
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_links_lead_somewhere(name):
-    for link in re.findall(r"\]\(([^)]+)\)", PAGES[name]):
-        assert (ROOT / "docs" / link).exists(), link
+def test_files_named_on_a_page_exist(name):
+    links = re.findall(r"\]\(([^)]+)\)", PAGES[name])
+    results = re.findall(r"`(bench/results/[\w.-]+)`", PAGES[name])
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
+    assert [path for path in results if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize(

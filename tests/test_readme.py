@@ -1,4 +1,4 @@
-"""What the README promises: its examples run, and its figures are rows of bench/results."""
+"""Examples and commands of the README run or parse, and its figures are rows of bench/results."""
 
 import csv
 import re
@@ -48,7 +48,7 @@ def rows_of(name: str) -> list[dict[str, str]]:
 
 
 def table_under(header: str) -> list[list[str]]:
-    """The cells of the README's table with this first line, without bold."""
+    """Returns the cells of the README's table with this header line, without bold."""
     lines = README[README.index(header) :].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
 

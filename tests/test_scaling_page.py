@@ -1,4 +1,4 @@
-"""What docs/scaling.md gives to copy: torchrun's lines, and the script for Slurm, with stand-ins for its commands."""
+"""Command lines of torchrun on the pages, and the Slurm script of docs/scaling.md with stand-ins for its commands."""
 
 import os
 import re
@@ -18,7 +18,8 @@ from fastadaad.run_config import RunConfig
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "scaling.md").read_text()
 (SCRIPT,) = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
-LINES = re.findall(r"^    (torchrun .+)$", PAGE.replace(SCRIPT, ""), flags=re.MULTILINE)
+QUICK_START = (ROOT / "docs" / "quickstart-train.md").read_text()
+LINES = re.findall(r"^    (torchrun .+)$", PAGE.replace(SCRIPT, "") + QUICK_START, flags=re.MULTILINE)
 
 STANDINS = {
     "scontrol": 'if [ "$1" = show ]; then printf "node7\\nnode8\\n"; else echo "scontrol $*" >> log; fi',
@@ -34,7 +35,7 @@ STANDINS = {
 
 
 def started(words: list[str]) -> tuple[object, RunConfig]:
-    """torchrun's options and the run of one of its command lines."""
+    """Returns torchrun's options and the configuration of one of its command lines."""
     options = get_args_parser().parse_args(words[1:])
     assert options.module
     assert options.training_script == "fastadaad"
@@ -43,7 +44,7 @@ def started(words: list[str]) -> tuple[object, RunConfig]:
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_a_line_of_torchrun_parses_and_its_batch_can_be_shared(line):
+def test_a_line_of_torchrun_parses_and_its_batch_is_divisible_by_the_ranks(line):
     options, config = started(shlex.split(line))
     assert config.data.batch_size % (int(options.nproc_per_node) * int(options.nnodes.split(":")[-1])) == 0
 
@@ -53,7 +54,10 @@ def test_there_are_lines_for_a_node_and_for_several():
 
 
 def run_script(folder: Path, *, code: int, is_stopped: bool) -> tuple[int, list[str]]:
-    """Exit code of the script, and what its commands noted; srun ends with `code`, when it is told to or at once."""
+    """Returns the exit code of the script and the log of its commands.
+
+    srun ends with `code`: after SIGTERM if `is_stopped`, otherwise at once.
+    """
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "activate").touch()
     for name, text in STANDINS.items():
@@ -77,7 +81,7 @@ def run_script(folder: Path, *, code: int, is_stopped: bool) -> tuple[int, list[
     return exit_code, log.read_text().splitlines() if log.exists() else []
 
 
-def test_a_job_whose_time_is_over_saves_and_only_then_is_queued_again(tmp_path):
+def test_a_job_out_of_time_is_requeued_after_it_has_saved(tmp_path):
     code, log = run_script(tmp_path, code=1, is_stopped=True)
     assert log == ["scancel --signal=TERM 12", "saved", "scontrol requeue 12"]
     assert code == 1
@@ -89,7 +93,7 @@ def test_a_job_whose_time_is_over_saves_and_only_then_is_queued_again(tmp_path):
 
 
 @pytest.mark.parametrize(("code", "is_stopped"), [(0, False), (2, False), (0, True)])
-def test_a_job_that_is_done_or_failed_is_not_queued_again(tmp_path, code, is_stopped):
+def test_a_finished_or_failed_job_is_not_requeued(tmp_path, code, is_stopped):
     exit_code, log = run_script(tmp_path, code=code, is_stopped=is_stopped)
     assert exit_code == code
     assert not [line for line in log if "requeue" in line]
