@@ -20,7 +20,7 @@ from fastadaad.config import (
     require,
     require_choice,
 )
-from fastadaad.evaluation.attacks import parse_attack
+from fastadaad.evaluation.attack_names import check_attack_name
 
 ScheduleName = Literal["constant", "piecewise", "cosine", "one-cycle"]
 OptimizerName = Literal["sgd", "lars", "lamb"]
@@ -207,7 +207,7 @@ class EvaluationConfig:
         )
         require(len(self.attacks) > 0, "attacks is empty: give at least one, such as natural")
         for attack in (*self.attacks, self.validation_attack):
-            parse_attack(attack)  # a misspelt name must not surface after hours of training
+            check_attack_name(attack)  # a misspelt name must not surface after hours of training
 
 
 @dataclass(frozen=True, kw_only=True)

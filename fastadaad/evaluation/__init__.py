@@ -1,15 +1,9 @@
-"""Natural and robust accuracy, their table and their curves."""
+"""Natural and robust accuracy of a network, and their tables and plots.
 
-from fastadaad.evaluation.accuracy import AttackResult, evaluate, masking_warning, merge, num_parts
-from fastadaad.evaluation.attacks import AttackSpec, check_attacks, parse_attack
+Names are imported at their first use, so that `fastadaad.evaluation.attack_names` loads without torch. The names and
+their types are in `__init__.pyi`.
+"""
 
-__all__ = [
-    "AttackResult",
-    "AttackSpec",
-    "check_attacks",
-    "evaluate",
-    "masking_warning",
-    "merge",
-    "num_parts",
-    "parse_attack",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastadaad.config import ThreatModel
 from fastadaad.evaluation.attacks import AttackSpec, GradientAttack, check_attacks, correct, parse_attack
-from fastadaad.evaluation.autoattack import PartAttack
+from fastadaad.evaluation.autoattack import AutoAttackStage
 from fastadaad.evaluation.survival import Keeper, attack_survivors, fingerprint
 from fastadaad.inner.caller import bare
 from fastadaad.inner.checks import check_values
@@ -88,10 +88,10 @@ def evaluate(
     results, model = [], bare(model)
     with torch.inference_mode(False), torch.enable_grad(), frozen(model):
         for spec in specs:
-            num_restarts = restarts if any(attack.is_random for _, attack in spec.parts) else 1
+            num_restarts = restarts if any(attack.is_random for _, attack in spec.stages) else 1
             # One per restart, so that more restarts only add to the starts of fewer.
             generators = [torch.Generator(device).manual_seed(seed + restart) for restart in range(num_restarts)]
-            attack = spec.parts[0][1]
+            attack = spec.stages[0][1]
             checked = _checked(batches())
             if isinstance(attack, GradientAttack):  # then it is the only part
                 measured = _on_batches(model, attack, threat_model, checked, generators, spec.name, progress)
@@ -162,7 +162,7 @@ def _on_survivors(
     batch_size = len(pairs[0][1])
     x_natural, labels = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
     network, unfolded = fold(model, pairs[0][0], dtype=x_natural.dtype)
-    left_out = [attack.note(network, x_natural) for _, attack in spec.parts if isinstance(attack, PartAttack)]
+    left_out = [attack.note(network, x_natural) for _, attack in spec.stages if isinstance(attack, AutoAttackStage)]
     facts = [
         spec.name, asdict(threat_model), batch_size, [generator.initial_seed() for generator in generators],
         fingerprint(*model.state_dict().values()), fingerprint(x_natural, labels),
@@ -178,7 +178,7 @@ def _on_survivors(
         keeper=Keeper(state, spec.name, facts),
         progress=progress,
     )
-    names = [part for part, _ in spec.parts]
+    names = [part for part, _ in spec.stages]
     return {
         "num_images": len(labels),
         "accuracy": survival.accuracies[-1],
@@ -209,9 +209,9 @@ def merge(shards: Sequence[AttackResult]) -> AttackResult:
     )
 
 
-def num_parts(attacks: Iterable[str]) -> int:
+def num_stages(attacks: Iterable[str]) -> int:
     """How often `evaluate` passes over the images: once for each part of each attack."""
-    return sum(len(parse_attack(name).parts) for name in attacks)
+    return sum(len(parse_attack(name).stages) for name in attacks)
 
 
 def masking_warning(results: Iterable[AttackResult]) -> str | None:

@@ -1,10 +1,10 @@
-"""The evaluation attacks: names -> settings.
+"""Evaluation attacks by name, and the gradient attacks among them.
 
-Each attack says which images of a batch survive it. `natural`, `fgsm`, `pgdN` and `cw-linfN` are projected gradient
-ascent on one of two objectives, by the engine of the training; the others have files of their own.
+An attack returns which images of a batch survive it. `natural`, `fgsm`, `pgdN` and `cw-linfN` are projected gradient
+ascent on the cross-entropy or on the margin, run by the inner loop of the training; see carlini_wagner.py and
+autoattack.py for the others.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,21 +13,23 @@ from torch import Tensor, nn
 
 from fastadaad import methods
 from fastadaad.config import InnerConfig, Start, ThreatModel
-from fastadaad.evaluation.autoattack import PARTS, PartAttack, import_pyautoattack
+from fastadaad.evaluation.attack_names import AUTOATTACK_STAGES, split_attack_name
+from fastadaad.evaluation.autoattack import AutoAttackStage, import_pyautoattack
 from fastadaad.evaluation.carlini_wagner import CarliniWagner
 from fastadaad.inner.maximizer import InnerMaximizer
 from fastadaad.methods.objectives import CROSS_ENTROPY, MARGIN, InnerObjective
 
-DEFAULT_STEPS = {"cw-linf": 20, "cw": 1000}
-CHOICES = (
-    "natural, fgsm, pgdN and cw-linfN with N steps such as pgd20, cw or cwN, cw-l2, autoattack, "
-    f"or one of its parts {', '.join(PARTS)}"
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAttack:
-    """An attack by its number of steps and its step size in units of epsilon; num_steps 0: no attack."""
+    """Projected gradient ascent (Madry et al., 2018) from the natural image or from random starts.
+
+    Args:
+        num_steps: Number of steps; 0 runs no attack.
+        relative_step_size: Step size as a multiple of epsilon.
+        start: "natural", or "uniform" in the ball around the image.
+        objective: Quantity to maximise: the cross-entropy, or the margin max_{j != y} z_j - z_y of the logits z.
+    """
 
     num_steps: int
     relative_step_size: float = 0.0
@@ -36,11 +38,11 @@ class GradientAttack:
 
     @property
     def is_random(self) -> bool:
-        """Whether another restart can find more."""
+        """Returns True if another restart can find more adversarial images."""
         return self.start == "uniform"
 
     def maximizer(self, model: nn.Module, threat_model: ThreatModel) -> InnerMaximizer:
-        """The search for the adversarial image, as (x_natural, labels) -> x_adv."""
+        """Returns the search for adversarial images, a function (x_natural, labels) -> x_adv."""
         inner = InnerConfig(
             threat_model=threat_model,
             step_size=self.relative_step_size * threat_model.epsilon,
@@ -58,7 +60,18 @@ class GradientAttack:
         labels: Tensor,
         generators: Sequence[torch.Generator],
     ) -> Tensor:
-        """Which images are classified as `labels` [B] after one search per generator of starts, a bool [B]."""
+        """Attacks a batch once per generator.
+
+        Args:
+            model: Network in eval mode, from pixels to logits [B, N].
+            threat_model: Norm and radius.
+            x_natural: Images [B, C, H, W], fp32 in [0, 1].
+            labels: Class numbers [B], int64.
+            generators: One generator of random starts per restart.
+
+        Returns:
+            A bool tensor [B]: True if the image is classified as its label after every restart.
+        """
         survives = torch.ones_like(labels, dtype=torch.bool)
         if self.num_steps == 0:
             return survives
@@ -68,60 +81,72 @@ class GradientAttack:
         return survives
 
 
-Attack = GradientAttack | CarliniWagner | PartAttack
+Attack = GradientAttack | CarliniWagner | AutoAttackStage
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackSpec:
-    """What a name stands for: one attack, or several of which each gets the images that survived those before."""
+    """A named attack as a sequence of stages, each of which attacks the survivors of the stages before."""
 
     name: str
-    parts: tuple[tuple[str, Attack], ...]
+    stages: tuple[tuple[str, Attack], ...]
+    """Name and attack of each stage; a single one except for autoattack."""
 
 
 def correct(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Which of the images x [B, C, H, W] the model classifies as labels [B], a bool [B]."""
+    """Returns a bool tensor [B]: True if the model classifies the image of x [B, C, H, W] as its label."""
     with torch.no_grad():
         return model(x).argmax(dim=1) == labels
 
 
 def parse_attack(name: str) -> AttackSpec:
-    """The attack called `name`.
+    """Builds an attack from its name.
 
-    natural: none. fgsm: one step of epsilon from the image. pgdN: N steps of epsilon/4 (2/255 at the usual 8/255) on
-    the cross-entropy from a uniform start. cw-linfN (N = 20 if absent): the same on the margin. cw, cwN: the paper's
-    Carlini-Wagner attack with 1000 or N iterations. N has at most five digits. cw-l2: the full one, within an l2
-    radius. apgd-ce, apgd-t, fab-t, square: the parts of autoattack. Raises ValueError for any other name.
+    Args:
+        name: One of
+
+            - natural: no attack.
+            - fgsm: one step of epsilon from the natural image (Goodfellow et al., 2015).
+            - pgdN: N steps of epsilon / 4 (2/255 at the usual 8/255) on the cross-entropy from a uniform start.
+            - cw-linfN (N = 20 if absent): the steps of pgdN on the margin.
+            - cw, cwN: the Carlini-Wagner attack of the AdaAD paper with 1000 or N iterations.
+            - cw-l2: the full Carlini-Wagner attack, within an l2 radius.
+            - autoattack: the four stages of AutoAttack; apgd-ce, apgd-t, fab-t and square run one of them alone.
+
+            N has at most five digits.
+
+    Returns:
+        The attack with its stages.
+
+    Raises:
+        ValueError: The name is unknown.
     """
-    if name == "autoattack":
-        return AttackSpec(name=name, parts=tuple((part, PartAttack(part)) for part in PARTS))
-    return AttackSpec(name=name, parts=((name, _single(name)),))
+    stages = AUTOATTACK_STAGES if name == "autoattack" else (name,)
+    return AttackSpec(name=name, stages=tuple((stage, _single(stage)) for stage in stages))
 
 
 def check_attacks(names: Iterable[str], threat_model: ThreatModel) -> None:
     """Raises ValueError for an attack that is unknown, does not fit the threat model or lacks its library."""
     for name in names:
-        for _, attack in parse_attack(name).parts:
-            if isinstance(attack, PartAttack):
+        for _, attack in parse_attack(name).stages:
+            if isinstance(attack, AutoAttackStage):
                 import_pyautoattack()
             if isinstance(attack, CarliniWagner):
                 attack.check(threat_model)
 
 
 def _single(name: str) -> Attack:
-    if name == "natural":
+    family, num_steps = split_attack_name(name)
+    if family in AUTOATTACK_STAGES:
+        return AutoAttackStage(family)
+    if family == "natural":
         return GradientAttack(num_steps=0)
-    if name == "fgsm":
+    if family == "fgsm":
         return GradientAttack(num_steps=1, relative_step_size=1.0)
-    if name == "cw-l2":
+    if family == "cw-l2":
         return CarliniWagner(num_steps=1000, search_steps=9, constant=1e-3, confidence=0.0, within_epsilon=True)
-    if name in PARTS:
-        return PartAttack(name)
-    match = re.fullmatch(r"(pgd|cw-linf|cw)([1-9][0-9]{0,4})?", name)
-    if match is None or (match[1] == "pgd" and match[2] is None):
-        raise ValueError(f"unknown attack {name!r}: choose {CHOICES}")
-    num_steps = int(match[2] or DEFAULT_STEPS[match[1]])
-    if match[1] == "cw":
+    assert num_steps is not None
+    if family == "cw":
         return CarliniWagner(num_steps=num_steps)
-    objective = MARGIN if match[1] == "cw-linf" else CROSS_ENTROPY
+    objective = MARGIN if family == "cw-linf" else CROSS_ENTROPY
     return GradientAttack(num_steps=num_steps, relative_step_size=0.25, start="uniform", objective=objective)

@@ -1,6 +1,6 @@
-"""AutoAttack (Croce and Hein, 2020) through its authors' library pyautoattack, one part and one batch at a time.
+"""Stages of AutoAttack (Croce and Hein, 2020), run one batch at a time by its authors' library pyautoattack.
 
-The library's own loop is not used: it cannot be interrupted between batches, and its check for changing models sets
+The library's own loop is not used. It cannot be interrupted between batches, and its check for changing models sets
 the interpreter's trace function, which switches debuggers and coverage off.
 """
 
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from fastadaad.config import ThreatModel
 
-# The standard version, in its order.
-PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 NORMS = {"linf": "Linf", "l2": "L2"}
 # The targeted DLR loss of apgd-t compares the four largest logits.
 MIN_CLASSES_OF_DLR = 4
@@ -22,16 +20,20 @@ MAX_TARGETS = 9
 
 
 @dataclass(frozen=True)
-class PartAttack:
-    """One of PARTS with the settings of the standard version, for any number of classes."""
+class AutoAttackStage:
+    """A stage of AutoAttack's standard version, for any number of classes.
 
-    part: str
+    Args:
+        stage: One of attack_names.AUTOATTACK_STAGES.
+    """
+
+    stage: str
     is_random = False
 
     def note(self, model: nn.Module, x_natural: Tensor) -> str | None:
-        """Why the part does nothing for this model, if so."""
+        """Returns the reason if the stage is left out for this model, otherwise None."""
         num_classes = count_classes(model, x_natural)
-        if self.part != "apgd-t" or num_classes >= MIN_CLASSES_OF_DLR:
+        if self.stage != "apgd-t" or num_classes >= MIN_CLASSES_OF_DLR:
             return None
         return f"apgd-t is left out: its loss needs {MIN_CLASSES_OF_DLR} classes, and the model has {num_classes}"
 
@@ -43,9 +45,20 @@ class PartAttack:
         labels: Tensor,
         generators: Sequence[torch.Generator],
     ) -> Tensor:
-        """Which images [B] are classified as `labels` after the attack, a bool [B]; the seed is the first generator's.
+        """Attacks a batch.
 
-        Raises ValueError without pyautoattack.
+        Args:
+            model: Network in eval mode, from pixels to logits [B, N].
+            threat_model: Norm and radius.
+            x_natural: Images [B, C, H, W], fp32 in [0, 1].
+            labels: Class numbers [B], int64.
+            generators: The initial seed of the first generator seeds the library.
+
+        Returns:
+            A bool tensor [B]: True if the image is classified as its label after the attack.
+
+        Raises:
+            ValueError: pyautoattack is not installed.
         """
         num_classes = count_classes(model, x_natural)
         if self.note(model, x_natural) is not None:
@@ -64,22 +77,23 @@ class PartAttack:
         attacks.fab.targeted = True
         attacks.apgd_targeted.n_target_classes = min(MAX_TARGETS, num_classes - 1)
         attacks.fab.n_target_classes = min(MAX_TARGETS, num_classes - 1)
-        by_part = {
+        by_stage = {
             "apgd-ce": attacks.apgd,
             "apgd-t": attacks.apgd_targeted,
             "fab-t": attacks.fab,
             "square": attacks.square,
         }
-        return by_part[self.part]
+        return by_stage[self.stage]
 
 
 def count_classes(model: nn.Module, x: Tensor) -> int:
+    """Returns the number of logits that the model gives for an image of x [B, C, H, W]."""
     with torch.no_grad():
         return model(x[:1]).shape[1]
 
 
 def import_pyautoattack() -> Any:
-    """The library. Raises ValueError where it is not installed."""
+    """Imports the library. Raises ValueError if it is not installed."""
     try:
         import pyautoattack
     except ImportError as error:

@@ -87,7 +87,7 @@ def attack_survivors(
 ) -> Survival:
     """Run the parts of `spec` on x_natural [M, C, H, W] in batches, going on from what `keeper` has kept."""
     survival = keeper.load() or _before_attack(model, x_natural, labels, batch_size)
-    for number, (part, attack) in enumerate(spec.parts):
+    for number, (part, attack) in enumerate(spec.stages):
         if number < len(survival.accuracies):
             progress(part, len(labels))
             continue

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from fastadaad.data import Pipeline
-from fastadaad.evaluation import AttackResult, evaluate, merge, num_parts
+from fastadaad.evaluation import AttackResult, evaluate, merge, num_stages
 from fastadaad.evaluation.accuracy import Progress
 from fastadaad.run_config import RunConfig
 from fastadaad.runtime.distributed import current_processes
@@ -52,7 +52,7 @@ def evaluate_on_test_set(
 ) -> list[AttackResult]:
     """The attacks of `config.evaluation` on the test images of `data`, with live progress; `state` as in evaluate."""
     evaluation, test = config.evaluation, _share(data.test)
-    with image_progress(console, title, num_parts(evaluation.attacks) * test.num_images) as progress:
+    with image_progress(console, title, num_stages(evaluation.attacks) * test.num_images) as progress:
         results = _evaluate(
             model,
             test,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastadaad.config import ThreatModel
 from fastadaad.data import load_dataset
 from fastadaad.evaluation import accuracy, evaluate, masking_warning, survival
-from fastadaad.evaluation.autoattack import PARTS
+from fastadaad.evaluation.attack_names import AUTOATTACK_STAGES
 from fastadaad.inner.folding import FoldedNetwork
 from fastadaad.models import load_model
 from fastadaad.models.shipped import checkpoint_path
@@ -76,8 +76,8 @@ def test_apgd_leaves_what_the_librarys_own_run_leaves(teacher, digits, threat_mo
 def test_autoattack_leaves_what_the_librarys_own_run_leaves(teacher, digits):
     x, labels = digits[0][:20], digits[1][:20]
     (ours,) = evaluate(teacher, batches(x, labels), ["autoattack"], threat_model=LINF)
-    assert ours.accuracy == pytest.approx(the_librarys_own(teacher, x, labels, LINF, PARTS), abs=0.003)
-    assert [part for part, _, _ in ours.parts] == list(PARTS)
+    assert ours.accuracy == pytest.approx(the_librarys_own(teacher, x, labels, LINF, AUTOATTACK_STAGES), abs=0.003)
+    assert [part for part, _, _ in ours.parts] == list(AUTOATTACK_STAGES)
     accuracies = [accuracy for _, accuracy, _ in ours.parts]
     assert accuracies == sorted(accuracies, reverse=True)
     assert ours.accuracy == accuracies[-1]

@@ -149,14 +149,14 @@ def test_an_unknown_attack_is_refused_before_anything_runs(name):
 
 
 def test_attack_names():
-    assert parse_attack("fgsm").parts == (("fgsm", GradientAttack(num_steps=1, relative_step_size=1.0)),)
+    assert parse_attack("fgsm").stages == (("fgsm", GradientAttack(num_steps=1, relative_step_size=1.0)),)
     pgd = GradientAttack(num_steps=20, relative_step_size=0.25, start="uniform")
-    assert parse_attack("pgd20").parts == (("pgd20", pgd),)
-    assert parse_attack("cw-linf").parts[0][1] == replace(pgd, objective=MARGIN)
-    assert parse_attack("cw-linf50").parts[0][1] == replace(pgd, objective=MARGIN, num_steps=50)
-    assert [part for part, _ in parse_attack("autoattack").parts] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert parse_attack("cw").parts[0][1] == CarliniWagner(num_steps=1000, constant=0.1, search_steps=1)
-    assert parse_attack("cw200").parts[0][1] == CarliniWagner(num_steps=200)
+    assert parse_attack("pgd20").stages == (("pgd20", pgd),)
+    assert parse_attack("cw-linf").stages[0][1] == replace(pgd, objective=MARGIN)
+    assert parse_attack("cw-linf50").stages[0][1] == replace(pgd, objective=MARGIN, num_steps=50)
+    assert [part for part, _ in parse_attack("autoattack").stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert parse_attack("cw").stages[0][1] == CarliniWagner(num_steps=1000, constant=0.1, search_steps=1)
+    assert parse_attack("cw200").stages[0][1] == CarliniWagner(num_steps=200)
 
 
 def test_an_attack_that_does_not_fit_is_refused_before_anything_runs():
