@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fastadaad import methods, recipes
 from fastadaad.config_io import override
-from fastadaad.models import MODEL_NAMES
+from fastadaad.models import canonical_name
 from fastadaad.models.shipped import PREFIX
 from fastadaad.run_config import RunConfig
 
@@ -66,7 +66,7 @@ def translate(given: Mapping[str, str], overrides: Sequence[str] = ()) -> TrainC
     data = _known("dataset", flags["dataset"], [recipe().data.name for recipe in recipes.RECIPES.values()], DATASETS)
     base, plus, addition = flags["method"].partition("+")
     method = _known("method", base, methods.METHODS, METHODS) + plus + addition.lower()
-    student = network_name(flags["model"])
+    student = canonical_name(flags["model"])
     settings = {"student.name": student}
     for flag, (name, value) in SETTINGS.items():
         if flag in flags:
@@ -130,21 +130,13 @@ def _known(flag: str, text: str, names: Iterable[str], aliases: Mapping[str, str
     return known[_plain(text)]
 
 
-def network_name(text: str) -> str:
-    """Our name of a network, from wideresnet34_10, WRN-34-10, mobilenet_V2 or such; others stay as they are given."""
-    wide = re.fullmatch(r"(?:wideresnet|wrn)[_-]?([0-9]+)[_-]([0-9]+)", text.lower())
-    if wide is not None:
-        return f"wrn-{wide[1]}-{wide[2]}"
-    return {_plain(name): name for name in MODEL_NAMES}.get(_plain(text), text)
-
-
 def _teacher(text: str) -> dict[str, str]:
     """Network and file of a teacher that is known by name; else what `text` is, a file or a network."""
     if _plain(text) in TEACHERS:
         return dict(zip(("teacher.name", "teacher.checkpoint"), TEACHERS[_plain(text)], strict=True))
     if text.startswith(PREFIX) or Path(text).suffix in WEIGHT_FILES:
         return {"teacher.checkpoint": text}
-    return {"teacher.name": network_name(text)}
+    return {"teacher.name": canonical_name(text)}
 
 
 def _schedule(flags: Mapping[str, str]) -> dict[str, str]:

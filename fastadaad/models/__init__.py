@@ -1,6 +1,6 @@
-"""Models by name; all take pixels in [0, 1] and return logits."""
+"""Networks by name; each takes pixels [B, C, H, W] in [0, 1] and returns logits [B, N]."""
 
-from fastadaad.models.factory import MODEL_NAMES, load_model
+from fastadaad.models.factory import MODEL_NAMES, canonical_name, create_model, load_model
 from fastadaad.models.mobilenet_v2 import MobileNetV2
 from fastadaad.models.normalize import Normalize
 from fastadaad.models.resnet import PreActResNet, ResNet
@@ -19,6 +19,8 @@ __all__ = [
     "SmallResNet",
     "WeightsError",
     "WideResNet",
+    "canonical_name",
+    "create_model",
     "load_model",
     "load_weights",
     "read_state_dict",

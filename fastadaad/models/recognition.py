@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastadaad.models.factory import load_model
-from fastadaad.models.weights_names import canonical
+from fastadaad.models.weights_names import without_prefixes
 from fastadaad.models.weights_reading import misfits
 
 # Families without a size in their names.
@@ -59,5 +59,5 @@ def _candidates(weights: Mapping[str, Tensor], stem_channels: int) -> Iterator[s
 def _fits(weights: Mapping[str, Tensor], name: str, num_classes: int, in_channels: int) -> bool:
     with suppress(ValueError), torch.device("meta"):  # shapes alone: nothing is allocated
         network = load_model(name, num_classes=num_classes, in_channels=in_channels)
-        return not misfits(weights, {canonical(key): tensor for key, tensor in network.state_dict().items()})
+        return not misfits(weights, {without_prefixes(key): tensor for key, tensor in network.state_dict().items()})
     return False  # its sizes are none that load_model builds

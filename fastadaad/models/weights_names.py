@@ -37,7 +37,7 @@ class Checkpoint:
     """Names left out, since no network uses them."""
 
 
-def canonical(name: str) -> str:
+def without_prefixes(name: str) -> str:
     """`name` without the prefixes that wrappers of modules add."""
     return PREFIXES.sub("", name)
 
@@ -62,9 +62,9 @@ def by_our_names(state_dict: Mapping[str, Tensor], entry: tuple[str, ...] = ()) 
     unused = []
     at_positions = _at_positions(state_dict)
     for name, tensor in state_dict.items():
-        ours = canonical(name)
+        ours = without_prefixes(name)
         if at_positions:
-            ours = canonical(POSITION.sub(r"\2", ours))
+            ours = without_prefixes(POSITION.sub(r"\2", ours))
         if UNUSED.fullmatch(ours):
             unused.append(name)
             continue
@@ -80,6 +80,6 @@ def by_our_names(state_dict: Mapping[str, Tensor], entry: tuple[str, ...] = ()) 
 
 def _at_positions(names: Iterable[str]) -> bool:
     """Whether these are the names of nn.Sequential(normalisation, network), or of a network alone in such a one."""
-    matches = [POSITION.fullmatch(name) for name in map(canonical, names) if not UNUSED.fullmatch(name)]
-    networks = {match[1] for match in matches if match and not NORMALIZATION.fullmatch(canonical(match[2]))}
+    matches = [POSITION.fullmatch(name) for name in map(without_prefixes, names) if not UNUSED.fullmatch(name)]
+    networks = {match[1] for match in matches if match and not NORMALIZATION.fullmatch(without_prefixes(match[2]))}
     return all(matches) and len(networks) == 1

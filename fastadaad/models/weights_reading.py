@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastadaad.models.weights_checks import ForbiddenCallError, check_safetensors, check_torch_save
-from fastadaad.models.weights_names import WRAPPERS, Checkpoint, by_our_names, canonical, unwrap
+from fastadaad.models.weights_names import WRAPPERS, Checkpoint, by_our_names, unwrap, without_prefixes
 from fastadaad.runtime.file_limits import UNPACKED_BYTES
 from fastadaad.runtime.text import InputError
 
@@ -59,7 +59,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
 
     Strict, except that a file without batch-norm counters or normalisation leaves those of `model` as they are.
     """
-    names = {canonical(name): name for name in model.state_dict()}
+    names = {without_prefixes(name): name for name in model.state_dict()}
     expected = {name: model.state_dict()[own] for name, own in names.items()}
     found = read_state_dict(path)
     problems = misfits(found, expected)

@@ -268,9 +268,9 @@ def test_pixels_get_a_gradient():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: load_model("resnet-18"), "model 'resnet-18' is unknown: did you mean resnet18 or"),
-        (lambda: load_model("WRN-16-4"), "model 'WRN-16-4' is unknown: did you mean wrn-16-4"),
-        (lambda: load_model("cnn16"), "model 'cnn16' is unknown: did you mean cnn-16 or"),
+        (lambda: load_model("ResNet19"), "model 'ResNet19' is unknown: did you mean resnet18 or"),
+        (lambda: load_model("WRN-16-4-1"), "model 'WRN-16-4-1' is unknown: did you mean wrn-16-4"),
+        (lambda: load_model("cnn17"), "model 'cnn17' is unknown: did you mean cnn-"),
         (lambda: load_model("cnn-16-s1x"), "model 'cnn-16-s1x' is unknown: did you mean cnn-16-s1"),
         (lambda: load_model("%"), f"model '%' is unknown: did you mean {' or '.join(MODEL_NAMES)}?"),
         (lambda: load_model("wrn-17-4"), "depth 17 is not 6n + 4 with n >= 1: choose 10, 16, 22, 28, 34, ..."),
