@@ -1,41 +1,46 @@
-"""Pictures of runs, as PNG."""
+"""Plots of accuracies, as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastadaad.training.log import read_metrics
-
-# Distinguishable without colour vision too (Okabe and Ito, 2008); black is left to the teacher.
+# Distinguishable without colour vision (Okabe and Ito, 2008); black is reserved for the teacher.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
 MARKERS = "osD^vPX*"
 LINES = ("-", ":", "--", "-.")
+# Rows of a run, one mapping from column to number per epoch.
+Rows = Sequence[Mapping[str, float]]
 PANELS = (("natural_accuracy", "natural"), ("robust_accuracy", "robust"))
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure, in inches."""
-    # Not pyplot: it keeps every figure alive and wants a display to be chosen for the whole process.
+    """Returns an empty figure of this size in inches."""
+    # pyplot keeps every figure alive and selects a display for the whole process, so it is not used.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def plot_curves(
-    path: Path, runs: Mapping[str, Sequence[Path]], teacher: Mapping[str, float] | None = None, title: str = ""
+    path: Path, runs: Mapping[str, Sequence[Rows]], teacher: Mapping[str, float] | None = None, title: str = ""
 ) -> None:
-    """Accuracy on the validation split over the epochs: a colour and line per name, a curve per run folder.
+    """Plots the natural and the robust accuracy on the validation split over the epochs.
 
-    `teacher` maps natural_accuracy and robust_accuracy to the teacher's own, drawn as dashed lines.
+    Args:
+        path: PNG file to write.
+        runs: Runs by name. A run is its rows of metrics.csv, which hold the epoch and, if measured, natural_accuracy
+            and robust_accuracy as fractions. A name has one colour and line style, a run one curve.
+        teacher: The teacher's natural_accuracy and robust_accuracy, drawn as dashed lines.
+        title: Title of the figure.
     """
     figure = new_figure(9, 3.6 if len(runs) <= 6 else 4.8)
     for axes, (metric, label) in zip(figure.subplots(1, 2), PANELS, strict=True):
-        for index, (name, folders) in enumerate(runs.items()):
+        for index, (name, all_rows) in enumerate(runs.items()):
             style = {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index // len(COLORS) % len(LINES)]}
-            for number, folder in enumerate(folders):
-                rows = [row for row in read_metrics(folder) if metric in row]
-                epochs, accuracies = [row["epoch"] for row in rows], [100 * row[metric] for row in rows]
+            for number, rows in enumerate(all_rows):
+                measured = [row for row in rows if metric in row]
+                epochs, accuracies = [row["epoch"] for row in measured], [100 * row[metric] for row in measured]
                 axes.plot(epochs, accuracies, marker=".", label=name if number == 0 else None, **style)
         if teacher:
             axes.axhline(100 * teacher[metric], color="black", linestyle="--", linewidth=1, label="teacher")
@@ -48,14 +53,20 @@ def plot_curves(
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Accuracies under one attack, one for each place on the x axis; a spread of None draws no bar."""
+    """Accuracies under one attack, one for each position on the x axis.
+
+    Args:
+        label: Label of the legend.
+        accuracies: Fractions.
+        spreads: Standard deviations as fractions; None draws no error bar.
+    """
 
     label: str
     accuracies: Sequence[float]
     spreads: Sequence[float | None]
 
     def plot(self, axes: Any, x: Sequence[float], index: int, **style: Any) -> None:
-        """Draw in per cent, with the colour and marker of `index`."""
+        """Draws the accuracies in per cent, with the colour and marker of `index`."""
         axes.errorbar(
             x,
             [100 * accuracy for accuracy in self.accuracies],
@@ -74,10 +85,13 @@ def plot_methods(
     teacher: Mapping[str, float],
     title: str = "",
 ) -> None:
-    """A panel per student with its methods side by side: a marker per attack, its spread over the seeds as a bar.
+    """Plots a panel per student with its methods side by side, a marker per attack and its spread over the seeds.
 
-    `panels` maps the student to its methods and one series per attack over them; `teacher` maps an attack's label to
-    the teacher's accuracy, drawn as a dashed line in the attack's colour.
+    Args:
+        path: PNG file to write.
+        panels: Methods of each student, and one series per attack over them.
+        teacher: The teacher's accuracy by label of the attack, drawn as a dashed line in the attack's colour.
+        title: Title of the figure.
     """
     figure = new_figure(1.2 + 4.2 * len(panels), 4.2)
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -97,7 +111,15 @@ def plot_methods(
 def plot_against_epsilon(
     path: Path, epsilons: Sequence[float], series: Sequence[Series], evaluation_epsilon: float, title: str = ""
 ) -> None:
-    """One line per attack over the training radius; a vertical line marks the radius of the evaluation."""
+    """Plots one line per attack over the radius of the training.
+
+    Args:
+        path: PNG file to write.
+        epsilons: Radii of the training, in pixel units.
+        series: Accuracies at these radii, one series per attack.
+        evaluation_epsilon: Radius of the evaluation, marked by a vertical line.
+        title: Title of the figure.
+    """
     figure = new_figure(6.4, 4)
     axes = figure.subplots()
     for index, attack in enumerate(series):

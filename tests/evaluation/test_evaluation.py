@@ -21,7 +21,6 @@ from fastadaad.evaluation.carlini_wagner import CarliniWagner
 from fastadaad.evaluation.plots import plot_curves
 from fastadaad.evaluation.report import print_accuracies, print_attacks, write_json, write_results
 from fastadaad.methods.objectives import MARGIN
-from fastadaad.training.log import METRICS
 
 NUM_IMAGES, BATCH_SIZE = 46, 8  # the last batch is smaller
 X_NATURAL, LABELS = images_and_labels(NUM_IMAGES)
@@ -282,11 +281,7 @@ def test_a_warning_names_masked_gradients_and_only_those():
 
 
 def test_curves_are_drawn_from_epochs_that_were_measured(tmp_path):
-    with open(tmp_path / "metrics.csv", "w") as file:
-        writer = csv.DictWriter(file, METRICS)
-        writer.writeheader()
-        writer.writerow({"epoch": 1})
-        writer.writerow({"epoch": 2, "natural_accuracy": 0.5, "robust_accuracy": 0.25})
+    rows = [{"epoch": 1.0}, {"epoch": 2.0, "natural_accuracy": 0.5, "robust_accuracy": 0.25}]
     path = tmp_path / "curves.png"
-    plot_curves(path, {"adaad": [tmp_path]}, {"natural_accuracy": 0.8, "robust_accuracy": 0.6}, "title")
+    plot_curves(path, {"adaad": [rows]}, {"natural_accuracy": 0.8, "robust_accuracy": 0.6}, "title")
     assert path.read_bytes().startswith(b"\x89PNG")

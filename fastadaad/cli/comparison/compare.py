@@ -18,6 +18,7 @@ from fastadaad.models import load_model
 from fastadaad.run_config import ModelConfig, RunConfig, TeacherConfig
 from fastadaad.training.build import build_model
 from fastadaad.training.evaluation import evaluate_on_test_set, evaluate_on_validation_split
+from fastadaad.training.log import read_metrics
 from fastadaad.training.trainer import Trainer
 
 
@@ -97,13 +98,13 @@ def compare(
     return cells
 
 
-def _runs(cells: Sequence[Cell]) -> dict[str, list[Path]]:
-    """Run folders by what tells one curve from another: the method, and the student where there are several."""
+def _runs(cells: Sequence[Cell]) -> dict[str, list[list[dict[str, float]]]]:
+    """Rows of metrics.csv per run, by method, and by student too if there are several."""
     several = len({cell.config.student.name for cell in cells}) > 1
-    runs: dict[str, list[Path]] = {}
+    runs: dict[str, list[list[dict[str, float]]]] = {}
     for cell in cells:
         name = f"{cell.config.student.name} {cell.config.method}" if several else cell.config.method
-        runs.setdefault(name, []).append(cell.folder)
+        runs.setdefault(name, []).append(read_metrics(cell.folder))
     return runs
 
 
