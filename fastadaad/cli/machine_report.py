@@ -12,6 +12,7 @@ from rich.table import Table
 
 import fastadaad
 from fastadaad import ops
+from fastadaad.data.engines import dali_status
 from fastadaad.inner import layout
 from fastadaad.runtime.compile import compile_cache
 from fastadaad.runtime.machine_cache import version
@@ -25,15 +26,6 @@ def _devices() -> str:
         return f"cpu ({torch.get_num_threads()} of {os.cpu_count()} threads, {torch.backends.cpu.get_cpu_capability()})"
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return ", ".join(names)
-
-
-def dali_status() -> str:
-    """NVIDIA DALI, or the package to install; PyPI's `nvidia-dali` is an empty decoy and is named as such."""
-    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
-        return "found"
-    if version("nvidia-dali") != "missing":
-        return "nvidia-dali is an empty decoy: pip uninstall nvidia-dali, then pip install 'fastadaad[dali]'"
-    return "missing (optional): pip install 'fastadaad[dali]'"
 
 
 def apex_status() -> str:

@@ -14,6 +14,13 @@ class DataError(InputError):
     """A data set that cannot be read; the message is one line that names the file and the remedy."""
 
 
+def check_labels(path: Path, labels: Tensor, num_classes: int, remedy: str) -> None:
+    """Raises DataError if a label of `path`, int64 [M], is outside 0..num_classes - 1."""
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise DataError(f"{path} holds the label {outside[0]}, outside 0..{num_classes - 1}: {remedy}")
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageFiles:
     """M images as files of any size, decoded when a batch needs them and brought to image_size x image_size x 3."""

@@ -2,10 +2,6 @@
 
 from pathlib import Path
 
-from torch import Tensor
-
-from fastadaad.data.dataset import DataError
-
 NUM_START_BYTES = 256  # which tell what a file is
 
 
@@ -23,13 +19,6 @@ def looks_like_html(start: bytes) -> bool:
 def is_web_page(path: Path) -> bool:
     """Whether `path` is a file that holds a web page, of whatever name."""
     return path.is_file() and looks_like_html(start_of(path))
-
-
-def check_labels(path: Path, labels: Tensor, num_classes: int, remedy: str) -> None:
-    """Raises DataError where a label of `path`, int64 [M], is outside 0..num_classes - 1."""
-    outside = labels[(labels < 0) | (labels >= num_classes)]
-    if len(outside):
-        raise DataError(f"{path} holds the label {outside[0]}, outside 0..{num_classes - 1}: {remedy}")
 
 
 def one_line(error: Exception) -> str:

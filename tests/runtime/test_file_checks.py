@@ -1,10 +1,8 @@
 """What every reader asks of its files."""
 
 import pytest
-import torch
 
-from fastadaad.data import DataError
-from fastadaad.runtime.file_checks import check_labels, is_web_page, one_line
+from fastadaad.runtime.file_checks import is_web_page, one_line
 
 
 @pytest.mark.parametrize(
@@ -31,15 +29,6 @@ def test_other_files_are_no_web_pages(tmp_path, content):
     assert not is_web_page(path)
     assert not is_web_page(tmp_path / "missing")
     assert not is_web_page(tmp_path)
-
-
-@pytest.mark.parametrize(("labels", "outside"), [([0, 9, 10], 10), ([3, -1, 12], -1)])
-def test_labels_out_of_range_are_named(tmp_path, labels, outside):
-    with pytest.raises(DataError) as caught:
-        check_labels(tmp_path, torch.tensor(labels), 10, "fix them")
-    assert str(caught.value) == f"{tmp_path} holds the label {outside}, outside 0..9: fix them"
-    check_labels(tmp_path, torch.arange(10), 10, "")
-    check_labels(tmp_path, torch.tensor([], dtype=torch.int64), 10, "")
 
 
 def test_errors_fit_one_line():

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastadaad.data.dataset import DataError
+from fastadaad.data.dataset import DataError, check_labels
 from fastadaad.data.datasets.npy_header import NpyHeader, read_npy_header
-from fastadaad.runtime.file_checks import check_labels, is_web_page, one_line
+from fastadaad.runtime.file_checks import is_web_page, one_line
 from fastadaad.runtime.file_limits import check_unpacked
 
 Result = TypeVar("Result")

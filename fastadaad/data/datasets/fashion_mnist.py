@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastadaad.data.dataset import DataError, Dataset
+from fastadaad.data.dataset import DataError, Dataset, check_labels
 from fastadaad.data.datasets.source import Source
-from fastadaad.runtime.file_checks import NUM_START_BYTES, check_labels, looks_like_html, one_line
+from fastadaad.runtime.file_checks import NUM_START_BYTES, looks_like_html, one_line
 from fastadaad.runtime.file_limits import check_unpacked
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # installed by dataset-fashion-mnist

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastadaad.data.dataset import DataError, Dataset
+from fastadaad.data.dataset import DataError, Dataset, check_labels
 from fastadaad.data.datasets.npy_header import read_npy_header
 from fastadaad.data.datasets.source import Source
-from fastadaad.runtime.file_checks import check_labels, one_line
+from fastadaad.runtime.file_checks import one_line
 from fastadaad.runtime.file_limits import NPY_HEADER_BYTES, SUMMARY_BYTES, check_size
 
 FORMAT = 1

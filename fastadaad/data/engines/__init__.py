@@ -1,12 +1,12 @@
 """The engines by name; each is imported where it is used, as DALI may not be installed."""
 
-import importlib
+import importlib.util
 import warnings
+from importlib import metadata
 from typing import Any
 
 from torch import Tensor
 
-from fastadaad.cli.machine_report import dali_status
 from fastadaad.config import Engine
 from fastadaad.data.dataset import ImageFiles, Images
 from fastadaad.data.pipeline import Pipeline
@@ -32,6 +32,20 @@ def make_pipeline(engine: Engine, images: Images, labels: Tensor, *, num_workers
     return getattr(importlib.import_module(f"fastadaad.data.engines.{module}"), name)(
         images, labels, **workers, **options
     )
+
+
+def dali_status() -> str:
+    """Returns "found", or the command that installs NVIDIA DALI.
+
+    PyPI's `nvidia-dali` is an empty decoy and is named as such.
+    """
+    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
+        return "found"
+    try:
+        metadata.version("nvidia-dali")
+    except metadata.PackageNotFoundError:
+        return "missing (optional): pip install 'fastadaad[dali]'"
+    return "nvidia-dali is an empty decoy: pip uninstall nvidia-dali, then pip install 'fastadaad[dali]'"
 
 
 def _chosen(images: Images) -> Engine:

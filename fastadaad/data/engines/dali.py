@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastadaad.cli.machine_report import dali_status
 from fastadaad.data.dataset import DataError, ImageFiles, Images
+from fastadaad.data.engines import dali_status
 from fastadaad.data.image_decoding import decode
 from fastadaad.data.pipeline import Batch, Failure, Pipeline
 

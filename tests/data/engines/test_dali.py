@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from fastadaad.cli import machine_report as doctor
 from fastadaad.data import Augmentation, DataError, ImageFiles, ResidentPipeline, Sampling
 from fastadaad.data.augmentation import draw
 from fastadaad.data.engines import dali as dali_engine
@@ -167,7 +167,7 @@ def test_odd_files_are_read_as_by_the_torch_engine(tmp_path):
 
 RESUME = """
 import sys, torch
-sys.path.insert(0, {folder!r})
+sys.path[:0] = {folders!r}
 from test_dali import Augmentation, ImageFiles, Path, pipeline, whole_epoch
 files = ImageFiles(root=Path({root!r}), names={names!r}, image_size=32)
 run = pipeline(files, shuffle=True, batch_size=2, augmentation=Augmentation(min_crop_scale=0.1, flip=True))
@@ -185,8 +185,8 @@ def test_a_new_process_goes_on_in_the_middle_of_an_epoch(photos, tmp_path):
     for _ in range(2):
         next(begun)
     path = str(tmp_path / "rest.pt")
-    folder = str(Path(__file__).parents[1])
-    script = RESUME.format(folder=folder, root=str(files.root), names=list(files.names), path=path)
+    folders = [str(folder) for folder in Path(__file__).parents[:2]]  # of this file and of odd_images
+    script = RESUME.format(folders=folders, root=str(files.root), names=list(files.names), path=path)
     subprocess.run([sys.executable, "-c", script], check=True)
     for resumed, going_on in zip(torch.load(path), whole_epoch(begun), strict=True):
         assert torch.equal(resumed, going_on)
@@ -306,6 +306,12 @@ def test_dali_that_is_not_installed_is_named_with_its_package(photos, monkeypatc
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "nvidia.dali" else find_spec(name, *rest)
     )
-    monkeypatch.setattr(doctor, "version", lambda package: versions.get(package, "missing"))
+
+    def version(package: str) -> str:
+        if package not in versions:
+            raise metadata.PackageNotFoundError(package)
+        return versions[package]
+
+    monkeypatch.setattr(metadata, "version", version)
     with pytest.raises(ValueError, match=message):
         pipeline(photos)
