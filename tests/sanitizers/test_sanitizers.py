@@ -67,7 +67,7 @@ def _run(*arguments: str, library: Path) -> subprocess.CompletedProcess:
 
 def test_the_kernels_pass_their_tests():
     """In odd sizes, without rows, strided and channels-last, in the version for any processor and in the best one."""
-    files = sorted({f"tests/test_{row.op}.py" for row in ops.report()})
+    files = sorted({f"tests/ops/test_{row.op}.py" for row in ops.report()})
     assert len(files) == 6
     library = _build("sanitized", ROOT / "kernels" / "cpu")
     # Of Python's own output alone: what the sanitizers say is to come here.
