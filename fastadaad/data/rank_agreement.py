@@ -7,22 +7,22 @@ import os
 import torch
 
 from fastadaad.data.dataset import DataError, Dataset, ImageFiles, Images
-from fastadaad.runtime.distributed import current_processes
+from fastadaad.runtime.distributed import current_process_group
 
 NUM_SAMPLED = 256  # images of an array of which all pixels are compared; of an array on disk the rest is not even read
 
 
 def check_same_on_all_ranks(dataset: Dataset) -> None:
     """Raises the same DataError on every rank where the data sets of two ranks differ; one process is right alone."""
-    processes = current_processes()
-    if processes.count == 1:
+    process_group = current_process_group()
+    if process_group.size == 1:
         return
-    fingerprints = processes.gathered(fingerprint(dataset))
+    fingerprints = process_group.all_gather(fingerprint(dataset))
     differing = [rank for rank, other in enumerate(fingerprints) if other != fingerprints[0]]
     if not differing:
         return
     contents, rank = _contents(dataset), differing[0]
-    difference = processes.gathered(_difference(processes.from_first(contents), contents))[rank]
+    difference = process_group.all_gather(_difference(process_group.broadcast(contents), contents))[rank]
     raise DataError(
         f"rank {rank} has another data set than rank 0: {difference}; give all ranks the same files, in data.root"
     )

@@ -39,7 +39,7 @@ class Sampling:
             raise ValueError(f"shard {self.shard} is outside 0..{self.num_shards - 1}")
         own = num_samples - self.num_extra
         if self.drop_last and self.batch_size * self.num_shards > own:
-            processes = f" in each of {self.num_shards} processes" if self.num_shards > 1 else ""
+            process_group = f" in each of {self.num_shards} processes" if self.num_shards > 1 else ""
             raise ValueError(
                 f"batch_size {self.batch_size}{processes} exceeds the {own} images and drop_last leaves no batch: "
                 f"choose batch_size <= {own // self.num_shards}"

@@ -8,8 +8,6 @@ import hashlib
 import io
 import json
 import math
-import mmap
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor
 from fastadaad.data.dataset import DataError, Dataset, check_labels
 from fastadaad.data.datasets.npy_header import read_npy_header
 from fastadaad.data.datasets.source import Source
+from fastadaad.data.mapped_images import map_images
 from fastadaad.runtime.file_checks import one_line
 from fastadaad.runtime.file_limits import NPY_HEADER_BYTES, SUMMARY_BYTES, check_size
 
@@ -29,9 +28,6 @@ SPLITS = ("train", "test")
 SUMMARY = "pack.json"
 LOG = "packing.jsonl"
 """Only there while a pack is not finished."""
-
-# Python names it from 3.13 on; other systems do not need it.
-MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
 def _require(condition: bool, message: str) -> None:
@@ -185,13 +181,8 @@ def verify_pack(root: Path, pack: Pack, advance: Callable[[int], object]) -> Non
 def _mapped_images(root: Path, pack: Pack, split: str) -> Tensor:
     """uint8 [M, S, S, 3]; what is written to it stays in this process."""
     _check_size(root, pack, split)
-    # Private and writable, as torch has no read-only tensors. Without NORESERVE, as in np.memmap's mode "c", Linux
-    # counts all of it as memory that may be needed, and refuses where a pack is larger than that.
-    flags = mmap.MAP_PRIVATE | MAP_NORESERVE
-    with images_path(root, split).open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     size = pack.origin.image_size
-    return torch.frombuffer(mapped, dtype=torch.uint8).view(-1, size, size, 3)
+    return map_images(images_path(root, split), (size, size, 3))
 
 
 def _check_size(root: Path, pack: Pack, split: str) -> None:

@@ -1,22 +1,22 @@
-"""What the resident engine alone does; test_pipeline.py holds it to the contract."""
+"""Behaviour of the resident engine alone; test_pipeline.py checks the contract of all engines."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from fastadaad.data import Augmentation, ImageFiles, ResidentPipeline, Sampling
 from fastadaad.data.engines import resident
+from fastadaad.data.mapped_images import map_images
 
 IMAGES = torch.randint(0, 256, (23, 6, 9, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 NAMES = torch.arange(23)
 SAMPLING = Sampling(batch_size=5)
 
 
-def test_on_the_cpu_the_images_are_not_copied():
-    part = ResidentPipeline(IMAGES, NAMES, sampling=SAMPLING, samples=torch.arange(10))
-    assert part._images.data_ptr() == IMAGES.data_ptr()
+def test_images_are_not_copied_on_the_cpu():
+    pipeline = ResidentPipeline(IMAGES, NAMES, sampling=SAMPLING, samples=torch.arange(10))
+    assert pipeline._images.data_ptr() == IMAGES.data_ptr()
 
 
 def test_strided_images_are_read_correctly():
@@ -35,7 +35,7 @@ def test_batches_can_be_channels_last():
 
 
 def test_images_that_do_not_fit_are_gathered_in_host_memory(monkeypatch):
-    """Of the path for small GPUs all but the streams: the batches are as if the images were on the device."""
+    """The path for small GPUs without its streams: batches are the same as from images on the device."""
     gathered = []
 
     def uploaded(images, batches, batch_size, device):
@@ -43,7 +43,7 @@ def test_images_that_do_not_fit_are_gathered_in_host_memory(monkeypatch):
             gathered.append((len(batch), batch_size))
             yield images[batch]
 
-    monkeypatch.setattr(resident, "uploaded", uploaded)
+    monkeypatch.setattr(resident, "_uploaded", uploaded)
     options = {"sampling": SAMPLING, "samples": torch.arange(20), "augmentation": Augmentation(padding=2, flip=True)}
     on_device = ResidentPipeline(IMAGES, NAMES, **options)
     on_host = ResidentPipeline(IMAGES, NAMES, max_bytes=IMAGES.nbytes - 1, **options)
@@ -54,15 +54,17 @@ def test_images_that_do_not_fit_are_gathered_in_host_memory(monkeypatch):
     assert gathered == [(5, 5)] * 4
 
 
-def test_only_a_memory_map_is_read_ahead_of(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr(resident, "read_ahead", lambda images, batches: asked.append(len(batches)) or iter(batches))
+def test_only_mapped_images_are_read_ahead(monkeypatch, tmp_path):
+    num_batches = []
+    monkeypatch.setattr(
+        resident, "read_ahead", lambda images, batches: num_batches.append(len(batches)) or iter(batches)
+    )
     (tmp_path / "images").write_bytes(IMAGES.numpy().tobytes())
-    mapped = torch.from_numpy(np.memmap(tmp_path / "images", np.uint8, "c", shape=tuple(IMAGES.shape)))
+    mapped = map_images(tmp_path / "images", (6, 9, 3))
     epochs = [ResidentPipeline(images, NAMES, sampling=SAMPLING).epoch(0) for images in (IMAGES, mapped)]
     for (x_natural, _), (x_mapped, _) in zip(*epochs, strict=True):
         assert torch.equal(x_natural, x_mapped)
-    assert asked == [5]  # batches, of the map alone
+    assert num_batches == [5]  # one epoch, of the map
 
 
 def test_files_are_refused_with_the_remedy():
