@@ -88,7 +88,7 @@ def test_an_empty_set_has_no_batches():
         ({"batch_size": 24, "drop_last": True}, "batch_size 24 exceeds the 23 images .*: choose batch_size <= 23"),
         (
             {"batch_size": 12, "drop_last": True, "num_shards": 2},
-            "batch_size 12 in each of 2 processes exceeds the 23 images .*: choose batch_size <= 11",
+            "batch_size 12 on each of 2 ranks exceeds the 23 images .*: choose batch_size <= 11",
         ),
         (
             {"batch_size": 20, "drop_last": True, "num_extra": 10, "extra_share": 0.5},
