@@ -1,4 +1,4 @@
-"""Writing a network so that other programs load it."""
+"""Exports a network so that other programs can load it."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ from fastadaad.models.weights_writing import save_tensors
 from fastadaad.runtime.files import write_atomically
 from fastadaad.runtime.output_files import check_output
 
-# Our networks -> the class of RobustBench with the same names and the same function.
+# Our networks -> the RobustBench class with the same parameter names and the same function.
 ROBUSTBENCH_CLASSES = {
     "wrn": "WideResNet(depth={depth}, widen_factor={width}, num_classes={num_classes})",
     "resnet18": "ResNet(BasicBlock, [2, 2, 2, 2], num_classes={num_classes})",
@@ -22,14 +22,23 @@ ROBUSTBENCH_CLASSES = {
 
 
 def export(source: Path, out: Path) -> list[str]:
-    """Write the network of a run folder or a weights file to `out`; returns lines that say what was written.
+    """Writes the network of a run folder or a weights file to a new file.
 
-    .safetensors: our names, so that load_model reads it, with the network's name in the header. .pt: a bare state dict
-    with RobustBench's names, and the normalisation as the buffers mu and sigma [1, C, 1, 1] where there is one.
-    Raises ValueError where `out` exists, has another ending or is in no folder, or the network is not recognised.
+    Args:
+        source: Run folder (its best.safetensors is read) or weights file.
+        out: New file. A .safetensors file has fastadaad's names, for load_model, and the network's name in its header.
+            A .pt file is a bare state dict with RobustBench's names; a normalisation that is not the identity becomes
+            the buffers mu and sigma [1, C, 1, 1].
+
+    Returns:
+        Lines that report the file and how to load it.
+
+    Raises:
+        ValueError: `out` exists, has another suffix or its folder is missing, or the network is not recognised.
+        WeightsError: `source` cannot be read.
     """
     if out.suffix not in (".safetensors", ".pt"):
-        raise ValueError(f"{out} has another ending: give .safetensors, or .pt for RobustBench's form")
+        raise ValueError(f"{out} has another suffix: give .safetensors, or .pt for RobustBench's form")
     if out.exists():
         raise ValueError(f"{out} exists already: give another name, or move it away")
     check_output(out)
@@ -50,7 +59,7 @@ def export(source: Path, out: Path) -> list[str]:
 
 
 def robustbench_state_dict(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` with RobustBench's names: ours, but for the normalisation, which is left out where it does nothing."""
+    """Returns `weights` with RobustBench's names: only those of the normalisation differ; an identity is left out."""
     bare = {name: tensor.contiguous() for name, tensor in weights.items() if not name.startswith("normalize.")}
     if not _normalizes(weights):
         return bare
@@ -64,11 +73,11 @@ def _normalizes(weights: dict[str, Tensor]) -> bool:
 
 
 def _class_of(network: Recognized) -> str:
-    """What loads the state dict."""
+    """Returns the RobustBench class that loads the state dict, in words."""
     family, *sizes = network.name.split("-")
     template = ROBUSTBENCH_CLASSES.get(family)
     if template is None:
-        return f"{network.name}, of which RobustBench has no class; its names are fastadaad's"
+        return f"{network.name}, which RobustBench has no class for; the names are fastadaad's"
     depth, width = sizes or ("", "")
     loader = template.format(depth=depth, width=width, num_classes=network.num_classes)
     return f"loads into RobustBench's {loader}"

@@ -1,7 +1,6 @@
 """The CIFAR variant of MobileNet-V2: stride 1 in the stem and the first two stages (Sandler et al., 2018).
 
-Submodules carry the names of the common CIFAR programs (conv1, layers.0.conv1, linear), so that weights trained by
-them fit.
+Submodules have the names of the common CIFAR programs (conv1, layers.0.conv1, linear), so that their weights fit.
 """
 
 from torch import Tensor, nn
@@ -14,7 +13,14 @@ STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 
 
 class MobileNetV2(nn.Module):
-    """Seven stages of inverted residual blocks; 2,296,922 parameters for CIFAR-10."""
+    """Seven stages of inverted residual blocks; 2,296,922 parameters for CIFAR-10.
+
+    Args:
+        num_classes: Number of logits.
+        in_channels: Channels of an image.
+        mean: Subtracted from the pixels (see Normalize).
+        std: Divides the pixels minus `mean`.
+    """
 
     def __init__(
         self, num_classes: int = 10, in_channels: int = 3, *, mean: ChannelValues = 0.0, std: ChannelValues = 1.0
@@ -34,13 +40,14 @@ class MobileNetV2(nn.Module):
         self.linear = nn.Linear(1280, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns logits [B, num_classes] of pixels [B, in_channels, H, W] in [0, 1]."""
         out = F.relu(self.bn1(self.conv1(self.normalize(x))))
         out = F.relu(self.bn2(self.conv2(self.layers(out))))
         return self.linear(out.mean((2, 3)))
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise, 1x1 projection; at stride 1 a shortcut, itself 1x1 where channels change."""
+    """1x1 expansion, 3x3 depthwise, 1x1 projection; at stride 1 a shortcut, a 1x1 convolution if channels change."""
 
     def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int):
         super().__init__()
@@ -59,6 +66,7 @@ class InvertedResidual(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns feature maps [B, out_channels, H / stride, W / stride]."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))

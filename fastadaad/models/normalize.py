@@ -1,4 +1,4 @@
-"""Normalisation as the first layer of every model, so that radii are in pixel units everywhere else."""
+"""Normalisation as the first layer of every model, so that radii are in pixel units elsewhere."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,15 @@ ChannelValues = float | Sequence[float]
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel of x [B, num_channels, H, W].
+    """Computes (x - mean) / std per channel of x [B, num_channels, H, W]; the defaults leave pixels unchanged.
 
-    `mean` and `std` are one number for all channels or one per channel, in pixel units, and are saved with the weights.
-    Their defaults, 0 and 1, leave pixels as they are.
+    Args:
+        num_channels: Channels of an image.
+        mean: One number for all channels or one per channel, in pixel units; saved with the weights.
+        std: As mean; above 0.
+
+    Raises:
+        ValueError: A number of values other than 1 or num_channels, or a standard deviation that is not positive.
     """
 
     mean: Tensor
@@ -27,6 +32,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(stds).reshape(num_channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns normalised pixels of the shape of `x`."""
         return (x - self.mean) / self.std
 
 

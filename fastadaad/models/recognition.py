@@ -1,4 +1,4 @@
-"""Which of our networks a state dict belongs to, by its names and shapes alone."""
+"""Identifies the network of a state dict by its parameter names and shapes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -17,7 +17,7 @@ FIXED = ("resnet18", "resnet34", "preactresnet18", "mobilenet-v2")
 
 @dataclass(frozen=True, kw_only=True)
 class Recognized:
-    """A network that a state dict fits, as load_model's arguments."""
+    """load_model's arguments for a network that a state dict fits."""
 
     name: str
     num_classes: int
@@ -25,15 +25,20 @@ class Recognized:
 
 
 def recognize(weights: Mapping[str, Tensor]) -> list[Recognized]:
-    """Every network that `weights`, by our names, fits without a rest; empty where there is none.
+    """Finds the networks that a state dict fits, with no tensor missing or left over.
 
-    The strides of cnn-C and cnn-C-s1 leave no trace in weights, so these come together.
+    Args:
+        weights: State dict with fastadaad's names (see read_state_dict).
+
+    Returns:
+        All networks that fit; an empty list if none does. cnn-C and cnn-C-s1 are both returned, as they differ in
+        strides alone and strides leave no trace in weights.
     """
     classifier = next((weights[name] for name in ("fc.weight", "linear.weight") if name in weights), None)
     stem = next((weights[name] for name in ("conv1.weight", "features.0.0.weight") if name in weights), None)
     if classifier is None or stem is None or classifier.dim() != 2 or stem.dim() != 4:
         return []
-    if not all(tensor.numel() for tensor in weights.values()):  # whose other sizes may be any number
+    if not all(tensor.numel() for tensor in weights.values()):  # a size of 0 beside any other size
         return []
     num_classes, in_channels = len(classifier), stem.shape[1]
     return [
@@ -44,7 +49,7 @@ def recognize(weights: Mapping[str, Tensor]) -> list[Recognized]:
 
 
 def _candidates(weights: Mapping[str, Tensor], stem_channels: int) -> Iterator[str]:
-    """Names to try, with the sizes that a network of each family would have."""
+    """Yields one name per family, with the sizes that the shapes imply."""
     if "features.0.0.weight" in weights:
         yield from (f"cnn-{stem_channels}", f"cnn-{stem_channels}-s1")
     first_of_stage = weights.get("block1.layer.0.conv1.weight")
@@ -60,4 +65,4 @@ def _fits(weights: Mapping[str, Tensor], name: str, num_classes: int, in_channel
     with suppress(ValueError), torch.device("meta"):  # shapes alone: nothing is allocated
         network = load_model(name, num_classes=num_classes, in_channels=in_channels)
         return not misfits(weights, {without_prefixes(key): tensor for key, tensor in network.state_dict().items()})
-    return False  # its sizes are none that load_model builds
+    return False  # load_model does not build a network of these sizes

@@ -1,7 +1,6 @@
-"""The CIFAR variants of ResNet: 3x3 stem of stride 1 and no max-pool (He et al., 2016).
+"""The CIFAR variants of ResNet: 3x3 stem of stride 1, no max-pool (He et al., 2016).
 
-Submodules carry the names of the common CIFAR programs (conv1, layer1.0.shortcut.0, linear), so that weights trained
-by them fit.
+Submodules have the names of the common CIFAR programs (conv1, layer1.0.shortcut.0, linear), so that their weights fit.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +20,13 @@ class ResNet(nn.Module):
     """Stem of 64 channels and four stages of basic blocks, 64 to 512 channels.
 
     ResNet-18 has 11,173,962 parameters for CIFAR-10, ResNet-34 21,282,122.
+
+    Args:
+        num_classes: Number of logits.
+        in_channels: Channels of an image.
+        num_blocks: Blocks per stage.
+        mean: Subtracted from the pixels (see Normalize).
+        std: Divides the pixels minus `mean`.
     """
 
     def __init__(
@@ -40,6 +46,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(512, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns logits [B, num_classes] of pixels [B, in_channels, H, W] in [0, 1]."""
         out = F.relu(self.bn1(self.conv1(self.normalize(x))))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             out = stage(out)
@@ -47,9 +54,16 @@ class ResNet(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """As ResNet with pre-activation blocks and batch-norm before the classifier (He et al., 2016, second paper).
+    """ResNet with pre-activation blocks and batch-norm before the classifier (He et al., "Identity mappings", 2016).
 
     PreActResNet-18 has 11,172,170 parameters for CIFAR-10.
+
+    Args:
+        num_classes: Number of logits.
+        in_channels: Channels of an image.
+        num_blocks: Blocks per stage.
+        mean: Subtracted from the pixels (see Normalize).
+        std: Divides the pixels minus `mean`.
     """
 
     def __init__(
@@ -69,6 +83,7 @@ class PreActResNet(nn.Module):
         self.linear = nn.Linear(512, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns logits [B, num_classes] of pixels [B, in_channels, H, W] in [0, 1]."""
         out = self.conv1(self.normalize(x))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             out = stage(out)
@@ -76,7 +91,7 @@ class PreActResNet(nn.Module):
 
 
 def stages(block: Callable[[int, int, int], nn.Module], num_blocks: Sequence[int]) -> list[nn.Sequential]:
-    """Four stages; the first block of the second to the fourth halves the resolution."""
+    """Returns four stages of blocks; the first block of stages 2, 3 and 4 halves the resolution."""
     result, in_channels = [], WIDTHS[0]
     for out_channels, num, first_stride in zip(WIDTHS, num_blocks, (1, 2, 2, 2), strict=True):
         strides = (first_stride, *[1] * (num - 1))
@@ -87,7 +102,7 @@ def stages(block: Callable[[int, int, int], nn.Module], num_blocks: Sequence[int
 
 
 class BasicBlock(nn.Module):
-    """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)); the shortcut is a 1x1 convolution where the shape changes."""
+    """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)); the shortcut is a 1x1 convolution if the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -102,12 +117,13 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns feature maps [B, out_channels, H / stride, W / stride]."""
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
 class PreActBlock(nn.Module):
-    """conv(relu(bn(conv(a)))) + x with a = relu(bn(x)); where the shape changes, a 1x1 convolution of a replaces x."""
+    """conv(relu(bn(conv(a)))) + x with a = relu(bn(x)); if the shape changes, a 1x1 convolution of a replaces x."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -120,6 +136,7 @@ class PreActBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns feature maps [B, out_channels, H / stride, W / stride]."""
         activated = F.relu(self.bn1(x))
         out = self.conv2(F.relu(self.bn2(self.conv1(activated))))
         return out + (x if self.shortcut is None else self.shortcut(activated))

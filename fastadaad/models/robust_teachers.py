@@ -1,7 +1,7 @@
-"""Robust teachers that people use, as RobustBench publishes them; none is shipped or downloaded.
+"""Table of robust teachers that RobustBench publishes; none is shipped or downloaded.
 
-Accuracies are those that RobustBench reports, in %, at l_inf 8/255. Left out are the networks that load_model does not
-build (with other activations or other shortcuts) and those whose normalisation is in RobustBench's program and not in
+RobustBench reports the accuracies, in %, at l_inf 8/255. Two kinds of networks are left out: networks that load_model
+does not build (other activations or shortcuts), and networks whose normalisation is in RobustBench's program instead of
 the file.
 """
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class RobustTeacher(NamedTuple):
-    """One row: RobustBench's name, our name of the network, and the reported accuracies."""
+    """RobustBench's name, data set, load_model's name of the network, natural and AutoAttack accuracy in %."""
 
     name: str
     data: str

@@ -1,4 +1,4 @@
-"""The small CNN of the demonstrations: three convolutions that double the channels."""
+"""The small CNN of the demonstrations: three convolutions, each with twice the channels of the one before."""
 
 from torch import Tensor, nn
 
@@ -8,7 +8,18 @@ from fastadaad.models.normalize import ChannelValues, Normalize
 class SmallCNN(nn.Module):
     """Three 3x3 convolutions of channels, 2*channels, 4*channels with batch-norm and ReLU, global mean, linear layer.
 
-    At one input channel, ten classes: channels=16 has 24,058 parameters, channels=72 has 471,106.
+    With one input channel and ten classes: channels=16 has 24,058 parameters, channels=72 has 471,106.
+
+    Args:
+        channels: Channels of the first convolution.
+        num_classes: Number of logits.
+        in_channels: Channels of an image.
+        strides: Strides of the three convolutions.
+        mean: Subtracted from the pixels (see Normalize).
+        std: Divides the pixels minus `mean`.
+
+    Raises:
+        ValueError: `channels` is below 1.
     """
 
     def __init__(
@@ -30,6 +41,7 @@ class SmallCNN(nn.Module):
         self.fc = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns logits [B, num_classes] of pixels [B, in_channels, H, W] in [0, 1]."""
         return self.fc(self.features(self.normalize(x)).mean((2, 3)))
 
 

@@ -1,4 +1,4 @@
-"""The small residual network of the CPU-scale comparisons: as wide as SmallCNN, with shortcuts."""
+"""The small residual network of the CPU-scale comparisons: the widths of SmallCNN, with shortcuts."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,7 +10,17 @@ from fastadaad.models.resnet import BasicBlock
 class SmallResNet(nn.Module):
     """A 3x3 stem of stride 2 and two basic blocks, to 2*channels at stride 2 and to 4*channels; global mean, linear.
 
-    At one input channel and ten classes, channels=8 has 18,626 parameters.
+    With one input channel and ten classes, channels=8 has 18,626 parameters.
+
+    Args:
+        channels: Channels of the stem.
+        num_classes: Number of logits.
+        in_channels: Channels of an image.
+        mean: Subtracted from the pixels (see Normalize).
+        std: Divides the pixels minus `mean`.
+
+    Raises:
+        ValueError: `channels` is below 1.
     """
 
     def __init__(
@@ -33,5 +43,6 @@ class SmallResNet(nn.Module):
         self.fc = nn.Linear(4 * channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns logits [B, num_classes] of pixels [B, in_channels, H, W] in [0, 1]."""
         out = F.relu(self.bn1(self.conv1(self.normalize(x))))
         return self.fc(self.block2(self.block1(out)).mean((2, 3)))

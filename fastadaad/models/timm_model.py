@@ -1,4 +1,4 @@
-"""Any network of the timm library, behind our normalisation."""
+"""Any network of the timm library, after our normalisation."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,18 @@ from fastadaad.models.normalize import ChannelValues, Normalize
 
 
 class TimmModel(nn.Module):
-    """timm's network `name` with fresh weights, for images of any size it takes."""
+    """timm's network `name` with random weights, for images of the sizes that the network accepts.
+
+    Args:
+        name: Name in timm, without the prefix timm/.
+        num_classes: Number of logits.
+        in_channels: Channels of an image.
+        mean: Subtracted from the pixels (see Normalize).
+        std: Divides the pixels minus `mean`.
+
+    Raises:
+        ValueError: timm is not installed, or does not know the name.
+    """
 
     def __init__(
         self,
@@ -29,4 +40,5 @@ class TimmModel(nn.Module):
         self.network = timm.create_model(name, num_classes=num_classes, in_chans=in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns logits [B, num_classes] of pixels [B, in_channels, H, W] in [0, 1]."""
         return self.network(self.normalize(x))

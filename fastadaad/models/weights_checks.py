@@ -1,7 +1,7 @@
-"""What a weights file asks for, looked at before any of it is allocated or called.
+"""Checks of an untrusted weights file, before it allocates memory or calls anything.
 
-safetensors itself compares shapes and offsets with the size of the file, and torch the storages of an archive with its
-members. What neither does is here.
+safetensors itself compares shapes and offsets with the size of the file, and torch compares the storages of an archive
+with its members. This module does the other checks.
 """
 
 import io
@@ -16,10 +16,10 @@ from typing import IO, Any
 
 from fastadaad.runtime.file_limits import SAFETENSORS_HEADER_BYTES, UNPACKED_RATIO, VALUES, size_of
 
-ZIP_MAGIC = b"PK\x03\x04"  # by which torch.load tells an archive from the format before torch 1.6
+ZIP_MAGIC = b"PK\x03\x04"  # torch.load distinguishes an archive from the format before torch 1.6 by it
 NUM_PICKLES = 5  # in that format: magic number, version, machine, content, names of the storages
-# Of what weights_only allows, that which weights and the plain values beside them are made of. The rest, such as
-# bytearray or Tensor, takes a number from the file and allocates so many bytes.
+# Callables that weights and the plain values beside them need. weights_only allows more: bytearray or Tensor, for
+# example, take a number from the file and allocate that many bytes.
 CALLABLES = re.compile(
     r"""
     collections\ (OrderedDict|Counter) | (builtins|__builtin__)\ (set|complex) | _codecs\ encode
@@ -29,27 +29,28 @@ CALLABLES = re.compile(
     """,
     re.VERBOSE,
 )
-MAX_PROTOCOL = 3  # of pickles; weights_only warns of later ones, and knows none of their calls
-GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")  # change the lowest of the values that they take
+MAX_PROTOCOL = 3  # of pickles; weights_only warns of later protocols and knows none of their calls
+# Operations that change the lowest of the values that they take from the stack.
+GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
 INTEGERS = ("BININT", "BININT1", "BININT2", "LONG1")
 
 
 class ForbiddenCallError(ValueError):
-    """A pickle asks to call what no weights need; the message is its name."""
+    """A pickle calls something that weights do not need; the message is the name of the callable."""
 
 
 def check_safetensors(path: Path) -> None:
-    """Raises ValueError where the header is longer than the file or than any real one, or where it is no file."""
+    """Raises ValueError if `path` is not a file, or its header exceeds the file or SAFETENSORS_HEADER_BYTES."""
     size = size_of(path)
     with open(path, "rb") as file:
         start = file.read(8)
     header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if header > min(size - 8, SAFETENSORS_HEADER_BYTES):
-        raise ValueError(f"it has {size} bytes, and {header} of them are to be its header")
+        raise ValueError(f"its header claims {header} bytes, the file has {size}")
 
 
 def check_torch_save(path: Path) -> None:
-    """Raises ForbiddenCallError, or some other exception for a file that torch.save did not write."""
+    """Raises ForbiddenCallError, or any other exception if torch.save did not write the file."""
     with open(path, "rb") as file:
         is_archive = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
     if is_archive:
@@ -59,7 +60,7 @@ def check_torch_save(path: Path) -> None:
 
 
 def _check_archive(path: Path) -> None:
-    """torch allocates for each member what the directory says, and unpacks what is compressed."""
+    """Checks the directory of a zip archive: torch allocates the sizes in it, and unpacks compressed members."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -67,7 +68,7 @@ def _check_archive(path: Path) -> None:
         if sum(member.file_size for member in members) > path.stat().st_size:
             raise ValueError("its members are larger than the file")
         if min(member.header_offset for member in members) != 0:
-            raise ValueError("it begins with something else")  # where torch looks for another directory
+            raise ValueError("it does not begin with its first member")  # there, torch looks for another directory
         for member in members:
             if member.filename.endswith(".pkl"):
                 for _ in _operations(io.BytesIO(archive.read(member))):
@@ -75,23 +76,23 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_old_format(path: Path) -> None:
-    """torch allocates the storages by the numbers in the pickle, before it reads any of them."""
+    """Checks the sizes of the storages: torch allocates them by the numbers in the pickle, before it reads the data."""
     size = path.stat().st_size
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         for _ in range(NUM_PICKLES):
             before: list[tuple[str, Any]] = []
             for operation, argument in _operations(content):  # type: ignore[arg-type]
-                if operation == "BINPERSID":  # of the tuple ("storage", type, name, place, number of elements, None)
+                if operation == "BINPERSID":  # end of ("storage", type, name, device, number of elements, None)
                     (number, num_elements), *rest = before
                     if number not in INTEGERS or [name for name, _ in rest] != ["NONE", "TUPLE"]:
-                        raise ValueError("it describes a storage as torch.save does not")
+                        raise ValueError("it does not describe a storage as torch.save does")
                     if not 0 <= num_elements <= size:
-                        raise ValueError(f"it has {size} bytes, and {num_elements} elements in one storage")
+                        raise ValueError(f"one storage claims {num_elements} elements, the file has {size} bytes")
                 before = [*before[-2:], (operation, argument)]
 
 
 def _operations(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    """The operations of a pickle and their arguments, but for those that only remember a value."""
+    """Yields the operations of a pickle and their arguments, except the operations that only memoize a value."""
     values = _Values()
     for operation, argument, _ in pickletools.genops(stream):
         if operation.name == "GLOBAL" and not CALLABLES.fullmatch(str(argument)):
@@ -104,19 +105,19 @@ def _operations(stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
 
 
 class _Values:
-    """How many values the operations of a pickle go over, where a value that is held twice counts twice.
+    """Counts the values that the operations of a pickle visit; a value that is held twice counts twice.
 
-    A tuple of twice the tuple before, sixty times, takes 400 bytes, and to hash it takes years.
+    A tuple that holds the tuple before it twice, nested sixty times, takes 400 bytes in a file; hashing it takes years.
     """
 
     def __init__(self) -> None:
         self._stack: list[list[int] | None] = []
-        """Of each value the number of those in it, which may grow; None: a mark."""
+        """For each value the number of values in it, which may grow; None for a mark."""
         self._remembered: dict[int, list[int] | None] = {}
         self._found, self._allowed = 0, VALUES
 
     def follow(self, operation: pickletools.OpcodeInfo, argument: Any) -> None:
-        """Raises ValueError where they are more than a file of so many operations may have."""
+        """Counts one operation. Raises ValueError above VALUES plus UNPACKED_RATIO values per operation."""
         if operation.name == "MARK":
             self._stack.append(None)
         elif operation.name.endswith("PUT"):
@@ -132,10 +133,10 @@ class _Values:
             self._found += held
             self._allowed += UNPACKED_RATIO
             if self._found > self._allowed:
-                raise ValueError(f"it holds more than {self._allowed} values, most of them many times")
+                raise ValueError(f"reading it visits more than {self._allowed} values, most of them repeatedly")
 
     def _taken(self, kinds: list[pickletools.StackObject]) -> list[list[int]]:
-        """Values of these kinds, taken off the stack."""
+        """Removes values of these kinds from the stack and returns their counts."""
         values = []
         if pickletools.stackslice in kinds:
             while (value := self._stack.pop()) is not None:

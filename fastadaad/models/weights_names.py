@@ -1,4 +1,4 @@
-"""The names that weights go by in other people's files, and ours for them."""
+"""Translates the parameter names of third-party weights files into fastadaad's."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,41 +9,41 @@ from torch import Tensor
 
 from fastadaad.runtime.file_limits import NESTED_WRAPPERS
 
-# Entries under which a network's weights are nested, the plain ones before the averaged ones.
+# Entries that a network's weights may be nested under: plain weights before averaged weights.
 WRAPPERS = (
     "state_dict", "model_state_dict", "model", "net", "student", "weights",
     "ema", "ema_state_dict", "state_dict_ema", "model_ema", "last", "best",
 )  # fmt: skip
-# What wrappers of modules put before a name: DataParallel, Lightning and others, torch.compile, our own TimmModel.
+# Prefixes that module wrappers add: DataParallel, Lightning and others, torch.compile, our own TimmModel.
 PREFIXES = re.compile(r"^(module\.|model\.|_orig_mod\.|network\.)+")
 # nn.Sequential(normalisation, network).
 POSITION = re.compile(r"^([01])\.(.+)")
-# A normalisation at the front, as a layer or as buffers of the network. Looked ahead for, as \w*norm\w* can match in as
-# many ways as a long name has norms.
+# A normalisation at the front, as a layer or as buffers of the network. The lookahead keeps the time linear: \w*norm\w*
+# alone matches a long name with n times "norm" in n ways.
 NORMALIZATION = re.compile(r"(?:(?=\w*norm|preprocess)\w+\.)?(?:(mean|means|mu)|(std|stds|sds|sigma))")
-# Never part of a network's function: a copy of block1 that RobustBench's WideResNet has and does not use, the counter
-# of averaged weights, the number of classes.
+# Tensors that no forward uses: the unused copy of block1 in RobustBench's WideResNet, the counter of averaged weights,
+# the number of classes.
 UNUSED = re.compile(r"sub_block1\..+|n_averaged|n_classes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The weights in a file, by our names."""
+    """Weights of a file under fastadaad's names."""
 
     weights: dict[str, Tensor]
     entry: tuple[str, ...]
-    """Where in the file they are nested."""
+    """Names of the nested entries that lead to the weights; empty for a bare state dict."""
     unused: tuple[str, ...]
-    """Names left out, since no network uses them."""
+    """Names of the tensors that were left out because no network uses them."""
 
 
 def without_prefixes(name: str) -> str:
-    """`name` without the prefixes that wrappers of modules add."""
+    """Returns `name` without the prefixes that module wrappers add."""
     return PREFIXES.sub("", name)
 
 
 def unwrap(content: Any) -> tuple[Any, tuple[str, ...]]:
-    """The innermost mapping under any nesting of WRAPPERS, and the names of the entries that lead to it."""
+    """Returns the innermost mapping under any nesting of WRAPPERS, and the names of the entries that lead to it."""
     entry: tuple[str, ...] = ()
     while isinstance(content, Mapping) and len(entry) < NESTED_WRAPPERS:
         name = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
@@ -54,9 +54,17 @@ def unwrap(content: Any) -> tuple[Any, tuple[str, ...]]:
 
 
 def by_our_names(state_dict: Mapping[str, Tensor], entry: tuple[str, ...] = ()) -> Checkpoint:
-    """Prefixes and positions taken off, the normalisation under normalize.*, and what is UNUSED left out.
+    """Renames a state dict: prefixes and positions removed, normalisation under normalize.*, UNUSED tensors left out.
 
-    Raises ValueError where two names become one.
+    Args:
+        state_dict: Third-party names -> tensors.
+        entry: Names of the entries that the state dict was nested under.
+
+    Returns:
+        The renamed weights.
+
+    Raises:
+        ValueError: Two names become one.
     """
     weights: dict[str, Tensor] = {}
     unused = []
@@ -79,7 +87,7 @@ def by_our_names(state_dict: Mapping[str, Tensor], entry: tuple[str, ...] = ()) 
 
 
 def _at_positions(names: Iterable[str]) -> bool:
-    """Whether these are the names of nn.Sequential(normalisation, network), or of a network alone in such a one."""
+    """Returns True for the names of nn.Sequential(normalisation, network), or of its network alone."""
     matches = [POSITION.fullmatch(name) for name in map(without_prefixes, names) if not UNUSED.fullmatch(name)]
     networks = {match[1] for match in matches if match and not NORMALIZATION.fullmatch(without_prefixes(match[2]))}
     return all(matches) and len(networks) == 1

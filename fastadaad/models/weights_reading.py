@@ -1,4 +1,4 @@
-"""Weights files, one's own and other people's, read without running any code that they may carry."""
+"""Reads weights files, including third-party files, without running any code in them."""
 
 import argparse
 import os
@@ -15,17 +15,18 @@ from torch import Tensor, nn
 
 from fastadaad.models.weights_checks import ForbiddenCallError, check_safetensors, check_torch_save
 from fastadaad.models.weights_names import WRAPPERS, Checkpoint, by_our_names, unwrap, without_prefixes
+from fastadaad.runtime.file_checks import is_web_page
 from fastadaad.runtime.file_limits import UNPACKED_BYTES
 from fastadaad.runtime.text import InputError
 
-# What a file may lack: the counters are unused with a fixed momentum, and only fastadaad's models carry a Normalize.
+# Tensors that a file may lack: the counters are unused with a fixed momentum; only fastadaad's models have a Normalize.
 OPTIONAL = re.compile(r"(.*\.)?num_batches_tracked|normalize\.(mean|std)")
 MAX_LISTED = 3
 NUMBER_TYPE = re.compile("b1|[iuf](1|2|4|8)")
 
 
 class _NumberType:
-    """In place of numpy's dtype, which may be of any size, and crashes when it is built from a state of wrong form."""
+    """Replaces numpy's dtype, which can have any size and crashes if it is built from a malformed state."""
 
     def __init__(self, code: str, *flags: bool) -> None:
         if not NUMBER_TYPE.fullmatch(code):
@@ -37,11 +38,11 @@ class _NumberType:
 
 
 def _number(kind: _NumberType, content: bytes) -> np.generic:
-    """In place of numpy's function."""
+    """Replaces numpy's function `scalar`."""
     return np.frombuffer(content, kind.dtype)[0]
 
 
-# Plain values that training programs save beside the weights: their command line, and accuracies as numpy numbers.
+# Values that training programs save beside the weights: the command line, and accuracies as numpy numbers.
 HARMLESS: list[Any] = [
     argparse.Namespace,
     (_NumberType, "numpy.dtype"),
@@ -55,9 +56,17 @@ class WeightsError(InputError):
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
-    """Copies the weights in a file into `model`, all of them or none. Raises WeightsError.
+    """Copies the weights of a file into `model`: all of them, or none if something does not fit.
 
-    Strict, except that a file without batch-norm counters or normalisation leaves those of `model` as they are.
+    Strict, with one exception: batch-norm counters and the normalisation may be missing in the file; `model` then keeps
+    its own.
+
+    Args:
+        model: Network to change.
+        path: Weights file (.safetensors, .pt or .pth), with or without module prefixes and nesting.
+
+    Raises:
+        WeightsError: The file cannot be read, or tensors are missing, unexpected or of wrong shape.
     """
     names = {without_prefixes(name): name for name in model.state_dict()}
     expected = {name: model.state_dict()[own] for name, own in names.items()}
@@ -71,7 +80,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
 
 
 def misfits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """What of `found` does not fit `expected`: missing, unexpected, of wrong shape; empty where everything does."""
+    """Returns the differences in words: tensors missing, unexpected or of wrong shape; "" if all tensors fit."""
     problems = {
         "missing": [name for name in expected if name not in found and not OPTIONAL.fullmatch(name)],
         "unexpected": [name for name in found if name not in expected],
@@ -85,25 +94,33 @@ def misfits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The weights in a .safetensors or torch.save file by our names, on the CPU. Raises WeightsError."""
+    """Reads the weights of a file under fastadaad's names.
+
+    Args:
+        path: Weights file (.safetensors, .pt or .pth), with or without module prefixes and nesting.
+
+    Returns:
+        Parameter name -> tensor on the CPU.
+
+    Raises:
+        WeightsError: The file cannot be read, holds no state dict or more than one network, or could run code.
+    """
     return read_checkpoint(path).weights
 
 
 def check_is_file(path: Path) -> None:
-    """Raises WeightsError where there is no file of that name."""
+    """Raises WeightsError if `path` is a folder or does not exist."""
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise WeightsError(f"{path} {what}: give a .safetensors, .pt or .pth file")
 
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """As read_state_dict, with what is known about where they were. See checkpoint_names.py for what it understands."""
-    from fastadaad.runtime.file_checks import is_web_page
-
+    """Reads weights as read_state_dict does, with their nesting and the names that were left out (weights_names.py)."""
     path = Path(path)
     check_is_file(path)
     if is_web_page(path):
-        raise WeightsError(f"{path} is a web page and no weights: fetch the file itself, not the page about it")
+        raise WeightsError(f"{path} is a web page, not weights: fetch the file itself, not the page about it")
     content, entry = unwrap(_read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_save(path))
     if not _is_state_dict(content):
         raise WeightsError(
@@ -122,26 +139,26 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise WeightsError(f"{path} is no safetensors file or is corrupt ({reason}): fetch it again") from error
+        raise WeightsError(f"{path} is not a safetensors file or is corrupt ({reason}): fetch it again") from error
 
 
 def _read_torch_save(path: Path) -> Any:
-    """What torch.save wrote, restricted to tensors, plain containers and HARMLESS values."""
+    """Reads a torch.save file, restricted to tensors, plain containers and HARMLESS values."""
     try:
         check_torch_save(path)
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except ForbiddenCallError as error:
         raise WeightsError(
-            f"{path} is refused: it asks to call {error} while it is read, and so could run any code or fill the "
-            "memory; save its state dict alone, best as .safetensors"
+            f"{path} is refused: loading it calls {error}, which could run any code or fill the memory; "
+            "save its state dict alone, best as .safetensors"
         ) from error
     except Exception as error:  # the bytes of a corrupt pickle can lead to any exception
-        raise WeightsError(f"{path} is no torch.save file or is corrupt: fetch it again") from error
+        raise WeightsError(f"{path} is not a torch.save file or is corrupt: fetch it again") from error
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """By strides of 0 a few bytes can pass for a tensor of any size, which whoever copies it allocates."""
+    """Rejects huge tensors: with strides of 0 a few bytes describe a tensor of any size; a copy would allocate it."""
     limit = max(path.stat().st_size, UNPACKED_BYTES)
     for name, tensor in tensors.items():
         if tensor.numel() > limit:

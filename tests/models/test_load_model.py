@@ -116,14 +116,14 @@ def test_pickle_that_wants_to_run_code_is_refused_unrun(weights, tmp_path, zippe
     content = {"state_dict": weights, "args": Attack(tmp_path / "ran")}
     torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
     message = error_of(tmp_path / "w.pt")
-    assert "is refused: it asks to call io.open while it is read, and so could run any code or fill the" in message
+    assert "is refused: loading it calls io.open, which could run any code or fill the memory; save" in message
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_bare_pickle_is_not_run_either(tmp_path):
     (tmp_path / "w.pt").write_bytes(pickle.dumps(Attack(tmp_path / "ran")))
-    assert "is no torch.save file or is corrupt" in error_of(tmp_path / "w.pt")
+    assert "is not a torch.save file or is corrupt" in error_of(tmp_path / "w.pt")
     assert not (tmp_path / "ran").exists()
 
 
@@ -142,7 +142,7 @@ def test_truncated_file_is_told(weights, tmp_path, kept, suffix):
 def test_web_page_is_told(tmp_path, suffix):
     path = tmp_path / f"w.{suffix}"
     path.write_text("<!DOCTYPE html><html></html>")
-    assert "is a web page and no weights" in error_of(path)
+    assert "is a web page, not weights" in error_of(path)
 
 
 @pytest.mark.parametrize("length", [0x3C, 0x3C20])

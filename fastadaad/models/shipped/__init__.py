@@ -1,4 +1,4 @@
-"""The teachers that come with the package, and how checkpoints are named in a configuration."""
+"""The teachers that come with the package, and the names of checkpoints in a configuration."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ PREFIX = "shipped:"
 
 
 def checkpoint_path(checkpoint: str) -> Path:
-    """The file that `checkpoint` names: `shipped:NAME`, one of the package's own, or a path.
+    """Returns the file of `checkpoint`: a path, or `shipped:NAME` for a file of the package.
 
-    Raises ValueError for a name that is not shipped.
+    Raises ValueError if the package has no file NAME.
     """
     if not checkpoint.startswith(PREFIX):
         return Path(checkpoint)
