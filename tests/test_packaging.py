@@ -48,7 +48,7 @@ def test_without_the_library_the_reference_runs_and_says_why(tree):
     result = subprocess.run([sys.executable, "-c", program], cwd=tree, capture_output=True, text=True, check=True)
     place, row = result.stdout.splitlines()
     assert place.startswith(str(tree))
-    assert row.startswith("crop_flip cpu reference not built: install again where torch and a C++ compiler are found")
+    assert row.startswith("crop_flip cpu reference not built: install again with torch and a C++ compiler present")
 
 
 @pytest.mark.parametrize("library", list(ROOT.glob("kernels/_C.so")))

@@ -1,4 +1,4 @@
-"""The fused operations of the training step; report() tells which backend each of them uses."""
+"""Fused operations of the training step; report() lists the backend of each of them."""
 
 from .crop_flip import crop_flip
 from .cross_entropy_grad import cross_entropy_grad

@@ -1,4 +1,4 @@
-"""uint8 images -> a batch of augmented fp32 pixels, in one pass."""
+"""Batch of augmented fp32 pixels from uint8 images, in one pass."""
 
 import torch
 from torch import Tensor
@@ -19,18 +19,27 @@ def crop_flip(
     cutout_center: Tensor | None = None,
     channels_last: bool = False,
 ) -> Tensor:
-    """Sample b is image indices[b], zero-padded, cropped at (top[b], left[b]) and mirrored where flip[b]; pixel / 255.
+    """Sample b is image indices[b], zero-padded, cropped at (top[b], left[b]), mirrored if flip[b], divided by 255.
 
-    images: uint8 [M, H, W, C], any strides, padded by `padding` on each side; indices: int64 [B], each in [0, M);
-    top, left: int64 [B], each in [0, 2 padding]; flip: bool [B]. Returns x_natural fp32 [B, C, H, W] in [0, 1],
-    contiguous or, with `channels_last`, in torch.channels_last.
+    Args:
+        images: uint8 [M, H, W, C], any strides.
+        indices: int64 [B], each in [0, M).
+        top: First row of each crop in the padded image: int64 [B], each in [0, 2 padding].
+        left: First column of each crop, like top.
+        flip: bool [B]; True mirrors the columns.
+        padding: Black pixels added on each side of an image.
+        cutout: Side in pixels of a black square over the finished sample, 0 for none (DeVries and Taylor, "Improved
+            regularization of convolutional neural networks with cutout", 2017). Its rows are [row - cutout // 2,
+            row - cutout // 2 + cutout), clipped to the sample; the columns follow the same rule.
+        cutout_center: int64 [B, 2], (row, column) in [0, H) and [0, W); given if and only if cutout > 0.
+        channels_last: Returns torch.channels_last memory instead of contiguous memory.
 
-    cutout: side in pixels of a black square over the finished sample, 0 for none (DeVries and Taylor: "Improved
-    regularization of convolutional neural networks with cutout", 2017). Its rows are [row - cutout // 2,
-    row - cutout // 2 + cutout), its columns likewise, as far as they are inside; cutout_center: int64 [B, 2], (row,
-    column) in [0, H) and [0, W), with a cutout only.
+    Returns:
+        x_natural, fp32 [B, C, H, W] in [0, 1].
 
-    Raises ValueError for arguments that do not fit; the kernels for the CPU raise RuntimeError for values out of range.
+    Raises:
+        ValueError: An argument has the wrong shape, dtype, device or value.
+        RuntimeError: An entry of indices, top, left or cutout_center is out of range (the C++ kernel checks this).
     """
     if images.dim() != 4:
         raise ValueError(f"images has shape {tuple(images.shape)}: it must be [M, H, W, C]")
@@ -74,7 +83,7 @@ def crop_flip_ref(
     cutout_center: Tensor | None = None,
     channels_last: bool = False,
 ) -> Tensor:
-    """crop_flip in plain torch: gather with rows and columns inside the unpadded image, black elsewhere."""
+    """Reference of crop_flip in plain torch: gathers pixels of the unpadded image, black elsewhere."""
     height, width = images.shape[1:3]
     out_rows, out_columns = (torch.arange(size, device=images.device) for size in (height, width))
     rows = top[:, None] - padding + out_rows
@@ -89,12 +98,12 @@ def crop_flip_ref(
 
 
 def _within(places: Tensor, first: Tensor | int, size: int) -> Tensor:
-    """Which of the places are in [first, first + size)."""
+    """Returns a bool mask of the places in [first, first + size)."""
     return (places >= first) & (places < first + size)
 
 
 def _rectangle(rows: Tensor, columns: Tensor) -> Tensor:
-    """bool [B, H, W] from the rows [B, H] and the columns [B, W] that belong to it."""
+    """Returns bool [B, H, W] from the rows [B, H] and the columns [B, W] of a rectangle."""
     return rows[:, :, None] & columns[:, None, :]
 
 

@@ -1,4 +1,4 @@
-"""kl of student and teacher, and its gradient with respect to both networks' logits."""
+"""kl of student and teacher, and its gradients with respect to the logits of both networks."""
 
 import torch
 from torch import Tensor
@@ -8,17 +8,27 @@ from .registration import register
 
 
 def kl_grad(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """kl = sum_j q_j (log q_j - log p_j) per sample, which the literature writes KL(S || T), and both logit gradients.
+    """kl = sum_j q_j (log q_j - log p_j) per sample, in the literature KL(S || T), and both logit gradients.
 
     With p = softmax(student_logits / temperature), q = softmax(teacher_logits / temperature):
 
         grad_student_logits = (p - q) / temperature
         grad_teacher_logits = q (log q - log p - kl) / temperature
 
-    student_logits, teacher_logits: [B, N] fp32, fp16 or bf16, any strides. Returns kl [B] fp32 and the two gradients
-    [B, N] of kl itself, contiguous, each in the dtype of its logits. Arithmetic is fp32; nothing here is
-    differentiable. A masked class (-inf) has probability and gradient 0; one that only the student masks makes kl
-    infinite and is left out of grad_teacher_logits. Raises ValueError for arguments that do not fit.
+    Arithmetic is fp32, and the results are not differentiable. A masked class (-inf) has probability and gradient 0. A
+    class that only the student masks makes kl infinite and is left out of grad_teacher_logits.
+
+    Args:
+        student_logits: [B, N] fp32, fp16 or bf16, any strides.
+        teacher_logits: As student_logits; the dtype may differ.
+        temperature: Divisor of both logits, above 0.
+
+    Returns:
+        kl [B] fp32, grad_student_logits and grad_teacher_logits: the gradients [B, N] of kl, contiguous, each in the
+        dtype of its logits.
+
+    Raises:
+        ValueError: An argument has the wrong shape, dtype, device or value.
     """
     checks.check_logits("student_logits", student_logits)
     checks.check_logits("teacher_logits", teacher_logits)
@@ -30,11 +40,11 @@ def kl_grad(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
 
 
 def kl_grad_ref(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """kl_grad in plain torch."""
+    """Reference of kl_grad in plain torch."""
     student_scaled, teacher_scaled = student_logits.float() / temperature, teacher_logits.float() / temperature
     student_log_probs, teacher_log_probs = student_scaled.log_softmax(dim=1), teacher_scaled.log_softmax(dim=1)
     student_probs, teacher_probs = student_log_probs.exp(), teacher_log_probs.exp()
-    # Of the scaled logits: one that overflows to -inf is masked too.
+    # Masks of the scaled logits: a logit that overflows to -inf counts as masked.
     student_masks, teacher_masks = student_scaled == -torch.inf, teacher_scaled == -torch.inf
     log_ratio = (teacher_log_probs - student_log_probs).masked_fill(student_masks | teacher_masks, 0.0)
     kl = (teacher_probs * log_ratio).sum(dim=1, keepdim=True)

@@ -13,8 +13,19 @@ def random_start_(
 ) -> Tensor:
     """x_natural + scale noise, clamped to [lower, upper]; the default does not clamp.
 
-    x_adv (overwritten and returned), x_natural: fp32 [B, ...]; noise: fp32, fp16 or bf16 of the same shape; any
-    layouts. scale: pixel units, may be negative. Raises ValueError for arguments that do not fit.
+    Args:
+        x_adv: fp32 [B, ...], any layout; overwritten.
+        x_natural: fp32, the shape of x_adv, any layout.
+        noise: fp32, fp16 or bf16, the shape of x_adv, any layout.
+        scale: Factor of the noise, in pixel units; may be negative.
+        lower: Smallest pixel value.
+        upper: Largest pixel value.
+
+    Returns:
+        x_adv.
+
+    Raises:
+        ValueError: An argument has the wrong shape, dtype, device or value.
     """
     checks.check_pixels(x_adv, x_natural, "noise", noise)
     if not -inf < scale < inf:
@@ -25,7 +36,7 @@ def random_start_(
 
 
 def random_start_ref(x_adv: Tensor, x_natural: Tensor, noise: Tensor, scale: float, lower: float, upper: float) -> None:
-    """random_start_ in plain torch: mutates x_adv, returns nothing."""
+    """Reference of random_start_ in plain torch; mutates x_adv."""
     x_adv.copy_((x_natural + scale * noise.float()).clamp(lower, upper))
 
 

@@ -1,6 +1,6 @@
-"""Registers every operation with torch.library and tells which backend each of them uses.
+"""Registers the operations with torch.library and reports the backend of each of them.
 
-Schemas live here in Python, so that the operations exist without a compiler. The reference serves every device; the
+The schemas are in Python, so that the operations exist without a compiler. The reference serves every device; the
 C++ library replaces it on the CPU and the Triton kernels on CUDA, unless FASTADAAD_KERNELS=reference.
 """
 
@@ -20,13 +20,13 @@ Device = Literal["cpu", "cuda"]
 Backend = Literal["c++", "triton", "reference"]
 
 _library = torch.library.Library("fastadaad", "DEF")
-_references: dict[str, tuple[str, Callable]] = {}  # stem -> name in the schema, reference
-# What switch_off() replaced: the registration that does it, which ends when it is destroyed, and why.
+_references: dict[str, tuple[str, Callable]] = {}  # stem -> (name in the schema, reference)
+# Operations that switch_off() replaced -> (the replacing registration, which ends when it is destroyed; the reason).
 _switched_off: dict[tuple[str, Device], tuple[torch.library.Library, str]] = {}
 
 
 class OpBackend(NamedTuple):
-    """One row of report(): which backend `op` uses on a kind of device, and why."""
+    """One row of report(): the backend of `op` on a kind of device, and the reason."""
 
     op: str
     device: Device
@@ -42,12 +42,12 @@ def _kernels_wanted() -> bool:
 
 
 def _load_cpp() -> tuple[bool, str]:
-    """Whether the C++ kernels are in use, and why; loads them."""
+    """Loads the C++ kernels; returns True if they are in use, and the reason."""
     if not _kernels_wanted():
         return False, f"{KERNELS_VARIABLE}=reference"
     library = Path(fastadaad.kernels.__file__).with_name("_C.so")
     if not library.exists():
-        return False, "not built: install again where torch and a C++ compiler are found"
+        return False, "not built: install again with torch and a C++ compiler present"
     try:
         torch.ops.load_library(library)
     except OSError as error:
@@ -56,7 +56,7 @@ def _load_cpp() -> tuple[bool, str]:
 
 
 def _find_triton() -> tuple[bool, str]:
-    """Whether the Triton kernels are in use, and why; imports nothing."""
+    """Returns True if the Triton kernels are in use, and the reason; imports nothing."""
     if not _kernels_wanted():
         return False, f"{KERNELS_VARIABLE}=reference"
     if importlib.util.find_spec("triton") is None:
@@ -70,7 +70,7 @@ _triton = _find_triton()
 
 def _triton_launcher(stem: str) -> Callable:
     def launch(*arguments):
-        # On first use: without a GPU, Triton is never imported.
+        # Imported on first use: without a GPU, Triton is never imported.
         module = importlib.import_module(f"fastadaad.kernels.triton.{stem}")
         return getattr(module, stem)(*arguments)
 
@@ -78,9 +78,15 @@ def _triton_launcher(stem: str) -> Callable:
 
 
 def register(schema: str, reference: Callable, fake: Callable) -> Callable:
-    """Define fastadaad::<schema> with its reference, fake and kernels; returns the operation.
+    """Defines the operation fastadaad::<schema> with its reference, fake and kernels.
 
-    reference and fake take the schema's arguments; fake returns empty outputs.
+    Args:
+        schema: Schema of torch.library, without the namespace.
+        reference: Takes the arguments of the schema; serves every device without a kernel.
+        fake: Takes the arguments of the schema; returns empty outputs.
+
+    Returns:
+        The operation.
     """
     name = schema.partition("(")[0]
     stem = name.removesuffix("_")
@@ -94,11 +100,11 @@ def register(schema: str, reference: Callable, fake: Callable) -> Callable:
 
 
 def fake_in_place(*arguments) -> None:
-    """The fake of an operation that writes to its first argument and returns nothing."""
+    """Fake of an operation that writes to its first argument and returns nothing."""
 
 
 def switch_off(stem: str, device: Device, reason: str) -> None:
-    """From now on the reference serves the operation on this kind of device; compiled graphs see it as well."""
+    """Lets the reference serve an operation on this kind of device from now on, in compiled graphs too."""
     name, reference = _references[stem]
     library = torch.library.Library("fastadaad", "IMPL", device.upper())
     library.impl(name, reference, allow_override=True)
@@ -106,7 +112,7 @@ def switch_off(stem: str, device: Device, reason: str) -> None:
 
 
 def switch_on(device: Device) -> None:
-    """Undo every switch_off() on this kind of device."""
+    """Reverts every switch_off() on this kind of device."""
     for stem in _references:
         library, _ = _switched_off.pop((stem, device), (None, ""))
         if library is not None:
@@ -114,7 +120,7 @@ def switch_on(device: Device) -> None:
 
 
 def report() -> list[OpBackend]:
-    """Which backend each operation uses on each kind of device, and why; other devices use the reference."""
+    """Returns the backend of each operation on the CPU and on CUDA; other devices use the reference."""
     kernels: tuple[tuple[Device, Backend, tuple[bool, str]], ...]
     kernels = (("cpu", "c++", _cpp), ("cuda", "triton", _triton))
     rows = []
