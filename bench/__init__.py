@@ -1,1 +1,1 @@
-"""Measurements of fastadaad: `python -m bench NAME`; figures go to bench/results/ with their hardware."""
+"""Benchmarks of fastadaad: `python -m bench NAME` writes figures, with their hardware, to bench/results/."""

@@ -1,24 +1,24 @@
-"""`python -m bench NAME [options]`: run one of the benchmarks."""
+"""Runs a benchmark: `python -m bench NAME [options]`."""
 
 import importlib
 import sys
 
 BENCHMARKS = {
-    "data": "images/s of the data engines, what a training waits for them, and how far their pixels are apart",
-    "faults": "trainings that are killed or lose their disk again and again: do they end as one that is left alone?",
+    "data": "images/s of the data engines, time that a training waits for data, pixel differences between engines",
+    "faults": "trainings that are killed or lose their disk, compared with an undisturbed run",
     "measures": "the inner loop with one measure after the other, from the plain program to ours",
     "ops": "each operation against plain torch, eager and compiled; --static: resources of the Triton kernels",
-    "policies": "what asking the teacher less often costs in accuracy, over several seeds",
-    "readme": "writes the README's tables of speed anew from bench/results",
-    "roofline": "what each recipe's step must compute and move, and what GPUs could do at best: computed",
+    "policies": "accuracy under each teacher policy, over several seeds",
+    "readme": "rewrites the README's tables of speed from bench/results",
+    "roofline": "FLOPs and bytes of each recipe's step, and the upper bound of images/s on each GPU: computed",
     "run": "a recipe's teacher and students: accuracies, or the time to one",
-    "scaling": "what communication leaves of the speed of 8 to 512 GPUs: computed",
+    "scaling": "efficiency of 8 to 512 GPUs, limited by communication: computed",
     "step": "one training step of each method: Distiller against a plain restatement of its authors' program",
 }
 
 
 def main(argv: list[str]) -> None:
-    """Hand the options to `main(argv)` of the module that the first argument names; exit code 2 for an unknown name."""
+    """Passes the options to `main(argv)` of the module named first; exits with 2 if the name is unknown."""
     name, *options = argv or [""]
     if name not in BENCHMARKS:
         lines = [f"  {benchmark:8} {purpose}" for benchmark, purpose in BENCHMARKS.items()]

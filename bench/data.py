@@ -1,26 +1,24 @@
-"""`python -m bench data`: the engines against each other and against DataLoader as people write it.
+"""Compares the data engines with each other and with a plain DataLoader: `python -m bench data`.
 
-Images/s on generated arrays and JPEG files; the share of a training that it waits for data; how far dali's pixels are
-from torch's. `--draw` writes the tables of docs/data.md from the rows instead.
+Measures images/s on generated arrays and JPEG files, the fraction of a training spent waiting for data, and the
+difference between dali's and torch's pixels. `--draw` writes the tables of docs/data.md from the rows instead.
 """
 
 import argparse
-import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from fastadaad.data import load_dataset
 
-from . import data_contests, data_speed, data_wait
+from . import data_contests, data_memory, data_speed, data_wait
 from .data_table import beside, tables
 from .image_tree import TreeSpec, image_tree
 from .readme import rewritten
-from .tables import print_table
+from .tables import print_rows
 from .timing import RESULTS, write_rows
 
 PAGE = RESULTS.parents[1] / "docs" / "data.md"
@@ -50,7 +48,7 @@ def steps(options: argparse.Namespace) -> Rows:
 
 
 def pixels(options: argparse.Namespace) -> Rows:
-    from . import pixel_differences  # only here is DALI needed at import
+    from . import pixel_differences  # imports DALI
 
     images = load_dataset("folder", _tree(options), image_size=IMAGE_SIZE).train_images
     every = max(1, len(images) // PIXEL_IMAGES)
@@ -58,16 +56,14 @@ def pixels(options: argparse.Namespace) -> Rows:
 
 
 def memory(options: argparse.Namespace) -> Rows:
-    from .data_memory import rows
-
-    return rows(options.device)
+    return data_memory.rows(options.device)
 
 
 def _tree(options: argparse.Namespace) -> Path:
     return image_tree(TreeSpec(num_images=options.images), Console())
 
 
-# Kind of rows, each with a file of its own, and what measures them.
+# For each part: the kind of its rows (one CSV file per kind), and the function that measures them.
 PARTS: dict[str, tuple[str, Callable[[argparse.Namespace], Rows]]] = {
     "arrays": ("speed", arrays),
     "files": ("speed", files),
@@ -75,42 +71,32 @@ PARTS: dict[str, tuple[str, Callable[[argparse.Namespace], Rows]]] = {
     "pixels": ("pixels", pixels),
     "memory": ("memory", memory),
 }
-HAS_MEMORY = importlib.util.find_spec("bench.data_memory") is not None
-
-
-def print_rows(kind: str, rows: list[dict[str, object]]) -> None:
-    columns = SHOWN.get(kind, tuple(rows[0]))
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*[str(row[column]) for column in columns])
-    print_table(table)
 
 
 def file_of(output: Path, kind: str) -> Path:
-    """The CSV file of a kind of rows; speed's is `output` itself."""
+    """CSV file of a kind of rows; `output` itself for "speed"."""
     return output if kind == "speed" else beside(output, kind)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench data", description=__doc__)
-    parts = ",".join(part for part in PARTS if part != "memory" or HAS_MEMORY)
-    parser.add_argument("--parts", default=parts, help="default: %(default)s")
+    parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each engine; default: %(default)s")
     parser.add_argument("--arrays", type=int, default=50_000, metavar="N", help="default: %(default)s")
     parser.add_argument("--images", type=int, default=2000, metavar="N", help="JPEG files; default: %(default)s")
-    parser.add_argument("--workers", type=int, default=2, help="processes, or threads; default: %(default)s")
+    parser.add_argument("--workers", type=int, default=2, help="processes or threads; default: %(default)s")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--output", type=Path, default=RESULTS / "data.csv", help="and others beside it; rows are added"
+        "--output", type=Path, default=RESULTS / "data.csv", help="rows are added here and to files beside it"
     )
-    parser.add_argument("--rewrite", action="store_true", help="start the CSV files of the parts anew")
+    parser.add_argument("--rewrite", action="store_true", help="overwrite the CSV files of the parts")
     parser.add_argument("--draw", action="store_true", help="write the tables of the page from the rows instead")
     parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/data.md")
     options = parser.parse_args(argv)
     options.parts = options.parts.split(",")
     unknown = set(options.parts) - PARTS.keys()
     if unknown:
-        parser.error(f"no part is called {', '.join(sorted(unknown))}: choose from {','.join(PARTS)}")
+        parser.error(f"unknown part {', '.join(sorted(unknown))}: choose from {','.join(PARTS)}")
     return options
 
 
@@ -119,12 +105,12 @@ def main(argv: list[str]) -> None:
     if options.draw:
         options.page.write_text(rewritten(options.page.read_text(), tables(options.output), "data"))
         return
-    torch.set_num_threads(options.workers)  # of all engines, and of the training
+    torch.set_num_threads(options.workers)  # for all engines and the training
     if options.rewrite:
         for kind in {PARTS[part][0] for part in options.parts}:
             file_of(options.output, kind).unlink(missing_ok=True)
     for part in options.parts:
         kind, measure = PARTS[part]
         rows = list(measure(options))
-        write_rows(file_of(options.output, kind), rows, options.device)  # at once: what stops later keeps what it has
-        print_rows(kind, rows)
+        write_rows(file_of(options.output, kind), rows, options.device)  # at once: an interruption keeps them
+        print_rows(rows, SHOWN.get(kind, tuple(rows[0])))

@@ -1,4 +1,4 @@
-"""The images that the engines are compared on: arrays of CIFAR's shape, and JPEG files."""
+"""Images that the engines are compared on: arrays of CIFAR's shape, and JPEG files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from . import data_loaders
 from .data_speed import Contest, Entrant
 from .image_tree import NUM_CLASSES
 
-DATALOADER = "DataLoader"  # as people write it; the engine torch has one too
+DATALOADER = "DataLoader"  # a plain one as in tutorials; the engine torch uses a DataLoader too
 REFERENCES = ("torch", DATALOADER)
 
 ARRAY_SIZE, ARRAY_BATCH = 32, 128
@@ -29,7 +29,7 @@ PACKED_AUGMENTATION = Augmentation(padding=28, flip=True)
 
 @dataclass(frozen=True, kw_only=True)
 class _Setting:
-    """What the entrants of a contest have in common."""
+    """Settings shared by the entrants of a contest."""
 
     batch_size: int
     num_workers: int
@@ -46,13 +46,13 @@ class _Setting:
             device=self.device,
         )
         num_workers = 0 if engine == "resident" else self.num_workers
-        return Entrant(epoch=pipeline.epoch, work=_in_words(augmentation), num_workers=num_workers)
+        return Entrant(epoch=pipeline.epoch, work=_described(augmentation), num_workers=num_workers)
 
     def dataloader(self, dataset: Dataset, augmentation: Augmentation) -> Entrant:
         def epoch(_: int):
             return data_loaders.epoch(dataset, self.batch_size, self.num_workers, self.device)
 
-        return Entrant(epoch=epoch, work=_in_words(augmentation), num_workers=self.num_workers)
+        return Entrant(epoch=epoch, work=_described(augmentation), num_workers=self.num_workers)
 
     def contest(self, images: str, num_images: int, entrants: dict[str, Entrant]) -> Contest:
         return Contest(
@@ -67,7 +67,7 @@ class _Setting:
 
 
 def arrays(num_images: int, num_workers: int, device: torch.device) -> Contest:
-    """Random pixels; the engines do not look at them."""
+    """Contest on random pixels; the speed of the engines does not depend on the pixel values."""
     setting = _Setting(batch_size=ARRAY_BATCH, num_workers=num_workers, device=device)
     generator = torch.Generator().manual_seed(0)
     shape = (num_images, ARRAY_SIZE, ARRAY_SIZE, 3)
@@ -84,9 +84,15 @@ def arrays(num_images: int, num_workers: int, device: torch.device) -> Contest:
 
 
 def files(tree: Path, image_size: int, num_workers: int, device: torch.device) -> Contest:
-    """The training images of a tree that image_tree() wrote, brought to `image_size`.
+    """Contest on the training images of a tree that image_tree() wrote.
 
-    A pack of them is made beside the tree; its images are cropped out of a border, as resized crops need files.
+    The packed entrant pads and crops, since resized crops need files.
+
+    Args:
+        tree: The tree; a pack of its images is written beside it.
+        image_size: Height and width of the images in a batch, in pixels.
+        num_workers: Processes or threads of each entrant.
+        device: Device that the batches end up on.
     """
     setting = _Setting(batch_size=FILE_BATCH, num_workers=num_workers, device=device)
     source = load_dataset("folder", tree, image_size=image_size)
@@ -104,7 +110,7 @@ def files(tree: Path, image_size: int, num_workers: int, device: torch.device) -
     return setting.contest(f"{len(labels)} JPEG files to {image_size}x{image_size}x3", len(labels), entrants)
 
 
-def _in_words(augmentation: Augmentation) -> str:
+def _described(augmentation: Augmentation) -> str:
     parts = []
     if augmentation.min_crop_scale < 1:
         parts.append(f"crop of {augmentation.min_crop_scale} to 1 of the area, resized")

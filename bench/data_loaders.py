@@ -1,4 +1,4 @@
-"""DataLoader as people write it, with torchvision's transforms: what the engines are compared with."""
+"""Plain DataLoader with torchvision's transforms, the baseline of the engines."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from fastadaad.data.pipeline import Batch
 
 
 class ArrayDataset(Dataset):
-    """Images uint8 [M, C, H, W] and their labels, one by one, transformed."""
+    """Transformed images and labels, one by one; images: uint8 [M, C, H, W], labels: [M]."""
 
     def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor]) -> None:
         self.images, self.labels, self.transform = images, labels, transform
@@ -26,7 +26,13 @@ class ArrayDataset(Dataset):
 
 
 def array_dataset(images: Tensor, labels: Tensor, padding: int) -> Dataset:
-    """images: uint8 [M, H, W, C]. On tensors, as torchvision's transforms are faster there than on Pillow's images."""
+    """Data set with random crops and flips; on tensors, as transforms are slower on PIL images.
+
+    Args:
+        images: uint8 [M, H, W, C].
+        labels: int64 [M].
+        padding: Width of the black border before the crop, in pixels.
+    """
     crop = v2.RandomCrop(images.shape[1:3], padding=padding)
     to_float = v2.ToDtype(torch.float32, scale=True)
     transform = v2.Compose([crop, v2.RandomHorizontalFlip(), to_float])
@@ -34,14 +40,14 @@ def array_dataset(images: Tensor, labels: Tensor, padding: int) -> Dataset:
 
 
 def file_dataset(folder: Path, image_size: int, min_crop_scale: float) -> Dataset:
-    """One folder per class in `folder`."""
+    """Data set of image files with random resized crops and flips; `folder` has one folder per class."""
     crop = v2.RandomResizedCrop(image_size, scale=(min_crop_scale, 1.0), antialias=True)
     to_float = v2.ToDtype(torch.float32, scale=True)
     return ImageFolder(str(folder), v2.Compose([crop, v2.RandomHorizontalFlip(), v2.ToImage(), to_float]))
 
 
 def epoch(dataset: Dataset, batch_size: int, num_workers: int, device: torch.device) -> Iterator[Batch]:
-    """The batches of one epoch, with workers of its own."""
+    """Yields the batches of one epoch, with its own workers."""
     loader = DataLoader(
         dataset,
         batch_size=batch_size,

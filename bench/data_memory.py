@@ -1,14 +1,13 @@
-"""Memory that the resident engine takes beside the images: of an array, and of a pack that does not fit into memory.
+"""Memory that the resident engine needs beside the images: for an array, and for a pack that exceeds memory.
 
-Each is measured in a process of its own, `python -m bench.data_memory DEVICE array MEGABYTES` or `... pack FOLDER`. The
-second may use less memory than the pack is large, pages of files included, where this user may make a cgroup.
+Each is measured in its own process, `python -m bench.data_memory DEVICE array MEGABYTES` or `... pack FOLDER`. If this
+user may create a cgroup, the second process gets less memory (file pages included) than the size of the pack.
 """
 
 import argparse
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,22 +22,22 @@ from fastadaad.data import Augmentation, Dataset, ResidentPipeline, Sampling, lo
 from fastadaad.data.datasets.packed import SPLITS, SUMMARY, Origin, Pack, PackedSplit, images_path, labels_path
 from fastadaad.runtime.machine_cache import cache_folder
 
-from .memory import ALLOCATOR
+from .memory import printed_json, status_bytes
 
 MB = 10**6
 ARRAY_MB, PACK_MB, LIMIT_MB = 500, 2000, 700
 IMAGE_SIZE, NUM_CLASSES, BATCH_SIZE = 64, 10, 256
 IMAGE_BYTES = 3 * IMAGE_SIZE**2
 CHUNK_IMAGES = 2048
-MAX_S = 40  # of an epoch: a disk may be slow
-CGROUPS = Path("/sys/fs/cgroup/memory")  # of version 1
+MAX_S = 40  # seconds of an epoch: a disk may be slow
+CGROUPS = Path("/sys/fs/cgroup/memory")  # version 1
 NO_LIMIT = "none: needs root and cgroups of version 1"
 
 
 def rows(device: torch.device) -> Iterator[dict[str, object]]:
-    """One of an array, one of a pack."""
+    """Yields one row for an array and one for a pack."""
     yield {"images": "array in memory", "limit_mb": "none", **_measured(device, "array", ARRAY_MB)}
-    place = cache_folder() / "bench"  # not the folder of temporary files, which may be in memory
+    place = cache_folder() / "bench"  # the folder of temporary files may be in memory
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as folder, memory_limit(LIMIT_MB * MB) as cgroup:
         write_pack(Path(folder), PACK_MB * MB)
@@ -47,20 +46,16 @@ def rows(device: torch.device) -> Iterator[dict[str, object]]:
 
 
 def _measured(device: torch.device, *words: object, cgroup: Path | None = None) -> dict[str, object]:
-    """What `main` prints in a process of its own, in the cgroup where there is one."""
+    """Runs `main` in a fresh process, in the cgroup if given, and returns the row that it prints."""
     command = [sys.executable, "-m", "bench.data_memory", str(device), *map(str, words)]
     if cgroup is not None:
         command = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(cgroup), *command]
-    environment = {**os.environ, **ALLOCATOR}
-    result = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {result.returncode}:\n{result.stderr}")
-    return json.loads(result.stdout.splitlines()[-1])
+    return printed_json(command)
 
 
 @contextmanager
 def memory_limit(num_bytes: int) -> Iterator[Path | None]:
-    """A cgroup whose processes may use so much memory together; None where this user cannot make one."""
+    """Yields a cgroup whose processes may use `num_bytes` of memory together; None if this user cannot create one."""
     cgroup = CGROUPS / f"fastadaad-bench-{os.getpid()}"
     if not os.access(CGROUPS, os.W_OK) or not (CGROUPS / "memory.limit_in_bytes").exists():
         yield None
@@ -74,7 +69,7 @@ def memory_limit(num_bytes: int) -> Iterator[Path | None]:
 
 
 def write_pack(folder: Path, num_bytes: int) -> None:
-    """A pack of random pixels, most of them for training, of which no page is left in memory."""
+    """Writes a pack of random pixels, most of them for training, and drops its pages from memory."""
     generator = np.random.default_rng(0)
     num_images = {"train": num_bytes // IMAGE_BYTES, "test": CHUNK_IMAGES}
     splits = {split: _write_split(folder, split, num_images[split], generator) for split in SPLITS}
@@ -110,7 +105,7 @@ def _write_split(folder: Path, split: str, num_images: int, generator: np.random
 
 
 def array_of(num_bytes: int) -> Dataset:
-    """Random images in memory, as many as fit."""
+    """Random images in memory, as many as fit into `num_bytes`."""
     num_images = num_bytes // IMAGE_BYTES
     images = torch.randint(0, 256, (num_images, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8)
     labels = torch.arange(num_images) % NUM_CLASSES
@@ -126,15 +121,17 @@ def array_of(num_bytes: int) -> Dataset:
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that no file stands behind."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+    """Resident memory of this process that is not backed by a file."""
+    return status_bytes("RssAnon")
 
 
 def epoch(dataset: Dataset, device: torch.device) -> dict[str, object]:
-    """Growth of this process's memory at most over making the pipeline and one epoch, or MAX_S of it; and the rate."""
+    """Builds the pipeline, reads one epoch (at most MAX_S seconds of it) and returns the row of the CSV file.
+
+    growth_mb is the peak of this process's anonymous memory minus its value before.
+    """
     before = peak = anonymous_bytes()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     pipeline = ResidentPipeline(
         dataset.train_images,
         dataset.train_labels,
@@ -146,7 +143,7 @@ def epoch(dataset: Dataset, device: torch.device) -> dict[str, object]:
     for _, labels in pipeline.epoch(0):
         peak = max(peak, anonymous_bytes())
         num_read += len(labels)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         if seconds > MAX_S:
             break
     num_bytes = len(dataset.train_images) * IMAGE_BYTES
@@ -167,7 +164,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("kind", choices=("array", "pack"))
     parser.add_argument("what")
     options = parser.parse_args(argv)
-    epoch(array_of(4 * BATCH_SIZE * IMAGE_BYTES), options.device)  # what the first batches allocate, they keep
+    epoch(array_of(4 * BATCH_SIZE * IMAGE_BYTES), options.device)  # warm-up: buffers of the first batches are kept
     is_array = options.kind == "array"
     dataset = array_of(int(options.what) * MB) if is_array else load_dataset("packed", options.what)
     print(json.dumps(epoch(dataset, options.device)))

@@ -1,4 +1,4 @@
-"""Images/s of every engine on the same images, for a consumer that does nothing with them."""
+"""Images/s of every engine on the same images, for a consumer that only receives them."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -10,7 +10,7 @@ import torch
 
 from fastadaad.data.pipeline import Batch
 
-from .timing import Spread, ratios
+from .timing import Spread, ratios, rotated
 
 MIN_MARGIN = 4  # dali keeps three batches
 
@@ -19,42 +19,42 @@ Epoch = Callable[[int], Generator[Batch, None, None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """What makes the batches of an epoch, given its number."""
+    """Data pipeline to be timed: `epoch(number)` yields the batches of an epoch."""
 
     epoch: Epoch
     work: str
-    """What it does to an image, in words."""
+    """Description of the augmentation."""
     num_workers: int
-    """Processes, or threads beside the consumer's."""
+    """Worker processes, or threads beside the consumer's thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """Entrants that make batches of the same images."""
+    """Entrants that load batches of the same images."""
 
     images: str
-    """What they are, in words."""
+    """Description of the images."""
     batch_size: int
     num_batches: int
-    """Of an epoch."""
+    """Batches of an epoch."""
     num_workers: int
-    """At most, of any entrant."""
+    """Largest number of workers of any entrant."""
     entrants: Mapping[str, Entrant]
     references: tuple[str, ...]
-    """Entrants that the others are compared with."""
+    """Names of the entrants that the others are compared with."""
     device: torch.device
 
     @property
     def margin(self) -> int:
-        """Batches at either end of an epoch that are not timed: as many as any entrant keeps ready, and more.
+        """Batches at either end of an epoch that are not timed: at least as many as any entrant prefetches.
 
-        At its beginning an entrant works ahead, and at its end it has less and less to do.
+        At the beginning of an epoch an entrant prefetches; at the end it has less and less to do.
         """
-        return max(MIN_MARGIN, 2 * self.num_workers)  # DataLoader asks a worker for two batches ahead
+        return max(MIN_MARGIN, 2 * self.num_workers)  # DataLoader prefetches two batches per worker
 
     @property
     def num_timed(self) -> int:
-        """Batches in the middle of an epoch, equally many for each worker. Raises ValueError where there are none."""
+        """Timed batches in the middle of an epoch, a multiple of the workers. Raises ValueError if none is left."""
         workers = max(1, self.num_workers)
         num_timed = (self.num_batches - 1 - 2 * self.margin) // workers * workers
         if num_timed < 1:
@@ -65,15 +65,15 @@ class Contest:
 
 @dataclass(frozen=True)
 class Sample:
-    """One entrant in one epoch."""
+    """Measurement of one entrant in one epoch."""
 
     images_per_s: float
     first_batch_ms: float
-    """With the start of its workers or the building of its graph, which images_per_s is without."""
+    """Milliseconds to the first batch, with the start of the workers or the building of the graph."""
 
 
 def rows(contest: Contest, rounds: int) -> Iterator[dict[str, object]]:
-    """One per entrant; a ratio is that of a round's images/s to those of the reference."""
+    """Yields one row per entrant; a ratio is images/s over those of a reference in the same round."""
     samples = take_turns(contest, rounds)
     rates = {name: [sample.images_per_s for sample in taken] for name, taken in samples.items()}
     for name, entrant in contest.entrants.items():
@@ -92,16 +92,13 @@ def rows(contest: Contest, rounds: int) -> Iterator[dict[str, object]]:
 
 
 def take_turns(contest: Contest, rounds: int) -> dict[str, list[Sample]]:
-    """Of each entrant one sample per round, after a round that is not kept; the order rotates with the round.
+    """Returns one sample per entrant and round, after a warm-up round; the order rotates with the round.
 
-    Each sample is an epoch of its own, which is closed before the next begins: no worker of one entrant works while
-    another one is timed.
+    Each sample is one epoch, closed before the next begins: no worker of one entrant runs while another is timed.
     """
-    names = list(contest.entrants)
-    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    samples: dict[str, list[Sample]] = {name: [] for name in contest.entrants}
     for number in range(rounds + 1):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in rotated(list(contest.entrants), number):
             with closing(contest.entrants[name].epoch(number)) as batches:
                 samples[name].append(_sample(contest, batches))
     return {name: taken[1:] for name, taken in samples.items()}
@@ -115,7 +112,7 @@ def _sample(contest: Contest, batches: Iterator[Batch]) -> Sample:
 
 
 def _consume(batches: Iterator[Batch], count: int, device: torch.device) -> tuple[float, int]:
-    """Seconds until `count` batches are there, on the device, and their images. Of each one pixel is read."""
+    """Seconds until `count` batches are on the device, and their number of images; reads one pixel of each batch."""
     start, num_images, pixels = time.perf_counter(), 0, torch.zeros((), device=device)
     for x_natural, labels in islice(batches, count):
         pixels += x_natural[-1, -1, -1, -1]

@@ -1,4 +1,4 @@
-"""The tables of docs/data.md, from the rows of `python -m bench data`."""
+"""Tables of docs/data.md, from the rows of `python -m bench data`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,15 +7,15 @@ from .readme import Row, markdown, rows_of
 
 
 def spread(row: Row, column: str, digits: int, scale: float = 1.0) -> str:
-    """p50 (p20 to p80) of `column`, whose name has one {} for the quantile."""
+    """Formats p50 (p20 to p80) of `column`, whose name has one {} for the quantile."""
     p20, p50, p80 = (f"{scale * float(row[column.format(key)]):,.{digits}f}" for key in ("p20", "p50", "p80"))
     return f"{p50} ({p20} to {p80})"
 
 
 def speed_table(rows: Iterable[Row]) -> str:
-    """Each engine on each set of images; a later row replaces an earlier one of the same engine."""
+    """Table with a line per set of images and engine; a later row replaces an earlier one of the same engine."""
     latest = {(row["images"], row["engine"]): row for row in rows}
-    columns = ("images", "engine", "what it does", "images/s", "times torch", "times DataLoader", "first batch, ms")
+    columns = ("images", "engine", "augmentation", "images/s", "times torch", "times DataLoader", "first batch, ms")
     lines = [
         [
             row["images"],
@@ -60,23 +60,23 @@ def pixel_table(rows: Iterable[Row]) -> str:
 
 def memory_table(rows: Iterable[Row]) -> str:
     latest = {row["images"]: row for row in rows}
-    columns = ("images", "their size, MB", "limit of the process, MB", "growth, MB", "growth over size", "images/s")
+    columns = ("images", "size, MB", "limit of the process, MB", "growth, MB", "growth over size", "images/s")
     names = ("images", "mb", "limit_mb", "growth_mb", "growth_share", "images_per_s")
     return markdown(columns, [[row[name] for name in names] for row in latest.values()])
 
 
 def tables(output: Path) -> str:
-    """All that have rows, each under its sentence; `output`: the file of images/s, beside which the others are."""
+    """All tables that have rows, each under its heading; `output` is the file of images/s, the others lie beside it."""
     memory = rows_of(beside(output, "memory"))
-    parts = (
-        ("Images/s for a consumer that does nothing, p50 (p20 to p80):", speed_table(rows_of(output))),
+    sections = (
+        ("Images/s for a consumer that only receives the batches, p50 (p20 to p80):", speed_table(rows_of(output))),
         ("Trainings:", wait_table(rows_of(beside(output, "wait")))),
-        ("dali's pixels against torch's:", pixel_table(rows_of(beside(output, "pixels")))),
-        ("Memory that resident takes beside the images, an epoch of shuffled batches:", memory_table(memory)),
+        ("Differences between dali's and torch's pixels:", pixel_table(rows_of(beside(output, "pixels")))),
+        ("Memory that resident needs beside the images, in an epoch of shuffled batches:", memory_table(memory)),
     )
-    return "\n\n".join(f"{sentence}\n\n{table}" for sentence, table in parts if table)
+    return "\n\n".join(f"{heading}\n\n{table}" for heading, table in sections if table)
 
 
 def beside(output: Path, name: str) -> Path:
-    """data-NAME.csv of data.csv."""
+    """Path of data-NAME.csv beside data.csv."""
     return output.with_name(f"{output.stem}-{name}{output.suffix}")

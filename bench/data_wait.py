@@ -1,4 +1,4 @@
-"""Share of a training's time that it waits for its data, as the Trainer counts it."""
+"""Fraction of a training's time that is spent waiting for data, as measured by the Trainer."""
 
 import tempfile
 from collections.abc import Iterator
@@ -16,12 +16,19 @@ from fastadaad.training.trainer import Trainer
 from .timing import Spread
 
 EPOCHS = {"demo": 20, "fashion-mnist": 1}
-"""Of each recipe, for some seconds on two cores."""
+"""Epochs of each recipe: some seconds of training on two cores."""
 ENGINES: tuple[Engine, ...] = ("resident", "dali", "torch")
 
 
 def rows(epochs: dict[str, int], rounds: int, num_workers: int, device: str) -> Iterator[dict[str, object]]:
-    """One per recipe and engine; the engines take turns."""
+    """Yields one row per recipe and engine; the engines take turns.
+
+    Args:
+        epochs: Number of epochs by recipe.
+        rounds: Trainings of each engine.
+        num_workers: Workers of the engines that have any.
+        device: Device of the training.
+    """
     for recipe, num_epochs in epochs.items():
         configs = {engine: short_config(recipe, num_epochs, engine, num_workers, device) for engine in ENGINES}
         runs: dict[Engine, list[dict[str, float]]] = {engine: [] for engine in ENGINES}
@@ -33,21 +40,21 @@ def rows(epochs: dict[str, int], rounds: int, num_workers: int, device: str) -> 
 
 
 def short_config(recipe: str, epochs: int, engine: Engine, num_workers: int, device: str) -> RunConfig:
-    """The recipe without a validation split."""
+    """The recipe with `epochs` epochs and the given engine, without a validation split."""
     config = recipes.get(recipe)
     data = replace(config.data, engine=engine, num_workers=num_workers, validation_size=0)
     return replace(config, data=data, optim=replace(config.optim, epochs=epochs), device=device)
 
 
 def train(config: RunConfig) -> dict[str, float]:
-    """The last line of the run's metrics.csv."""
+    """Trains and returns the last row of metrics.csv."""
     with tempfile.TemporaryDirectory() as folder:
         Trainer(config, Path(folder), Console()).train()
         return read_metrics(Path(folder))[-1]
 
 
 def row(config: RunConfig, metrics: list[dict[str, float]]) -> dict[str, object]:
-    """Of the runs of one configuration."""
+    """Row of the CSV file for the runs of one configuration."""
     return {
         "recipe": config.recipe,
         "student": config.student.name,

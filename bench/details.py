@@ -1,4 +1,4 @@
-"""What `python -m bench step` knows of a variant beside its time: stages, launches, waits, memory, its own overhead."""
+"""Details of a variant in `python -m bench step`: stages, launches, host syncs, memory and overhead."""
 
 from collections.abc import Mapping
 from statistics import median
@@ -16,7 +16,7 @@ from .timing import Spread, alternate, ratios
 
 ROUNDS = 3
 OVERHEAD = "overhead_{}"
-# The columns of each part, empty where it was not measured.
+# Columns of the CSV file; a column that was not measured is empty.
 COLUMNS = (
     *STAGES,
     *Spread(0, 0, 0, 0).columns(OVERHEAD),
@@ -27,23 +27,27 @@ COLUMNS = (
     "inner_peak_of_reference",
 )
 
-Details = dict[str, dict[str, object]]  # by the name of the variant
+Details = dict[str, dict[str, object]]  # columns by name of the variant
 
 
 def stages(program: Program, device: torch.device) -> dict[str, object]:
-    """The median of a few steps."""
+    """Milliseconds of each stage, the median of ROUNDS steps."""
     measured = [stage_milliseconds(program, device) for _ in range(ROUNDS)]
-    return {stage: round(median(part[stage] for part in measured), 3) for stage in measured[0]}
+    return {stage: round(median(step[stage] for step in measured), 3) for stage in measured[0]}
 
 
 def counts(pair: Pair, method: str, program: Program, device: torch.device) -> dict[str, object]:
+    """Launches of an inner step and host syncs of a training step."""
     launches, unit = launches_per_inner_step(pair, method, program.variant, program.inner, device)
     waits = host_synchronisations(program.step, program.variant.mode, device)
     return {"launches_per_inner_step": launches, "launches_unit": unit, "host_synchronisations": waits}
 
 
 def overheads(pair: Pair, programs: Mapping[str, Program], inner: InnerConfig, device: torch.device) -> Details:
-    """Time of Distiller's exact inner loop over as many passes of the bare networks as it has steps, in each round."""
+    """Overhead of Distiller's exact inner loop: its time over that of the bare networks' passes, per round.
+
+    The baseline runs the bare networks forward and backward num_steps times.
+    """
     exact = {
         name: program.inner_loop
         for name, program in programs.items()
@@ -56,6 +60,7 @@ def overheads(pair: Pair, programs: Mapping[str, Program], inner: InnerConfig, d
 
 
 def peaks(pair_name: str, pair: Pair, method: str, programs: Mapping[str, Program], device: torch.device) -> Details:
+    """Peak memory of each variant's inner loop, in MiB and over that of the reference."""
     peak = {
         name: peak_bytes(pair_name, method, program.variant, program.inner, pair.batch_size, device)
         for name, program in programs.items()
@@ -76,14 +81,23 @@ def details(
     inner: InnerConfig,
     device: torch.device,
 ) -> Details:
-    """COLUMNS of each variant, as far as they apply."""
+    """Returns the COLUMNS that apply to each variant.
+
+    Args:
+        pair_name: Key of PAIRS, for measurements in a fresh process.
+        pair: The networks and the batch.
+        method: Name of the method.
+        programs: Variants by name.
+        inner: Configuration of the inner loop.
+        device: Device of the networks.
+    """
     known: Details = {
         name: stages(program, device) | counts(pair, method, program, device) for name, program in programs.items()
     }
-    parts = [peaks(pair_name, pair, method, programs, device)]
-    if methods.get(method).objective.through_teacher:  # else the bare networks are not what the loop runs
-        parts.append(overheads(pair, programs, inner, device))
-    for part in parts:
-        for name, columns in part.items():
+    further = [peaks(pair_name, pair, method, programs, device)]
+    if methods.get(method).objective.through_teacher:  # otherwise the loop runs the student alone
+        further.append(overheads(pair, programs, inner, device))
+    for columns_of in further:
+        for name, columns in columns_of.items():
             known[name] |= columns
     return known

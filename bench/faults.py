@@ -1,10 +1,10 @@
-"""`python -m bench faults`: short trainings that are killed, asked to stop, or left without a disk, and go on.
+"""Kills, stops or cuts off from the disk short trainings, and resumes them: `python -m bench faults`.
 
-Each process is `fastadaad train ... --run-folder FOLDER --resume` and has one fault, until the run has ended. Some are
-killed at any moment, others while they save a checkpoint, write weights, validate or evaluate. At the end the weights
-and the untimed columns of the tables must be bitwise those of a run that nothing happened to. A kill before the first
-step has nothing to lose. What a loss of power does to a disk is not tried. The exit code is 1 where a fault was not
-survived.
+Each process is `fastadaad train ... --run-folder FOLDER --resume` and has one fault, until the run has ended. Some
+processes are killed at a random moment, others while they save a checkpoint, write weights, validate or evaluate. At
+the end the weights and the untimed columns of the tables must be bitwise equal to those of an undisturbed run. A kill
+before the first step has nothing to lose. The effect of a power loss on the disk is not tested. The exit code is 1 if
+a fault was not survived.
 """
 
 import argparse
@@ -17,28 +17,27 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from .faults_disk import NO_MOUNT, disk_faults, small_disk
 from .faults_moments import Plan, kills
 from .faults_run import RUNS, Fault, Process, Start, Struck, start, under_faults
-from .tables import print_table
+from .tables import print_rows
 from .timing import RESULTS, write_rows
 
 SHOWN = ("fault", "signal", "tried", "ended_well", "went_on", "equal", "survived")
 
 
 def undisturbed(start: Start, folder: Path) -> Plan:
-    """Run to the end what the others are compared with."""
+    """Runs the training without faults, which the other runs are compared with, and returns its schedule."""
     started_at = time.time()
     process = Process(start, folder, folder.with_suffix(".txt"))
     if code := process.exit_code():
-        raise RuntimeError(f"a run without a fault ends with exit code {code}, see {process.output}")
+        raise RuntimeError(f"a run without a fault ended with exit code {code}, see {process.output}")
     return Plan.of(folder, started_at)
 
 
 def rows(struck: list[Struck], signal_name: str, seed: int) -> list[dict[str, object]]:
-    """One per name of a fault."""
+    """Returns one row of the CSV file per fault name."""
     names = sorted({each.name for each in struck})
     found = {name: [each for each in struck if each.name == name] for name in names}
     return [
@@ -58,7 +57,15 @@ def rows(struck: list[Struck], signal_name: str, seed: int) -> list[dict[str, ob
 
 
 def strike(place: Path, whole: Path, faults: list[Fault], title: str, console: Console) -> list[Struck]:
-    """under_faults in `place`, with live progress."""
+    """Runs under_faults in `place`, with live progress.
+
+    Args:
+        place: Folder of the runs and their output.
+        whole: Folder of the undisturbed run.
+        faults: The faults, one per process.
+        title: Title of the progress lines.
+        console: Where progress is printed.
+    """
     place.mkdir(exist_ok=True)
     left = deque(faults)
     with console.status(title):
@@ -72,7 +79,7 @@ def strike(place: Path, whole: Path, faults: list[Fault], title: str, console: C
 
 
 def measure(options: argparse.Namespace, place: Path, console: Console) -> list[dict[str, object]]:
-    """The rows of all that is asked for; `place` is a folder for the runs."""
+    """Returns the rows of all signals and disk faults in `options`; the runs are in the folder `place`."""
     whole = place / "whole"
     with console.status("the run without faults"):
         plan = undisturbed(start, whole)
@@ -96,17 +103,17 @@ def signals(text: str) -> list[signal.Signals]:
     try:
         return [signal.Signals[name] for name in text.split(",")]
     except KeyError as error:
-        raise argparse.ArgumentTypeError(f"{error} is no signal: write SIGKILL,SIGTERM, say") from error
+        raise argparse.ArgumentTypeError(f"{error} is not a signal: write for example SIGKILL,SIGTERM") from error
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench faults", description=__doc__)
-    parser.add_argument("--kills", type=int, default=25, metavar="N", help="of each signal; default: %(default)s")
+    parser.add_argument("--kills", type=int, default=25, metavar="N", help="kills by each signal; default: %(default)s")
     parser.add_argument("--signals", type=signals, default="SIGKILL", metavar="NAMES", help="default: %(default)s")
     parser.add_argument("--disk", type=int, default=2, metavar="N", help="faults of each kind; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments; default: %(default)s")
     parser.add_argument("--output", type=Path, default=RESULTS / "faults.csv", help="rows are added")
-    parser.add_argument("--rewrite", action="store_true", help="start the CSV file anew")
+    parser.add_argument("--rewrite", action="store_true", help="overwrite the CSV file")
     options = parser.parse_args(argv)
     console = Console()
     place = Path(tempfile.mkdtemp(prefix="fastadaad-faults-"))
@@ -114,13 +121,10 @@ def main(argv: list[str]) -> None:
     if options.rewrite:
         options.output.unlink(missing_ok=True)
     write_rows(options.output, measured, torch.device("cpu"))
-    table = Table(*SHOWN)
-    for row in measured:
-        table.add_row(*[str(row[column]) for column in SHOWN])
-    print_table(table)
+    print_rows(measured, SHOWN)
     num_tried, num_survived = (sum(row[name] for row in measured) for name in ("tried", "survived"))
     console.print(f"{num_survived} survived / {num_tried} tried")
     if num_survived < num_tried:
-        console.print(f"runs and what they printed are in {place}")
+        console.print(f"runs and their output are in {place}")
         raise SystemExit(1)
     shutil.rmtree(place)

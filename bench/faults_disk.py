@@ -1,7 +1,7 @@
-"""Faults of the disk that a run meets: full, read-only, and damage to the latest checkpoint between two processes.
+"""Disk faults of a run: a full disk, a read-only folder, and damage to the latest checkpoint between two processes.
 
-A full and a read-only disk are real ones: a small file system in memory that is filled, and a folder that is mounted
-read-only over itself. For these the user must be allowed to mount.
+The full and the read-only disk are real: a small file system in memory that is filled, and a folder that is mounted
+read-only over itself. Both require permission to mount.
 """
 
 import io
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastadaad.training.checkpoint import CHECKPOINTS, NUM_KEPT, checkpoint_paths
 
-from .faults_moments import ANY, WINDOW_SHARE, Aim, Plan, is_reached
+from .faults_moments import ANY, WINDOW_FRACTION, Aim, Plan, is_reached
 from .faults_run import DAMAGED_AT, Fault, Process, usable_checkpoints
 
 FULL = "full disk"
@@ -24,14 +24,14 @@ READ_ONLY = "read-only folder"
 TRUNCATED = "truncated checkpoint"
 FLIPPED = "checkpoint with a flipped bit"
 DISK_MB = 8  # a run is about 1 MB
-NO_MOUNT = f"left out: {FULL}, {READ_ONLY} (this user may not mount file systems)"
-REPORT = "cannot be written"  # what a run says then
+NO_MOUNT = f"skipped: {FULL}, {READ_ONLY} (this user may not mount file systems)"
+REPORT = "cannot be written"  # in the warning of the run
 
 HAS_TWO = Aim(condition=lambda folder, plan: len(usable_checkpoints(folder)) >= NUM_KEPT)
 
 
 def mount(*words: str | Path) -> bool:
-    """Whether `mount WORDS` succeeded."""
+    """Returns True if `mount WORDS` succeeded."""
     try:
         return subprocess.run(["mount", *map(str, words)], capture_output=True).returncode == 0
     except FileNotFoundError:
@@ -44,7 +44,7 @@ def unmount(place: Path) -> None:
 
 @contextmanager
 def small_disk(place: Path) -> Iterator[bool]:
-    """Whether `place`, which is made, is a small disk of its own inside."""
+    """Creates `place` and mounts a small disk there; yields False if this user may not mount."""
     place.mkdir()
     if not mount("-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", place):
         yield False
@@ -56,9 +56,16 @@ def small_disk(place: Path) -> Iterator[bool]:
 
 
 def disk_faults(count: int, place: Path, plan: Plan, seed: int, *, can_mount: bool) -> list[Fault]:
-    """So many of each kind, in turn; `place` is the disk that the runs are on, which the mounts need to be a small one.
+    """Returns `count` faults of each kind, in turn.
 
-    A run whose end comes while it cannot write ends with exit code 2 instead of by the kill.
+    A run that reaches its end while it cannot write exits with code 2 before the kill.
+
+    Args:
+        count: Faults of each kind.
+        place: Folder of the runs; with can_mount, a small disk.
+        plan: Schedule of the undisturbed run.
+        seed: Seed of the moments and the damage.
+        can_mount: Includes the full disk and the read-only folder.
     """
     faults = []
     for index in range(count):
@@ -76,19 +83,19 @@ def disk_faults(count: int, place: Path, plan: Plan, seed: int, *, can_mount: bo
 
 
 def _fill(filler: Path, plan: Plan, draws: random.Random, process: Process) -> str | None:
-    """Kill the process when it has trained on for a while on a disk without space."""
+    """Fills the disk, lets the process train on for a while, and kills it."""
     if not is_reached(ANY, plan, draws, process):
         return None
     try:
         with filler.open("wb", buffering=0) as file:
-            is_told = process.wait_for(lambda: write_all_that_fits(file) or REPORT in process.printed())
-        return _kill_later(FULL, plan, draws, process) if is_told else None
+            has_warned = process.wait_for(lambda: write_all_that_fits(file) or REPORT in process.printed())
+        return _kill_later(FULL, plan, draws, process) if has_warned else None
     finally:
         filler.unlink()
 
 
 def write_all_that_fits(file: io.RawIOBase) -> None:
-    """Fill the disk: what another file gave back since the last call too."""
+    """Fills the disk, including space that other files have freed since the last call."""
     size = 2**20
     while size:
         try:
@@ -98,19 +105,19 @@ def write_all_that_fits(file: io.RawIOBase) -> None:
 
 
 def _be_read_only(plan: Plan, draws: random.Random, process: Process) -> str | None:
-    """Kill the process when it has trained on for a while without a folder for its checkpoints."""
+    """Makes the folder of checkpoints read-only, lets the process train on for a while, and kills it."""
     folder = process.folder / CHECKPOINTS
     if not (is_reached(HAS_TWO, plan, draws, process) and process.wait_for(partial(mount_read_only, folder))):
         return None
     try:
-        is_told = process.wait_for(lambda: REPORT in process.printed())
-        return _kill_later(READ_ONLY, plan, draws, process) if is_told else None
+        has_warned = process.wait_for(lambda: REPORT in process.printed())
+        return _kill_later(READ_ONLY, plan, draws, process) if has_warned else None
     finally:
         unmount(folder)
 
 
 def mount_read_only(folder: Path) -> bool:
-    """Whether `folder` now is read-only; not while a file in it is being written."""
+    """Mounts `folder` read-only over itself; returns False if a file in it is being written."""
     if not mount("--bind", folder, folder):
         return False
     if mount("-o", "remount,ro,bind", folder):
@@ -120,7 +127,7 @@ def mount_read_only(folder: Path) -> bool:
 
 
 def _kill_later(name: str, plan: Plan, draws: random.Random, process: Process) -> str:
-    process.wait(draws.uniform(0, WINDOW_SHARE * plan.training_s))
+    process.wait(draws.uniform(0, WINDOW_FRACTION * plan.training_s))
     process.child.send_signal(signal.SIGKILL)
     process.exit_code()
     return name
@@ -129,7 +136,7 @@ def _kill_later(name: str, plan: Plan, draws: random.Random, process: Process) -
 def _damage(
     name: str, damage: Callable[[Path, random.Random], None], plan: Plan, draws: random.Random, process: Process
 ) -> str | None:
-    """Kill the process, then damage what it saved last."""
+    """Kills the process, then damages its latest checkpoint."""
     if not is_reached(HAS_TWO, plan, draws, process):
         return None
     process.child.send_signal(signal.SIGKILL)
@@ -146,7 +153,7 @@ def truncate(path: Path, draws: random.Random) -> None:
 
 
 def flip_a_bit(path: Path, draws: random.Random) -> None:
-    """Of a tensor: a bit of the padding around the header has no meaning."""
+    """Flips a bit in the second half of the file, in a tensor: padding around the header has no meaning."""
     content = bytearray(path.read_bytes())
     content[draws.randrange(len(content) // 2, len(content))] ^= 1 << draws.randrange(8)
     path.write_bytes(content)

@@ -1,7 +1,7 @@
 """Moments of a run at which one of its processes is killed.
 
-They are drawn before, found in what the files of the run show, and named by what the files show after the kill: a
-temporary file that was left proves that the kill came while it was being written.
+A moment is drawn beforehand, recognised by the files of the run, and named by the files after the kill: a temporary
+file that is left proves that the kill came while the file was being written.
 """
 
 import random
@@ -24,30 +24,30 @@ VALIDATING = "validating"
 WRITING = "writing weights or rows"
 EVALUATING = "evaluating"
 
-# Of the time of a whole run: within it the moments are drawn, so that a run meets several.
-WINDOW_SHARE = 0.25
+# Fraction of a run's time within which a moment is drawn, so that a run has several faults.
+WINDOW_FRACTION = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a run goes where nothing happens to it."""
+    """Schedule of an undisturbed run."""
 
     steps_per_epoch: int
     num_steps: int
     start_s: float
-    """Until the first step."""
+    """Seconds from the start of the process to the first step."""
     training_s: float
 
     @classmethod
     def of(cls, folder: Path, started_at: float) -> "Plan":
-        """Of the run in `folder`, which has ended; `started_at` in seconds since 1970."""
+        """Reads the schedule of the finished run in `folder`; `started_at` in seconds since 1970."""
         steps = [int(row["step"]) for row in untimed_rows(folder / "metrics.csv")]
-        begun_at = (folder / "config.json").stat().st_mtime
+        first_step_at = (folder / "config.json").stat().st_mtime
         return cls(
             steps_per_epoch=steps[0],
             num_steps=steps[-1],
-            start_s=begun_at - started_at,
-            training_s=_saved_at(folder)[0] - begun_at,
+            start_s=first_step_at - started_at,
+            training_s=_saved_at(folder)[0] - first_step_at,
         )
 
 
@@ -56,7 +56,7 @@ def is_saving(folder: Path) -> bool:
 
 
 def is_tidying(folder: Path) -> bool:
-    """Between the renaming of a checkpoint and the deletion of the oldest."""
+    """Returns True between the renaming of a checkpoint and the deletion of the oldest."""
     return len(checkpoint_paths(folder)) > NUM_KEPT
 
 
@@ -65,12 +65,12 @@ def is_writing(folder: Path) -> bool:
 
 
 def is_near_validation(folder: Path, plan: Plan) -> bool:
-    """After the last step of an epoch, or in it: that one is saved when the epoch has been measured."""
+    """Returns True during or after the last step of an epoch, which is saved after the validation."""
     return _newest_step(folder) % plan.steps_per_epoch == plan.steps_per_epoch - 1
 
 
 def is_evaluating(folder: Path, plan: Plan) -> bool:
-    """The training has ended and its weights are written."""
+    """Returns True if the training has ended and its weights are written."""
     newest, last = next(iter(checkpoint_paths(folder)), None), folder / "last.safetensors"
     if newest is None or step_of(newest) != plan.num_steps or not last.exists():
         return False
@@ -82,9 +82,9 @@ def _newest_step(folder: Path) -> int:
 
 
 def moment_of(process: Process, plan: Plan, now: float) -> str:
-    """What the process does, or was doing when it was killed at `now`, in seconds since 1970.
+    """Returns what the process does, or was doing when it was killed at `now`, in seconds since 1970.
 
-    What the files do not show counts as training, such as the work between two of them.
+    Work that leaves no trace in the files counts as training.
     """
     folder = process.folder
     if not process.has_begun():
@@ -101,23 +101,23 @@ def moment_of(process: Process, plan: Plan, now: float) -> str:
 
 
 def _saved_at(folder: Path) -> list[float]:
-    """When the checkpoints were saved, the latest first."""
+    """Times at which the checkpoints were saved, the latest first."""
     saved_at = []
     for path in checkpoint_paths(folder):
-        with suppress(FileNotFoundError):  # a running process may have deleted it
+        with suppress(FileNotFoundError):  # may be deleted by a running process
             saved_at.append(path.stat().st_mtime)
     return saved_at
 
 
 def _step_s(folder: Path) -> float:
-    """Of the latest step that was saved; infinite where that is not known."""
+    """Seconds of the latest saved step; infinite if unknown."""
     saved_at = _saved_at(folder)
     return saved_at[0] - saved_at[1] if len(saved_at) > 1 else float("inf")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Aim:
-    """What is waited for, from a random moment of the training on; the kill comes up to `then_s` later."""
+    """Condition to wait for after a random moment of the training; the kill follows within `then_s` seconds."""
 
     condition: Callable[[Path, Plan], bool]
     then_s: float = 0.0
@@ -131,7 +131,7 @@ WHILE_VALIDATING = Aim(condition=is_near_validation, then_s=0.3)
 WHILE_EVALUATING = Aim(condition=is_evaluating, then_s=0.3)
 BEFORE_THE_FIRST_STEP = None
 
-# A third of the kills come at any moment, a third while a checkpoint is being saved.
+# A third of the kills come at a random moment, a third while a checkpoint is being saved.
 AIMS = (
     ANY, WHILE_SAVING, WHILE_WRITING,
     ANY, WHILE_SAVING, WHILE_VALIDATING,
@@ -141,10 +141,10 @@ AIMS = (
 
 
 def kills(count: int, number: signal.Signals, plan: Plan, seed: int) -> list[Fault]:
-    """So many, with the aims in turn, at moments drawn with `seed`.
+    """Returns `count` kills with the aims in turn, at moments drawn with `seed`.
 
-    With SIGKILL a process has no chance to do anything; with another signal it is asked to stop, and should save and
-    end with 128 plus the signal's number, or by the signal itself where Python still loads the program.
+    SIGKILL ends a process at once. Another signal requests a stop: the process should save and exit with 128 plus the
+    signal's number, or be ended by the signal itself if Python is still loading the program.
     """
     exit_codes = (-number,) if number == signal.SIGKILL else (128 + number, -number)
     faults = []
@@ -163,17 +163,20 @@ def _is_running_after(draws: random.Random, seconds: float, process: Process) ->
 
 
 def is_reached(aim: Aim, plan: Plan, draws: random.Random, process: Process) -> bool:
-    """Waits, so long after the first step and so long after the aim; whether the process still runs then."""
+    """Waits for the first step, a random time, the aim's condition and again a random time.
+
+    Returns True if the process still runs then.
+    """
     return (
         process.wait_for(process.has_begun)
-        and process.wait(draws.uniform(0, WINDOW_SHARE * plan.training_s))
+        and process.wait(draws.uniform(0, WINDOW_FRACTION * plan.training_s))
         and process.wait_for(partial(aim.condition, process.folder, plan))
         and process.wait(draws.uniform(0, aim.then_s))
     )
 
 
 def _kill(reached: Callable[[Process], bool], number: signal.Signals, plan: Plan, process: Process) -> str | None:
-    """Send the signal; the name of the moment."""
+    """Sends the signal and returns the name of the moment; None if the process had ended before."""
     if not reached(process):
         return None
     now = time.time()
@@ -181,5 +184,5 @@ def _kill(reached: Callable[[Process], bool], number: signal.Signals, plan: Plan
     process.child.send_signal(number)
     code = process.exit_code()
     if code == 0 and f"{number.name}: finishing" not in process.printed():
-        return None  # it came too late
+        return None  # the signal came too late
     return before or moment_of(process, plan, now)

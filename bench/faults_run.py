@@ -1,6 +1,6 @@
-"""One run that meets a fault in each of its processes until it has ended, and whether it ends as if there were none.
+"""Runs with a fault in each process until they end, compared with an undisturbed run.
 
-A run is watched from outside: by its files, and by what its processes print.
+A run is observed from outside: by its files and by the output of its processes.
 """
 
 import csv
@@ -18,24 +18,24 @@ from typing import Protocol
 
 from fastadaad.training.checkpoint import checkpoint_paths
 
-# A training of seconds, with momentum, an average and an adaptive teacher policy to be kept, that saves at each step.
+# A training of seconds that saves at each step, with momentum, weight average and adaptive teacher policy as state.
 WORDS = (
     "demo", "optim.epochs=4", "inner.num_steps=2", "teacher.policy=refreshed", "checkpoint_every=1", "teacher_check=0",
     "deterministic=true", "device=cpu", "evaluation.every_epochs=1", "evaluation.validation_attack=pgd30",
     'evaluation.attacks=["natural","pgd20"]',
 )  # fmt: skip
 TIMED = ("images_per_s", "seconds", "data_wait")
-"""Columns of metrics.csv and results.csv that are another at each run."""
+"""Columns of metrics.csv and results.csv that differ from run to run."""
 DAMAGED_AT = 0.0
-"""Time of change that marks a checkpoint damaged: no file is so old."""
+"""Modification time that marks a damaged checkpoint: no other file is that old."""
 RUNS = "runs"
-LIMIT_S = 300.0  # of a process of seconds: it hangs
+LIMIT_S = 300.0  # a process should take seconds; after this it hangs
 MAX_IDLE = 10
-POLL_S = 3e-4  # a file that is being written is there for a millisecond
+POLL_S = 3e-4  # a temporary file exists for about a millisecond
 
 
 class Child(Protocol):
-    """A process, as subprocess.Popen has it."""
+    """Part of the interface of subprocess.Popen that is needed."""
 
     def poll(self) -> int | None: ...
 
@@ -43,11 +43,11 @@ class Child(Protocol):
 
 
 Start = Callable[[Path, Path], Child]
-"""Begins a process that trains in the first folder, or goes on there, and prints to the file."""
+"""Starts a process that trains in the folder given first, or resumes there, and prints to the given file."""
 
 
 def start(folder: Path, output: Path) -> Child:
-    """The command line in a new interpreter, with --resume."""
+    """Starts the command line in a new interpreter, with --resume."""
     command = [sys.executable, "-m", "fastadaad", "train", *WORDS, "--run-folder", str(folder), "--resume"]
     with output.open("w") as file:
         root = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def start(folder: Path, output: Path) -> Child:
 
 
 class Process:
-    """A process of the run in `folder`."""
+    """A process of the run in `folder`, whose output goes to the file `output`."""
 
     def __init__(self, start: Start, folder: Path, output: Path) -> None:
         self.folder, self.output = folder, output
@@ -71,14 +71,17 @@ class Process:
         return state.st_ino, state.st_mtime_ns
 
     def has_begun(self) -> bool:
-        """Whether its first step is next, or was taken: the trainer writes config.json right before it."""
+        """Returns True from right before the first step on, when the trainer writes config.json."""
         return self._config_state() != self._config_before
 
     def printed(self) -> str:
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
     def wait_for(self, condition: Callable[[], bool]) -> bool:
-        """Whether `condition` became true before the process ended. Raises TimeoutError where it hangs."""
+        """Waits for `condition`; returns False if the process ends before.
+
+        Raises TimeoutError if the process hangs; it is killed then.
+        """
         while not condition():
             if self.child.poll() is not None:
                 return False
@@ -89,12 +92,12 @@ class Process:
         return True
 
     def wait(self, seconds: float) -> bool:
-        """Whether it still runs after so long."""
+        """Waits for `seconds`; returns True if the process still runs."""
         until = time.monotonic() + seconds
         return self.wait_for(lambda: time.monotonic() >= until)
 
     def exit_code(self) -> int:
-        """Of a process that ends by itself, or by what was done to it; -9 after SIGKILL."""
+        """Waits for the end of the process and returns its exit code; -9 after SIGKILL."""
         self.wait_for(lambda: self.child.poll() is not None)
         code = self.child.poll()
         assert code is not None
@@ -103,27 +106,29 @@ class Process:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What happens to a process."""
+    """A fault of one process."""
 
     strike: Callable[[Process], str | None]
-    """Lets it happen, which ends the process, and gives its name; None where the process had ended before."""
+    """Inflicts the fault, which ends the process, and returns its name; None if the process had ended before."""
     exit_codes: tuple[int, ...] = (-signal.SIGKILL,)
-    """Those that it should end with."""
+    """Exit codes with which the process should end."""
 
 
 @dataclass(kw_only=True)
 class Struck:
-    """A process that met a fault, and what became of its run."""
+    """A process with a fault, and the outcome of its run."""
 
     name: str
     step: int
-    """Of the checkpoint that the next process should go on from; 0: there is none."""
+    """Step of the checkpoint that the next process should resume from; 0 without a checkpoint."""
     ended_well: bool
-    """With the exit code that is due."""
+    """True if the process ended with an expected exit code."""
     went_on: bool = False
+    """True if the next process resumed from that step."""
     equal: bool = False
+    """True if the finished run equals the undisturbed one."""
     run: int = 0
-    """Its number."""
+    """Number of the run."""
 
     @property
     def survived(self) -> bool:
@@ -131,37 +136,44 @@ class Struck:
 
 
 def step_of(path: Path) -> int:
-    """The optimiser step in the name of a checkpoint."""
+    """Optimizer step in the name of a checkpoint."""
     return int(path.stem.removeprefix("step-"))
 
 
 def usable_checkpoints(folder: Path) -> list[Path]:
-    """Those of a run that no fault has damaged, the latest first."""
+    """Undamaged checkpoints of a run, the latest first."""
     return [path for path in checkpoint_paths(folder) if path.stat().st_mtime != DAMAGED_AT]
 
 
 def under_faults(
-    start: Start, place: Path, whole: Path, faults: deque[Fault], say: Callable[[str], object]
+    start: Start, place: Path, whole: Path, faults: deque[Fault], log: Callable[[str], object]
 ) -> list[Struck]:
-    """Runs in `place`/runs, as many as it takes for all `faults` to strike; each is compared with the one in `whole`.
+    """Trains in `place`/runs until all `faults` have struck, and compares each run with the one in `whole`.
 
-    Those that struck are taken off `faults`. What processes print, and a run that does not end as it should, stays in
-    `place`; `say` hears what happens. Raises RuntimeError where a run fails without a fault, or is too short for one.
+    Args:
+        start: Starts a process.
+        place: Folder that keeps the output of the processes, and the runs that do not end as expected.
+        whole: Folder of the undisturbed run.
+        faults: The faults; each is removed once it has struck.
+        log: Receives progress lines.
+
+    Raises:
+        RuntimeError: A run fails without a fault, or is too short for one.
     """
     struck: list[Struck] = []
     num_runs = num_idle = 0
     while faults:
         if num_idle == MAX_IDLE:
-            raise RuntimeError(f"{MAX_IDLE} runs have ended before the next fault could strike: make them longer")
+            raise RuntimeError(f"{MAX_IDLE} runs ended before the next fault could strike: make them longer")
         num_runs += 1
         folder = place / RUNS / f"run-{num_runs}"
-        found, problem = _run(start, folder, place, faults, lambda line, number=num_runs: say(f"run {number}: {line}"))
+        found, problem = _run(start, folder, place, faults, lambda line, number=num_runs: log(f"run {number}: {line}"))
         if problem and not found:
-            raise RuntimeError(f"a run without a fault ends with {problem}")
+            raise RuntimeError(f"a run without a fault ended with {problem}")
         problems = [problem] if problem else differences(whole, folder)
         for each in found:
             each.run, each.equal = num_runs, not problems
-        say(f"run {num_runs} has ended after {len(found)} faults: {'; '.join(problems) or 'equal'}")
+        log(f"run {num_runs} ended after {len(found)} faults: {'; '.join(problems) or 'equal'}")
         struck += found
         num_idle = 0 if found else num_idle + 1
         if all(each.survived for each in found) and not problems:
@@ -172,9 +184,9 @@ def under_faults(
 
 
 def _run(
-    start: Start, folder: Path, outputs: Path, faults: deque[Fault], say: Callable[[str], object]
+    start: Start, folder: Path, outputs: Path, faults: deque[Fault], log: Callable[[str], object]
 ) -> tuple[list[Struck], str | None]:
-    """The faults of one run, and why it ended before its end."""
+    """Returns the faults of one run, and why it ended early; None if it finished."""
     struck: list[Struck] = []
     pending: list[Struck] = []
     while True:
@@ -183,12 +195,12 @@ def _run(
             name = faults[0].strike(process) if faults else None
             code = process.exit_code()
         finally:
-            process.child.send_signal(signal.SIGKILL)  # where this program is to end before it
-        begun_at = resumed_step(process.printed())
-        if begun_at is not None:
-            # More than one after a process that was killed before it read a checkpoint.
+            process.child.send_signal(signal.SIGKILL)  # in case this program is interrupted
+        first_step = resumed_step(process.printed())
+        if first_step is not None:
+            # Several are pending after a process that was killed before it read a checkpoint.
             for each in pending:
-                each.went_on = each.step == begun_at
+                each.went_on = each.step == first_step
             pending.clear()
         if name is None:
             return struck, None if code == 0 else f"exit code {code}, see {process.output}"
@@ -196,18 +208,18 @@ def _run(
         step = max(map(step_of, usable_checkpoints(folder)), default=0)
         struck.append(Struck(name=name, step=step, ended_well=ended_well))
         pending.append(struck[-1])
-        say(f"{name}, exit code {code}; step {struck[-1].step} is saved")
+        log(f"{name}, exit code {code}; step {struck[-1].step} is saved")
 
 
 def resumed_step(printed: str) -> int | None:
-    """Where a process says that it begins; None where it has not come so far."""
+    """Step that the process resumes from; 0 for a run from the beginning, None if it printed neither."""
     if match := re.search(r"^going on from .*step-(\d+)\.safetensors: ", printed, re.MULTILINE):
         return int(match[1])
     return 0 if "has no checkpoint: the run starts from its beginning" in printed else None
 
 
 def differences(whole: Path, folder: Path) -> list[str]:
-    """What of the run in `folder` is not bitwise as in `whole`, but for times; and files that should not be left."""
+    """Lists files of the run in `folder` that differ bitwise from `whole`, times excepted, and temporary files left."""
     different = [
         name
         for name in ("last.safetensors", "best.safetensors")
@@ -221,6 +233,6 @@ def differences(whole: Path, folder: Path) -> list[str]:
 
 
 def untimed_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file of a run as they are written, without the columns that are another at each run."""
+    """Rows of a run's CSV file as strings, without the columns in TIMED."""
     with path.open(newline="") as file:
         return [{name: text for name, text in row.items() if name not in TIMED} for row in csv.DictReader(file)]

@@ -1,8 +1,8 @@
-"""What a training step must compute and move: FLOPs and bytes of its convolutions and linear layers, for one image.
+"""FLOPs and bytes of a training step's convolutions and linear layers, per image.
 
-A multiplication and an addition are two FLOPs. The gradient to a layer's input, and that to its weights, cost as much
-as its forward pass. Bytes are the least that a program moves which runs layer by layer: each layer's input read and
-output written once a pass, all between them (batch-norm, ReLU, additions) fused into it for nothing.
+A multiplication and an addition are two FLOPs. The gradient to a layer's input and the gradient to its weights each
+cost as much as its forward pass. Bytes are the minimum of a program that runs layer by layer: each layer reads its
+input and writes its output once per pass; everything between layers (batch-norm, ReLU, additions) is fused at no cost.
 """
 
 import copy
@@ -29,14 +29,14 @@ class LayerCost:
     outputs: int
     weights: int
     module: nn.Module
-    """The layer, on the meta device, for whoever wants to run it."""
+    """The layer on the meta device, which limits.py runs alone."""
     input_shape: tuple[int, ...]
-    """Without the batch."""
+    """Shape of the input without the batch dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkCost:
-    """One forward pass of one image through a network."""
+    """Cost of one forward pass of one image through a network."""
 
     layers: tuple[LayerCost, ...]
 
@@ -55,14 +55,14 @@ class NetworkCost:
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """One training step, per image."""
+    """Cost of one training step, per image."""
 
     flops: float
     num_bytes: float
 
 
 def network_cost(network: nn.Module, image_shape: tuple[int, int, int]) -> NetworkCost:
-    """Counted by hooks in a forward pass of `network` on one image [C, H, W]; nothing is computed."""
+    """Counts the layers by hooks in a forward pass on the meta device; `image_shape` is (C, H, W)."""
     network, layers = copy.deepcopy(network).to("meta").eval(), []
 
     def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -89,10 +89,10 @@ def network_cost(network: nn.Module, image_shape: tuple[int, int, int]) -> Netwo
 
 @dataclass(frozen=True, kw_only=True)
 class OuterPasses:
-    """Forward passes of Distiller's step outside of the loop's own, by what they prepare for."""
+    """Passes of Distiller's step outside the inner loop."""
 
     student_statistics: int = 0
-    """Without gradient: for batch-norm's running statistics, or as the loop's target."""
+    """Student passes without gradient: for batch-norm's running statistics, or as the loop's target."""
     student_trained: int = 1
     teacher_forwards: int = 0
     teacher_backwards: int = 0
@@ -112,14 +112,14 @@ OUTER_PASSES = {
 
 
 def inner_teacher_passes(num_steps: int, policy: TeacherPolicy | None = None) -> tuple[int, int]:
-    """Forwards and backwards of the teacher in `num_steps` inner steps that pass through it; None: exact.
+    """Returns the teacher's forward and backward passes in `num_steps` inner steps that go through it.
 
-    An adaptive policy (every=None) is counted at its best, one answer for the whole loop.
+    An adaptive policy (every=None) is counted at its best: one evaluation for the whole loop. None stands for exact.
     """
     if policy is None or policy.kind == "exact":
         return num_steps, num_steps
-    answers = math.ceil(num_steps / (policy.every or num_steps))
-    return answers, answers * (policy.top if policy.kind == "linearized" else 1)
+    forwards = math.ceil(num_steps / (policy.every or num_steps))
+    return forwards, forwards * (policy.top if policy.kind == "linearized" else 1)
 
 
 def step_cost(
@@ -133,9 +133,19 @@ def step_cost(
     batch_size: int = 128,
     element_bytes: int = 4,
 ) -> StepCost:
-    """Of one step with `num_steps` inner steps in which the teacher runs so many passes; weights once a batch.
+    """Cost of one training step per image; weights are moved once per pass of a batch.
 
-    The gradient to the pixels ends at the student's input in the loop only: the outer backward pass stops before it.
+    Only the inner loop computes the gradient to the pixels: the outer backward pass stops at the first layer.
+
+    Args:
+        student: Forward pass of the student.
+        teacher: Forward pass of the teacher, if the method has one.
+        num_steps: Inner steps.
+        teacher_forwards: Forward passes of the teacher in the inner loop.
+        teacher_backwards: Backward passes of the teacher in the inner loop.
+        outer: Passes outside the inner loop.
+        batch_size: Images of a batch, which share the weights.
+        element_bytes: Bytes of a number.
     """
     first, trained = student.layers[0], outer.student_trained
     student_passes = 2 * num_steps + outer.student_statistics + 3 * trained
@@ -159,7 +169,16 @@ def method_cost(
     policy: TeacherPolicy | None = None,
     **settings: int,
 ) -> StepCost:
-    """step_cost with the passes of a method of the table, whose teacher takes part in the loop or does not."""
+    """Cost of one training step per image, with the passes of a method.
+
+    Args:
+        method: Name of the method.
+        student: Forward pass of the student.
+        teacher: Forward pass of the teacher, if the method has one.
+        num_steps: Inner steps.
+        policy: Teacher policy; None stands for exact.
+        settings: batch_size and element_bytes of step_cost.
+    """
     through_teacher = methods.get(method).objective.through_teacher
     passes = inner_teacher_passes(num_steps, policy) if through_teacher else (0, 0)
     outer = OUTER_PASSES[method]

@@ -1,11 +1,11 @@
-"""Detection, without a GPU, of operations that would make the host wait for one."""
+"""Detects host syncs without a GPU: operators that would make the host wait for the device."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 
-# Their result is a Python number, or a tensor whose shape depends on values.
+# Operators that return a Python number, or a tensor whose shape depends on values.
 WAITING = {
     aten._local_scalar_dense,
     aten.equal,
@@ -19,7 +19,7 @@ WAITING = {
 
 
 class HostSyncWatch(TorchDispatchMode):
-    """A context that writes down such operations in `seen`."""
+    """Context manager that records operators which would cause a host sync in `seen`."""
 
     def __init__(self) -> None:
         super().__init__()

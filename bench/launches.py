@@ -1,4 +1,4 @@
-"""How many operators an inner step launches, and how often a training step makes the host wait."""
+"""Counts the operator launches of an inner step and the host syncs of a training step."""
 
 import warnings
 from collections.abc import Callable
@@ -22,7 +22,7 @@ _NO_LAUNCH = (
     "reinterpret_tensor",
     "_unsafe_view",
 )
-# The unit of a count, by how it is made.
+# Unit of a count, by counting method.
 DISPATCHED = "operators, views and allocations not counted"
 EXTERNAL = "calls of operators; generated kernels not counted"
 KERNELS = "CUDA kernels"
@@ -31,7 +31,7 @@ Run = Callable[[], object]
 
 
 class LaunchCount(TorchDispatchMode):
-    """A context that counts the operators that reach the dispatcher, but for views and allocations, in `count`."""
+    """Context manager that counts dispatched operators in `count`, without views and allocations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def operators_dispatched(run: Run) -> int:
 
 
 def external_calls(run: Run) -> int:
-    """Outermost operators in a profile: what compiled code calls beside the kernels that it brings itself."""
+    """Counts outermost operators in a profile: calls of compiled code beside its generated kernels."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         run()
     return sum(_is_outermost(event) for event in profiler.events())
@@ -79,7 +79,7 @@ def cuda_kernels(run: Run) -> int:
 
 
 def counter(mode: str, device: torch.device) -> tuple[Callable[[Run], int], str]:
-    """How launches are counted in a mode on a device, and in what unit."""
+    """Returns the function that counts launches in a mode on a device, and its unit."""
     if device.type == "cuda":
         return cuda_kernels, KERNELS
     return (external_calls, EXTERNAL) if mode == "compiled" else (operators_dispatched, DISPATCHED)
@@ -88,22 +88,29 @@ def counter(mode: str, device: torch.device) -> tuple[Callable[[Run], int], str]
 def launches_per_inner_step(
     pair: Pair, method: str, variant: Variant, inner: InnerConfig, device: torch.device
 ) -> tuple[float, str]:
-    """Launches of a longer loop less those of a loop of one step, per step, and their unit.
+    """Returns the launches of an inner step and their unit, from the difference between a longer and a one-step loop.
 
-    Under a policy the steps differ, so that the longer loop is the whole one; else it has two steps.
+    The longer loop has two steps, or all steps under a teacher policy, whose steps differ.
+
+    Args:
+        pair: Networks and batch.
+        method: Name of the method.
+        variant: Reference or mode of Distiller.
+        inner: Configuration of the inner loop.
+        device: Device of the networks.
     """
     count, unit = counter(variant.mode, device)
     longer = 2 if variant.policy.kind == "exact" else inner.num_steps
     counts = []
     for num_steps in (1, longer):
         program = Program(pair, method, variant, replace(inner, num_steps=num_steps), device)
-        program.inner_loop()  # compiles, and folds what is folded once
+        program.inner_loop()  # compiles and folds
         counts.append(count(program.inner_loop))
     return round((counts[1] - counts[0]) / (longer - 1), 1), unit
 
 
 def waiting_calls(run: Run) -> int:
-    """As HostSyncWatch, by a profile: for compiled code, which does not run under a dispatch mode."""
+    """Counts the operators of HostSyncWatch in a profile, as compiled code does not run under a dispatch mode."""
     names = {f"aten::{operator.__name__}" for operator in WAITING}
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         run()
@@ -111,7 +118,7 @@ def waiting_calls(run: Run) -> int:
 
 
 def host_synchronisations(run: Run, mode: str, device: torch.device) -> int:
-    """Those of one call: reported by CUDA itself where it is there, else by the operators that would wait."""
+    """Counts the host syncs of one call: reported by CUDA on a GPU, otherwise the operators that would wait."""
     if device.type != "cuda":
         if mode == "compiled":
             return waiting_calls(run)

@@ -1,4 +1,4 @@
-"""What this machine can do at best: copying, a matrix product, and networks with nothing around them."""
+"""Upper bounds measured on this machine: copying, a matrix product, and the bare networks."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ Run = Callable[[], object]
 
 
 def copy_gb_per_s(device: torch.device) -> float:
-    """Bytes read and written in a second by copy_ of a tensor that fits no cache, in 1e9."""
+    """Measures GB/s (1e9 bytes read and written) of copy_ on a tensor larger than any cache."""
     source = torch.ones(COPY_BYTES // 4, device=device)
     target = torch.empty_like(source)
     (milliseconds,) = alternate({"copy": lambda: target.copy_(source)}, device, rounds=10).values()
@@ -29,13 +29,13 @@ def copy_gb_per_s(device: torch.device) -> float:
 
 
 def matrix_product(device: torch.device) -> Run:
-    """A product of two square fp32 matrices of 2048, MATRIX_FLOPS in all."""
+    """Returns a product of two fp32 matrices [2048, 2048], which has MATRIX_FLOPS."""
     a, b = torch.randn(2, MATRIX_SIDE, MATRIX_SIDE, device=device)
     return lambda: a @ b
 
 
 def convolution(module: nn.Conv2d, x: Tensor) -> Run:
-    """The forward pass of a convolution shaped as `module`, and its gradient to the input x, not to the weights."""
+    """Returns a convolution's forward pass and gradient to its input x, without weight gradient, shaped as `module`."""
     weight = torch.randn(module.weight.shape, device=x.device)
     if not x.is_contiguous():
         weight = weight.contiguous(memory_format=torch.channels_last)
@@ -52,7 +52,14 @@ def convolution(module: nn.Conv2d, x: Tensor) -> Run:
 
 
 def convolutions(costs: list[NetworkCost], batch_size: int, layout: str, device: torch.device) -> tuple[Run, int]:
-    """The convolutions of networks on a batch, back to back, forward and to their inputs; and their FLOPs."""
+    """Returns the networks' convolutions back to back, forward and gradient to the input, and their FLOPs.
+
+    Args:
+        costs: Layers of each network.
+        batch_size: Images of a batch.
+        layout: Key of LAYOUTS.
+        device: Device of the tensors.
+    """
     layers = [layer for cost in costs for layer in cost.layers if isinstance(layer.module, nn.Conv2d)]
     runs = []
     for layer in layers:
@@ -62,19 +69,19 @@ def convolutions(costs: list[NetworkCost], batch_size: int, layout: str, device:
 
 
 def fastest(candidates: dict[str, Run], device: torch.device) -> str:
-    """The name of the candidate with the smallest median of a few runs."""
+    """Returns the name of the candidate with the smallest median of three runs."""
     timings = alternate(candidates, device, rounds=3, warmup=1)
     return min(timings, key=lambda name: Spread.of(timings[name]).p50)
 
 
 def fastest_convolutions(costs: list[NetworkCost], batch_size: int, device: torch.device) -> tuple[Run, int]:
-    """convolutions() in the layout that is faster here."""
+    """Returns convolutions() in the layout that is faster on this machine."""
     candidates = {layout: convolutions(costs, batch_size, layout, device) for layout in LAYOUTS}
     return candidates[fastest({layout: run for layout, (run, _) in candidates.items()}, device)]
 
 
 def bare_networks(pair: Pair, layout: str, device: torch.device) -> Run:
-    """Both networks, folded and compiled: forward and, from random gradients of the logits, back to the pixels."""
+    """Returns a compiled pass through both folded networks: forward, and back to the pixels from random gradients."""
     x = pair.batch(device)[0]
     networks = [FoldedNetwork(network, memory_format=LAYOUTS[layout]) for network in pair.networks(device)]
     with torch.no_grad():
@@ -89,6 +96,6 @@ def bare_networks(pair: Pair, layout: str, device: torch.device) -> Run:
 
 
 def fastest_bare_networks(pair: Pair, device: torch.device) -> Run:
-    """bare_networks() in the layout that is faster here."""
+    """Returns bare_networks() in the layout that is faster on this machine."""
     candidates = {layout: bare_networks(pair, layout, device) for layout in LAYOUTS}
     return candidates[fastest(candidates, device)]

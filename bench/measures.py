@@ -1,6 +1,6 @@
-"""`python -m bench measures`: AdaAD's inner loop with one measure after the other, from the plain program to ours.
+"""Times AdaAD's inner loop with cumulative measures, from the plain program to ours: `python -m bench measures`.
 
-Each variant has all the measures of those before it. They alternate in one process; compilation is not timed.
+Each variant adds one measure to the variant before it. Variants alternate in one process; compilation is not timed.
 """
 
 import argparse
@@ -12,21 +12,20 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from rich.table import Table
 
 from fastadaad import InnerConfig, InnerMaximizer
-from fastadaad.inner import folded_cache as inner_networks
-from fastadaad.inner import folding
+from fastadaad.inner import folded_cache, folding
 
 from .networks import PAIRS, Pair, Program, Variant
 from .readme import Row, markdown
-from .tables import print_table
+from .tables import print_rows
 from .timing import RESULTS, Spread, alternate, ratios, write_rows
 
 REFERENCE = "plain program"
 UNFOLDED = {"fold": lambda network, *_, **__: (network, "left as it is")}
 NO_PRODUCT = {"MAX_PATCH": 0}
-# What is switched off in inner_networks and folding while the twins are made, and InnerMaximizer's arguments.
+SHOWN = ("pair", "measure", "times_plain_p50", "times_before_p50", "p50_ms")
+# Attributes replaced in folded_cache and in folding while the copies are folded, and InnerMaximizer's arguments.
 MEASURES: dict[str, tuple[dict, dict, dict]] = {
     "no weight gradients kept, analytic logit gradients, fused step": (UNFOLDED, {}, {}),
     "batch-norm folded": ({}, NO_PRODUCT, {"layout": "contiguous"}),
@@ -37,14 +36,14 @@ MEASURES: dict[str, tuple[dict, dict, dict]] = {
 
 
 def loops(pair: Pair, inner: InnerConfig, device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:
-    """The inner loop of each variant on networks of its own."""
+    """Yields name and inner loop of each variant, each on its own copy of the networks."""
     yield REFERENCE, Program(pair, "adaad", Variant(mode="reference"), inner, device).inner_loop
     x_natural, _ = pair.batch(device)
-    for name, (networks_off, folding_off, arguments) in MEASURES.items():
+    for name, (cache_off, folding_off, arguments) in MEASURES.items():
         maximizer = InnerMaximizer(*map(copy.deepcopy, pair.networks(device)), inner=inner, **arguments)
         with ExitStack() as switches, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the networks are not folded is meant here
-            for module, off in ((inner_networks, networks_off), (folding, folding_off)):
+            warnings.simplefilter("ignore")  # unfolded networks are intended here
+            for module, off in ((folded_cache, cache_off), (folding, folding_off)):
                 for attribute, value in off.items():
                     switches.enter_context(mock.patch.object(module, attribute, value))
             maximizer(x_natural)
@@ -68,7 +67,7 @@ def rows(pair_name: str, rounds: int, device: torch.device) -> Iterator[dict[str
 
 
 def measures_table(measured: list[Row]) -> str:
-    """In Markdown: each measure's milliseconds and its gains, a pair of networks beside the other."""
+    """Returns Markdown: milliseconds and gains of each measure, with the pairs of networks side by side."""
     pairs = list(dict.fromkeys(row["pair"] for row in measured))
     lines = []
     for name in dict.fromkeys(row["measure"] for row in measured):
@@ -77,7 +76,7 @@ def measures_table(measured: list[Row]) -> str:
             gain, in_all = float(row["times_before_p50"]), float(row["times_plain_p50"])
             cells += [f"{float(row['p50_ms']):.0f}", f"{gain:.2f}", f"{in_all:.2f}"]
         lines.append(cells)
-    columns = [f"{pair}, {what}" for pair in pairs for what in ("ms", "times the one before", "times the plain")]
+    columns = [f"{pair}, {what}" for pair in pairs for what in ("ms", "times the previous", "times the plain program")]
     return markdown(("measure", *columns), lines)
 
 
@@ -86,19 +85,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--pair", choices=PAIRS, action="append", help="default: fashion-mnist and cifar")
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=RESULTS / "measures.csv", help="written anew")
+    parser.add_argument("--output", type=Path, default=RESULTS / "measures.csv", help="CSV file, overwritten")
     options = parser.parse_args(argv)
     measured = [
         row for pair in options.pair or ("fashion-mnist", "cifar") for row in rows(pair, options.rounds, options.device)
     ]
     options.output.unlink(missing_ok=True)
     write_rows(options.output, measured, options.device)
-    print_rows(measured)
-
-
-def print_rows(measured: list[dict[str, object]]) -> None:
-    columns = ("pair", "measure", "times_plain_p50", "times_before_p50", "p50_ms")
-    table = Table(*columns)
-    for row in measured:
-        table.add_row(*[str(row[column]) for column in columns])
-    print_table(table)
+    print_rows(measured, SHOWN)

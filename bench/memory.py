@@ -1,7 +1,7 @@
-"""Peak memory of an inner loop, in a process of its own: `python -m bench.memory PAIR METHOD MODE ...` prints bytes.
+"""Peak memory of an inner loop, in a fresh process: `python -m bench.memory PAIR METHOD MODE ...` prints bytes.
 
-Counted is what the loop adds to the networks, their gradients not included: the growth of the process's resident memory
-during a loop that has run once before (so that compilation is over), and the tensors that are kept from loop to loop.
+Counts the memory that the loop needs beside the networks, parameter gradients not included: the growth of resident
+memory during the second loop (after compilation), plus the tensors kept from loop to loop.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,37 +23,38 @@ from fastadaad.config import TeacherPolicy
 
 from .networks import PAIRS, Pair, Program, Variant
 
-# Blocks of this size are handed back to the system when they are freed, so that resident memory is what is in use.
+# Freed blocks of this size go back to the system, so that resident memory equals the memory in use.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def _status_bytes(name: str) -> int:
+def status_bytes(name: str) -> int:
+    """Value of a field of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def resident_growth(run: Callable[[], object]) -> int:
-    """Bytes by which this process's resident memory rose at most during the call, on Linux."""
+    """Peak growth of this process's resident memory during the call, in bytes; Linux only."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew at what is resident now
-    before = _status_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is resident now
+    before = status_bytes("VmRSS")
     run()
-    return _status_bytes("VmHWM") - before
+    return status_bytes("VmHWM") - before
 
 
 def tensor_bytes() -> int:
-    """Bytes of all tensors on this process's CPU, storages counted once."""
+    """Bytes of all CPU tensors of this process; each storage is counted once."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
-    # What torch.func leaves behind of its calls are wrappers without memory of their own.
+    # torch.func leaves wrappers behind that own no memory.
     plain = [tensor for tensor in tensors if not torch._C._functorch.is_functorch_wrapped_tensor(tensor)]
     storages = [tensor.untyped_storage() for tensor in plain if tensor.device.type == "cpu"]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def peak_bytes_here(pair: Pair, method: str, variant: Variant, inner: InnerConfig, device: torch.device) -> int:
-    """Of the variant's inner loop, in this process."""
+    """Peak memory of the variant's inner loop in this process, in bytes."""
     if device.type == "cuda":
         program = Program(pair, method, variant, inner, device)
         before = torch.cuda.memory_allocated(device)
@@ -68,14 +70,30 @@ def peak_bytes_here(pair: Pair, method: str, variant: Variant, inner: InnerConfi
 
 
 def peak_bytes(pair_name: str, method: str, variant: Variant, inner: InnerConfig, batch_size: int, device) -> int:
-    """Of the variant's inner loop, in a fresh process."""
+    """Peak memory of the variant's inner loop in a fresh process, in bytes.
+
+    Args:
+        pair_name: Key of PAIRS.
+        method: Name of the method.
+        variant: Reference or mode of Distiller.
+        inner: Configuration of the inner loop; only num_steps is passed on.
+        batch_size: Images of a batch.
+        device: Device of the networks.
+    """
     words = [pair_name, method, variant.mode, str(variant.policy), variant.precision]
     words += [str(inner.num_steps), str(batch_size), str(device)]
-    command = [sys.executable, "-m", "bench.memory", *words]
+    return printed_json([sys.executable, "-m", "bench.memory", *words])
+
+
+def printed_json(command: list[str]) -> Any:
+    """Runs a command in the project's folder and returns its last line, which is JSON.
+
+    Raises RuntimeError with the command's stderr if the command fails.
+    """
     environment = {**os.environ, **ALLOCATOR}
     result = subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True)
     if result.returncode:
-        raise RuntimeError(f"{' '.join(command)}:\n{result.stderr}")
+        raise RuntimeError(f"{' '.join(command)} ended with exit code {result.returncode}:\n{result.stderr}")
     return json.loads(result.stdout.splitlines()[-1])
 
 

@@ -1,4 +1,4 @@
-"""What `python -m bench step` runs: pairs of networks, and the variants of a training step on them."""
+"""Pairs of networks, and the variants of a training step on them, for `python -m bench step`."""
 
 import copy
 import re
@@ -17,7 +17,7 @@ from . import reference
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A student and a teacher by name, and the batch that they see."""
+    """Names of student and teacher, and the shape of their batch."""
 
     student: str
     teacher: str
@@ -30,13 +30,13 @@ class Pair:
         return self.channels, self.size, self.size
 
     def networks(self, device: torch.device) -> tuple[nn.Module, nn.Module]:
-        """Both with the same random weights each time, the teacher in eval mode."""
+        """Returns student and teacher with the same random weights in each call; the teacher is in eval mode."""
         torch.manual_seed(0)
         student = load_model(self.student, in_channels=self.channels).to(device)
         return student, load_model(self.teacher, in_channels=self.channels).to(device).eval()
 
     def batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """x_natural [B, C, H, W] and labels [B], the same each time."""
+        """Returns x_natural [B, C, H, W] in [0, 1] and labels [B], the same in each call."""
         torch.manual_seed(0)
         x_natural = torch.rand(self.batch_size, *self.image_shape, device=device)
         return x_natural, torch.randint(10, (self.batch_size,), device=device)
@@ -58,13 +58,13 @@ PAIRS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way to run a method's training step: a program of reference.py, or Distiller in a mode."""
+    """One implementation of a method's training step: a program of reference.py, or Distiller in a mode."""
 
     mode: str
     """A mode of Distiller, or the name of a reference."""
     policy: TeacherPolicy = field(default_factory=TeacherPolicy)
     precision: str = "fp32"
-    """Of both networks."""
+    """Precision of both networks."""
 
     @property
     def is_reference(self) -> bool:
@@ -78,27 +78,34 @@ class Variant:
 
 
 def references(method: str) -> dict[str, reference.Reference]:
-    """The program of the method's authors and what it would be with less in vain, by name."""
+    """Returns by name the program of the method's authors, and versions of it without repeated passes."""
     return {"reference": reference.REFERENCES[method], **reference.LEANER.get(method, {})}
 
 
 def split_policies(text: str) -> list[TeacherPolicy]:
-    """`refreshed(every=10),linearized(top=3,every=10)` -> the policies; a comma inside brackets divides none."""
+    """Parses policies such as `refreshed(every=10),linearized(top=3,every=10)`, split at commas outside brackets."""
     return [TeacherPolicy.parse(part) for part in re.findall(r"[^,(]+(?:\([^)]*\))?", text)]
 
 
 def variants_of(
     method: str, modes: list[str], policies: list[TeacherPolicy], precisions: list[str]
 ) -> Iterator[Variant]:
-    """The references in fp32, then Distiller in every mode and precision, exact; each policy in the last mode."""
+    """Yields the references in fp32, exact Distillers in every mode and precision, and each policy in the last mode.
+
+    Args:
+        method: Name of the method.
+        modes: Modes of Distiller.
+        policies: Teacher policies, used if the inner loop goes through the teacher.
+        precisions: Precisions of both networks.
+    """
     yield from (Variant(mode=name) for name in references(method))
     yield from (Variant(mode=mode, precision=precision) for mode, precision in product(modes, precisions))
-    if methods.get(method).objective.through_teacher:  # policies are about the teacher inside the loop
+    if methods.get(method).objective.through_teacher:
         yield from (Variant(mode=modes[-1], policy=policy) for policy in policies)
 
 
 class Program:
-    """A variant of the method's step, with networks and optimiser of its own, on the pair's batch."""
+    """A variant of the method's step on the pair's batch, with its own networks and optimizer."""
 
     def __init__(self, pair: Pair, method: str, variant: Variant, inner: InnerConfig, device: torch.device) -> None:
         self.variant, self.inner = variant, inner
@@ -129,14 +136,14 @@ class Program:
         )
 
     def step(self) -> object:
-        """One training step."""
+        """Runs one training step."""
         if not self.variant.is_reference:
             return self.distiller.step(self.x_natural, self.labels)
         networks = self.student, self.teacher, self.optimizer
         return reference.reference_step(self.reference, *networks, self.x_natural, self.labels, inner=self.inner)
 
     def inner_loop(self) -> object:
-        """The inner loop alone."""
+        """Runs the inner loop alone."""
         if not self.variant.is_reference:
             return self.distiller.maximizer.search(self.x_natural, self.labels)
         batch = reference.Batch(

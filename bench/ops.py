@@ -1,4 +1,4 @@
-"""`python -m bench ops`: each operation and shape, the registered backend against plain torch, eager and compiled.
+"""Times each operation's registered backend against plain torch, eager and compiled: `python -m bench ops`.
 
 `--static` prints the resources of the compiled Triton kernels instead; it needs no GPU.
 """
@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from fastadaad import ops
 
 from .limits import Run, copy_gb_per_s
-from .tables import print_table
+from .tables import print_rows
 from .timing import RESULTS, Spread, alternate, hardware, ratios, write_rows
 
 REFERENCE, COMPILED = "reference", "torch.compile"
@@ -28,13 +27,17 @@ NUM_IMAGES = 10_000
 NUM_CLASSES = (10, 100, 1_000, 21_843)
 BATCHES_OF_IMAGES = ((128, 32), (512, 32), (128, 64))  # images, pixels on a side
 ROUNDS = 20
+SHOWN = (
+    "op", "shape", "implementation", "p50_us", "p20_us", "p80_us", "gb_per_s", "of_copy",
+    "times_reference", "times_compiled",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Case:
-    """One operation on one shape, and the bytes that it cannot help moving: each input read once, each output written.
+    """One operation on one shape, and its minimum of bytes: each input read once, each output written once.
 
-    Inputs that fit a cache may come from there, so that a case can exceed the bandwidth of copying.
+    Inputs that fit into a cache may come from there, so that a case can exceed the bandwidth of copying.
     """
 
     op: str
@@ -44,12 +47,12 @@ class Case:
 
 
 def num_bytes(*tensors: Tensor) -> int:
-    """Of tensors that are read or written once; a tensor that is both stands there twice."""
+    """Total bytes of the tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def logit_cases(device: torch.device) -> Iterator[Case]:
-    """kl_grad and cross_entropy_grad on a batch of fp32 logits."""
+    """Yields kl_grad and cross_entropy_grad on fp32 logits [128, N]."""
     for num_classes in NUM_CLASSES:
         shape = f"{BATCH_SIZE}x{num_classes}"
         student_logits, teacher_logits = torch.randn(2, BATCH_SIZE, num_classes, device=device)
@@ -61,7 +64,7 @@ def logit_cases(device: torch.device) -> Iterator[Case]:
 
 
 def pixel_cases(device: torch.device) -> Iterator[Case]:
-    """The steps, the start and crop_flip on a batch of square images with three channels."""
+    """Yields the steps, the start and crop_flip on batches of square images with three channels."""
     for batch_size, side in BATCHES_OF_IMAGES:
         shape = f"{batch_size}x3x{side}x{side}"
         x_natural = torch.rand(batch_size, 3, side, side, device=device)
@@ -79,7 +82,7 @@ def pixel_cases(device: torch.device) -> Iterator[Case]:
 
 
 def linf_step_between_bounds(case: Case) -> Run:
-    """The l_inf step as a careful author writes it in plain torch: bounds made before the loop, all in place."""
+    """Returns an optimised l_inf step in plain torch: bounds computed before the loop, everything in place."""
     x_adv, x_natural, grad_x, step_size, epsilon, lower, upper = case.arguments
     low, high = (x_natural - epsilon).clamp(lower, upper), (x_natural + epsilon).clamp(lower, upper)
     sign = torch.empty_like(grad_x)
@@ -87,9 +90,9 @@ def linf_step_between_bounds(case: Case) -> Run:
 
 
 def implementations(case: Case, device: torch.device) -> dict[str, Run]:
-    """By name: the reference in plain torch, the same under torch.compile, and the backend in use where it is another.
+    """Returns by name the reference in plain torch, its torch.compile version and the backend in use, if different.
 
-    They share their arguments: a mutated x_adv stays in its ball.
+    All share their arguments, of which x_adv is mutated but stays in its ball.
     """
     stem = case.op.removesuffix("_")
     reference = getattr(importlib.import_module(f"fastadaad.ops.{stem}"), f"{stem}_ref")
@@ -105,7 +108,7 @@ def implementations(case: Case, device: torch.device) -> dict[str, Run]:
 
 
 def rows_of(case: Case, copy_rate: float, device: torch.device) -> Iterator[dict[str, object]]:
-    """One CSV row for each implementation timed; `copy_rate` in GB/s."""
+    """Yields one CSV row per implementation; `copy_rate` in GB/s."""
     torch.compiler.reset()  # each case is compiled for its own shape
     timings = alternate(implementations(case, device), device, rounds=ROUNDS)
     for name, milliseconds in timings.items():
@@ -127,38 +130,29 @@ def rows_of(case: Case, copy_rate: float, device: torch.device) -> Iterator[dict
         }
 
 
-def print_rows(rows: list[dict[str, object]], device: torch.device) -> None:
-    columns = "op", "shape", "implementation", "p50_us", "p20_us", "p80_us", "gb_per_s", "of_copy"
-    columns += "times_reference", "times_compiled"
-    table = Table(*columns, title=hardware(device))
-    for row in rows:
-        table.add_row(*[str(row[column]) for column in columns])
-    print_table(table)
-
-
 def measure(device: torch.device, output: Path) -> None:
-    """Time every case, print the table and append its rows to a CSV file."""
+    """Times every case, prints the table and appends its rows to a CSV file."""
     copy_rate = copy_gb_per_s(device)
     torch.manual_seed(0)
     cases = [*logit_cases(device), *pixel_cases(device)]
     rows = [row for case in cases for row in rows_of(case, copy_rate, device)]
-    print_rows(rows, device)
+    print_rows(rows, SHOWN, title=hardware(device))
     write_rows(output, rows, device)
 
 
 def main(argv: list[str]) -> None:
-    """Parse the options and measure or compile."""
+    """Parses the options, then times the operations or compiles the kernels."""
     parser = argparse.ArgumentParser(prog="python -m bench ops", description=__doc__)
     parser.add_argument("--static", action="store_true", help="resources of the Triton kernels; needs no GPU")
     parser.add_argument("--json", action="store_true", help="with --static: machine-readable")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=RESULTS / "ops.csv", help="CSV file that the rows are added to")
-    parser.add_argument("--rewrite", action="store_true", help="start the CSV file anew")
+    parser.add_argument("--rewrite", action="store_true", help="overwrite the CSV file")
     options = parser.parse_args(argv)
     if options.static:
         if os.environ.get("TRITON_INTERPRET"):
             parser.error("TRITON_INTERPRET is set: unset it, --static compiles the kernels")
-        from . import static, static_cases  # only here is triton needed
+        from . import static, static_cases  # imports triton
 
         static.report(static_cases.CASES, options.json)
     else:

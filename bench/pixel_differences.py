@@ -1,4 +1,4 @@
-"""How far dali's pixels are from torch's on the same image files: another decoder and another resize. Needs DALI."""
+"""Differences between dali's and torch's pixels on the same image files, from decoder and resize. Needs DALI."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,12 +22,12 @@ AUGMENTATION = replace(FILE_AUGMENTATION, flip=False)
 BATCH_SIZE = 16
 
 Pixels = Iterable[np.ndarray]
-"""[H, W, 3] of each image, in 1/255."""
+"""Pixels [H, W, 3] of each image, in 1/255."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Arguments of DALI's decoder and of its resize; the defaults are the engine's."""
+    """Arguments of DALI's decoder and resize; the defaults are those of the engine dali."""
 
     decoder: Mapping[str, Any] = field(default_factory=lambda: {"jpeg_fancy_upsampling": True})
     resize: Mapping[str, Any] = field(
@@ -49,7 +49,7 @@ ALTERNATIVES = {name: setting for name, setting in {**DECODERS, **RESIZES}.items
 
 
 def rows(files: ImageFiles, device: torch.device) -> Iterator[dict[str, object]]:
-    """Of decoding alone, and of the way to a random crop of image_size; each setting against torch on the CPU."""
+    """Yields rows for decoding alone and for a resized random crop: each setting of DALI against torch on the CPU."""
     decoded = [np.asarray(decode(files.path(index))) for index in range(len(files))]
     for name, setting in DECODERS.items():
         yield difference_row("decode", name, decoded, dali_images(files, setting, device))
@@ -61,14 +61,14 @@ def rows(files: ImageFiles, device: torch.device) -> Iterator[dict[str, object]]
 
 
 def crop_windows(decoded: Sequence[np.ndarray]) -> np.ndarray:
-    """(top, left, height, width) int64 [M, 4] of the crops of all images for epoch 0 with seed 0."""
+    """Returns the crops (top, left, height, width) of all images for epoch 0 with seed 0: int64 [M, 4]."""
     sizes = np.array([image.shape[:2] for image in decoded])
     draws = uniform(0, Use.RESIZED_CROP, 0, torch.arange(len(decoded)), NUM_DRAWS).numpy()
     return resized_crop_windows(sizes, draws, AUGMENTATION.min_crop_scale)
 
 
 def engine_images(engine: Engine, files: ImageFiles, device: torch.device | str) -> Pixels:
-    """The images as the engine makes them for epoch 0 with seed 0."""
+    """Yields the images of an engine for epoch 0 with seed 0."""
     pipeline = make_pipeline(
         engine,
         files,
@@ -85,7 +85,14 @@ def engine_images(engine: Engine, files: ImageFiles, device: torch.device | str)
 def dali_images(
     files: ImageFiles, setting: Setting, device: torch.device, windows: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
-    """The images decoded, and cut out and resized by `windows` int64 [M, 4], which are (top, left, height, width)."""
+    """Yields the images as decoded by DALI, cropped and resized if `windows` are given.
+
+    Args:
+        files: The images.
+        setting: Arguments of DALI.
+        device: CPU, or the GPU that decodes.
+        windows: Crops (top, left, height, width): int64 [M, 4].
+    """
     decoder = dict(setting.decoder, device="mixed" if device.type == "cuda" else "cpu")
     batches = torch.arange(len(files)).split(BATCH_SIZE)
     contents = [[np.fromfile(files.path(index), np.uint8) for index in batch.tolist()] for batch in batches]
@@ -105,7 +112,14 @@ def dali_images(
 
 
 def difference_row(path: str, setting: str, expected: Pixels, found: Pixels) -> dict[str, object]:
-    """Differences over all pixels of all images, in 1/255."""
+    """Returns the row of mean and largest difference over all pixels of all images, in 1/255.
+
+    Args:
+        path: Operations on the images, for the row.
+        setting: Name of DALI's setting, for the row.
+        expected: Images of torch.
+        found: Images of DALI.
+    """
     total = maximum = 0.0
     count = num_images = 0
     for ours, theirs in zip(expected, found, strict=True):

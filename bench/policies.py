@@ -1,8 +1,8 @@
-"""`python -m bench policies`: what asking the teacher less often costs in accuracy, over several seeds.
+"""Accuracy of one recipe's students under each teacher policy, over several seeds: `python -m bench policies`.
 
-Students of one recipe, each setting with the same seeds; trained and attacked as `fastadaad compare` does it, in cells
-that are kept, so that several processes can share the work. `--speed` measures what a setting gains instead, on a
-machine that does nothing else; `--draw` makes the picture and the table.
+Every setting uses the same seeds. Students are trained and attacked as by `fastadaad compare`, in experiments kept on
+disk, so that several processes can share the work. `--speed` measures images/s of the settings instead and needs an
+otherwise idle machine; `--draw` makes the picture and the table.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from fastadaad.run_config import RunConfig
 from .networks import PAIRS
 from .policy_kl import kl_rows
 from .policy_speed import speed_rows
-from .policy_table import plot, policy_lines, table
+from .policy_table import label, plot, policy_lines, table
 from .readme import rewritten
 from .timing import RESULTS, write_rows
 
 SPEED_ROUNDS = 15
-RADII = (1.0, 2.0)  # times the recipe's
+RADII = (1.0, 2.0)  # multiples of the recipe's radius
 RECIPE = "fashion-mnist-small"
 OVERRIDES = ("student.name=rescnn-8", "mode=compiled", "evaluation.every_epochs=100")
 # Teacher policy and precision of the teacher.
@@ -45,11 +45,8 @@ SETTINGS = (
 )
 
 
-def label(policy: str, precision: str) -> str:
-    return policy if precision == "fp32" else f"{policy}, teacher {precision}"
-
-
 def config_of(base: RunConfig, policy: str, precision: str, seed: int) -> RunConfig:
+    """Returns `base` with a teacher policy, the teacher's precision and a seed."""
     assert base.teacher is not None
     return replace(
         base,
@@ -60,7 +57,15 @@ def config_of(base: RunConfig, policy: str, precision: str, seed: int) -> RunCon
 
 
 def cells(base: RunConfig, seeds: Sequence[int], attacks: tuple[str, ...], num_images: int | None, folder: Path):
-    """One cell per seed and setting, the settings of a seed together."""
+    """Returns one experiment per seed and setting, with all settings of a seed together.
+
+    Args:
+        base: Configuration without policy, precision and seed.
+        seeds: Seeds of the trainings.
+        attacks: Attacks of the evaluation.
+        num_images: Test images that are attacked; None for all.
+        folder: Folder of the experiments.
+    """
     evaluation = replace(base.evaluation, attacks=attacks, num_images=num_images)
     base = replace(base, evaluation=evaluation)
     return [
@@ -71,7 +76,7 @@ def cells(base: RunConfig, seeds: Sequence[int], attacks: tuple[str, ...], num_i
 
 
 def rows(cells: Sequence[Cell]) -> Iterator[dict[str, object]]:
-    """One per cell and attack."""
+    """Yields one row per experiment and attack."""
     for cell in cells:
         assert cell.config.teacher is not None
         for result in cell.results:
@@ -120,7 +125,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
     parser.add_argument("--autoattack-images", type=int, default=500, metavar="N", help="default: %(default)s")
     parser.add_argument("--folder", type=Path, default=Path("runs/policies"), help="default: %(default)s")
-    parser.add_argument("--work", action="store_true", help="help another process with the work; write no rows")
+    parser.add_argument("--work", action="store_true", help="share the work of another process; write no rows")
     parser.add_argument("--output", type=Path, default=RESULTS / "policies.csv", help="default: %(default)s")
     parser.add_argument("--speed", action="store_true", help="measure images/s instead, into policies-speed.csv")
     parser.add_argument("--kl", type=Path, metavar="STUDENT", help="measure the kl reached instead: policies-kl.csv")

@@ -1,4 +1,4 @@
-"""How much of the exact search's kl a teacher policy reaches: `python -m bench policies --kl STUDENT.safetensors`."""
+"""Fraction of the exact search's kl reached by each teacher policy: `python -m bench policies --kl STUDENT`."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +21,13 @@ POLICIES = (
 
 
 def kl_rows(config: RunConfig, student: Path, radius: float) -> Iterator[dict[str, object]]:
-    """One per policy: on test images, for a trained student at `radius` times the recipe's radius."""
+    """Yields one row per policy, measured on BATCHES batches of test images.
+
+    Args:
+        config: Configuration of the run that trained the student.
+        student: Weights of the trained student.
+        radius: Multiple of the recipe's epsilon and step size.
+    """
     device = torch.device("cpu")
     data = training_data(config, device)
     assert config.teacher is not None
@@ -52,7 +58,7 @@ def kl_rows(config: RunConfig, student: Path, radius: float) -> Iterator[dict[st
 
 @torch.no_grad()
 def _reached(student, teacher, policy, batches, inner) -> tuple[float, TeacherErrorMeter]:
-    """The sum of kl(S(x_adv), T(x_adv)), and the policy's error."""
+    """Returns the sum of kl(S(x_adv), T(x_adv)) and the meter of the policy's error."""
     maximizer = InnerMaximizer(student, teacher, inner=inner, teacher_policy=policy)
     meter, kl = TeacherErrorMeter(policy, torch.device("cpu")), 0.0
     for seed, x_natural in enumerate(batches):

@@ -12,7 +12,7 @@ from .timing import Spread, alternate, ratios
 
 
 def step_of(pair: Pair, policy: str, precision: str, device: torch.device) -> Distiller:
-    """AdaAD's step on the pair's networks, compiled, K = 10; `precision` is the teacher's."""
+    """Builds AdaAD's compiled step with K = 10 on the pair's networks; `precision` is the teacher's."""
     student, teacher = pair.networks(device)
     return Distiller(
         student,
@@ -29,9 +29,13 @@ def step_of(pair: Pair, policy: str, precision: str, device: torch.device) -> Di
 def speed_rows(
     pair: Pair, settings: Sequence[tuple[str, str]], rounds: int, device: torch.device
 ) -> Iterator[dict[str, object]]:
-    """One per setting (policy, precision of the teacher), the first of which is what the others are compared with.
+    """Yields one row per setting; an adaptive policy is timed at its initial interval.
 
-    An adaptive policy is timed at the interval that it begins with.
+    Args:
+        pair: Networks and batch.
+        settings: Policy and precision of the teacher; the first setting is the baseline of the others.
+        rounds: Measurements of each setting.
+        device: Device of the networks.
     """
     x_natural, labels = pair.batch(device)
     steps = {setting: step_of(pair, *setting, device) for setting in settings}

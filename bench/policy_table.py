@@ -1,4 +1,4 @@
-"""What asking the teacher less often costs and gains, as a table and a picture, from the rows of bench/results."""
+"""Table and picture of the teacher policies' accuracy and speed, from the rows of bench/results."""
 
 import statistics
 from collections.abc import Sequence
@@ -12,9 +12,14 @@ from .readme import Row, markdown, rows_of
 ATTACKS = ("natural", "pgd20", "autoattack")
 
 
+def label(policy: str, precision: str) -> str:
+    """Name of a setting; `precision` is the teacher's."""
+    return policy if precision == "fp32" else f"{policy}, teacher {precision}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One setting: its speed relative to exact, and for each of ATTACKS the accuracies in % of its seeds."""
+    """One setting: its speed relative to exact, and the accuracies in % of its seeds for each of ATTACKS."""
 
     policy: str
     precision: str
@@ -24,7 +29,7 @@ class Line:
 
     @property
     def name(self) -> str:
-        return self.policy if self.precision == "fp32" else f"{self.policy}, teacher {self.precision}"
+        return label(self.policy, self.precision)
 
     def mean(self, attack: str) -> float:
         return statistics.fmean(self.accuracies[attack])
@@ -34,7 +39,7 @@ class Line:
 
 
 def lines_of(accuracy_rows: Sequence[Row], speed_rows: Sequence[Row]) -> list[Line]:
-    """The settings of `speed_rows` for which there are accuracies, exact first."""
+    """Returns the settings of `speed_rows` that have accuracies, in the order of `speed_rows`: exact first."""
     measured: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in accuracy_rows:
         accuracies = measured.setdefault((row["policy"], row["teacher_precision"]), {})
@@ -53,7 +58,7 @@ def lines_of(accuracy_rows: Sequence[Row], speed_rows: Sequence[Row]) -> list[Li
 
 
 def table(lines: Sequence[Line]) -> str:
-    """In Markdown; in brackets the difference of the means to exact's."""
+    """Returns Markdown: mean and standard deviation, and in brackets the difference to exact's mean."""
     columns = ("teacher policy", "images/s", "times exact", *ATTACKS)
     return markdown(columns, [_cells(line, lines[0]) for line in lines])
 
@@ -68,7 +73,7 @@ def _cells(line: Line, exact: Line) -> list[str]:
 
 
 def plot(path: Path, lines: Sequence[Line]) -> None:
-    """Accuracy against speed, a panel per attack, a point per setting with the standard deviation of its seeds."""
+    """Draws accuracy against speed: a panel per attack, a point per setting with the standard deviation over seeds."""
     figure = new_figure(11, 4.2)
     for axes, attack in zip(figure.subplots(1, len(ATTACKS)), ATTACKS, strict=True):
         for index, line in enumerate(lines):

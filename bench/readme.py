@@ -1,4 +1,4 @@
-"""`python -m bench readme`: write the README's tables of speed anew from the rows of bench/results."""
+"""Rewrites the README's tables of speed from the rows of bench/results: `python -m bench readme`."""
 
 import argparse
 import csv
@@ -15,7 +15,7 @@ Row = dict[str, str]
 
 
 def rows_of(path: Path) -> list[Row]:
-    """Of a CSV file; none where there is no file."""
+    """Returns the rows of a CSV file; an empty list if it does not exist."""
     if not path.exists():
         return []
     with open(path, newline="") as file:
@@ -23,7 +23,7 @@ def rows_of(path: Path) -> list[Row]:
 
 
 def markdown(columns: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """A table; empty without lines."""
+    """Returns a Markdown table; an empty string without lines."""
     lines = [*lines]
     rule = ["---"] * len([*columns])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *lines)) if lines else ""
@@ -44,7 +44,7 @@ def _networks(row: Row) -> str:
 
 
 def _groups(rows: list[Row]) -> dict[tuple[str, str], dict[str, Row]]:
-    """The rows of each pair of networks and method, by variant; a later row replaces an earlier one."""
+    """Groups rows by networks and method, then by variant; a later row replaces an earlier one."""
     groups: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         groups.setdefault((_networks(row), row["method"]), {})[row["variant"]] = row
@@ -52,9 +52,9 @@ def _groups(rows: list[Row]) -> dict[tuple[str, str], dict[str, Row]]:
 
 
 def step_table(rows: list[Row]) -> str:
-    """Each pair and method: the reference, Distiller's modes, and how near the last mode measured is to the limit."""
+    """Table of each pair and method: reference, Distiller's modes, and the last measured mode against the limits."""
     columns = ("networks, batch", "method", "reference, images/s", *[f"{mode}, times the reference" for mode in MODES])
-    columns += ("of convolutions", "of matrix product", "overhead", "memory, of the reference's")
+    columns += ("of convolutions", "of matrix product", "overhead", "memory over the reference's")
     lines = []
     for (networks, method), variants in _groups(rows).items():
         modes = [variants.get(f"distiller-{mode}") for mode in MODES]
@@ -66,7 +66,7 @@ def step_table(rows: list[Row]) -> str:
 
 
 def policy_table(rows: list[Row]) -> str:
-    """Each teacher policy: images/s, and over those of the exact step in the same mode."""
+    """Table of the teacher policies: images/s, and their ratio to the exact step in the same mode."""
     lines = []
     for (networks, method), variants in _groups(rows).items():
         for row in variants.values():
@@ -79,9 +79,9 @@ def policy_table(rows: list[Row]) -> str:
 
 
 def ops_table(rows: list[Row]) -> str:
-    """The registered backend of each operation on 32x32 images and ten classes."""
+    """Table of the registered C++ backend of each operation, on 32x32 images and ten classes."""
     shown = [row for row in rows if row["implementation"] == "c++" and row["shape"].endswith(("x3x32x32", "x10"))]
-    columns = ("operation", "shape", "µs", "times eager torch", "times torch.compile", "GB/s", "of copying")
+    columns = ("operation", "shape", "µs", "times eager torch", "times torch.compile", "GB/s", "over copying")
     figures = ("times_reference", "times_compiled", "gb_per_s", "of_copy")
     return markdown(
         columns,
@@ -93,7 +93,7 @@ def ops_table(rows: list[Row]) -> str:
 
 
 def roofline_table(rows: list[Row]) -> str:
-    """One recipe in TF32: what a step takes, and images/s of each GPU at best."""
+    """Table of one recipe in TF32: FLOPs of a step, and the upper bound of images/s on each GPU."""
     shown = [row for row in rows if (row["recipe"], row["precision"]) == (ROOFLINE_RECIPE, ROOFLINE_PRECISION)]
     devices = list(dict.fromkeys(row["device"] for row in shown))
     lines = []
@@ -104,32 +104,32 @@ def roofline_table(rows: list[Row]) -> str:
         gflop, gain = float(first["gflop_per_image"]), float(first["flops_gain"])
         lines.append([f"`{policy}`", f"{gflop:.0f}", f"{gain:.1f}", *rates])
     return markdown(
-        ("teacher policy", "GFLOP an image", "times fewer", *[f"{name}, images/s" for name in devices]), lines
+        ("teacher policy", "GFLOP per image", "times fewer", *[f"{name}, images/s" for name in devices]), lines
     )
 
 
 def block(results: Path = RESULTS) -> str:
-    """What stands between the markers: the tables that have rows, each under its sentence."""
+    """Returns the text between the markers: the tables that have rows, each under its heading."""
     steps = rows_of(results / "step.csv")
-    parts = (
+    sections = (
         ("One training iteration; ratios of the rounds, p50 (p20 to p80):", step_table(steps)),
-        ("The teacher asked less often:", policy_table(steps)),
+        ("Teacher policies:", policy_table(steps)),
         ("Operations in C++:", ops_table(rows_of(results / "ops.csv"))),
         (
-            f"Computed from data sheets, not measured: `{ROOFLINE_RECIPE}` in TF32 at best.",
+            f"Computed from data sheets, not measured: upper bounds of `{ROOFLINE_RECIPE}` in TF32.",
             roofline_table(rows_of(results / "roofline.csv")),
         ),
     )
-    return "\n\n".join(f"{sentence}\n\n{table}" for sentence, table in parts if table)
+    return "\n\n".join(f"{heading}\n\n{table}" for heading, table in sections if table)
 
 
 def rewritten(text: str, inside: str, name: str = "speed") -> str:
-    """`text` with `inside` between the markers called `name`. Raises ValueError where there are none."""
+    """Returns `text` with `inside` between the markers called `name`. Raises ValueError if a marker is missing."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     before, found_begin, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
     if not found_begin or not found_end:
-        raise ValueError(f"the page has no {begin} ... {end}: put the two lines where the tables shall stand")
+        raise ValueError(f"the page has no {begin} ... {end}: put the two lines at the place of the tables")
     return f"{before}{begin}\n\n{inside}\n\n{end}{after}"
 
 

@@ -1,10 +1,10 @@
-"""The training step of each method as its authors' program does it: the yardstick of `python -m bench step`.
+"""Training step of each method as in its authors' program: the baseline of `python -m bench step`.
 
-The mathematics of `Distiller`, in plain torch: the inner loop by autograd through torch's losses, no network frozen, so
-that each inner step keeps what weight gradients would need though nothing reads them; and the passes that the programs
-run in vain, which each function names. Three choices that the programs make differently are fastadaad's here, since
-they change the result: the student is in eval mode during the inner loop and sees x_natural before x_adv afterwards,
-and the uniform start is clipped.
+The mathematics of `Distiller` in plain torch. The inner loop uses autograd through torch's losses with unfrozen
+networks, so that each inner step keeps activations for weight gradients that nothing reads. Each function names the
+passes that the program repeats or multiplies by zero. Three choices follow fastadaad instead of the programs, as they
+change the result: the student is in eval mode during the inner loop, it sees x_natural before x_adv afterwards, and
+the uniform start is clipped.
 
 In the formulas S and T are the logits of student and teacher, y the labels, tau the temperature.
 """
@@ -27,12 +27,12 @@ AKD_TEACHER_WEIGHT = 0.5
 TEMPERATURE = 30.0  # tau
 ROBUSTNESS_WEIGHT = 6.0  # beta of TRADES
 INTROSPECTION_POWER = 0.1  # b
-ENTROPY_SCALE = 5.0  # of SAAD's weights
+ENTROPY_SCALE = 5.0  # scale of SAAD's weights
 
 
 @dataclass(kw_only=True)
 class Batch:
-    """What one step works on: x_natural fp32 [B, C, H, W], labels [B]."""
+    """Inputs of one step: both networks, x_natural fp32 [B, C, H, W] and labels [B]."""
 
     student: nn.Module
     teacher: nn.Module
@@ -41,12 +41,12 @@ class Batch:
 
     @cached_property
     def teacher_logits_natural(self) -> Tensor:
-        """T(x_natural) [B, N], without gradient, computed once in a step and only where it is asked for."""
+        """T(x_natural) [B, N], without gradient, computed at most once per step."""
         return self.teacher_logits(self.x_natural)
 
     @cached_property
     def linear_teacher(self) -> tuple[Tensor, Tensor]:
-        """T(x_natural) [B, N] and the gradient of its label's logit to the pixels, computed once in a step."""
+        """T(x_natural) [B, N] and the gradient of the label's logit to the pixels, computed at most once per step."""
         x = self.x_natural.clone().requires_grad_()
         logits = self.teacher(x)
         label_logits = logits[torch.arange(len(logits)), self.labels]
@@ -60,12 +60,13 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """One method's program.
+    """Program of one method.
 
-    start(x_natural, epsilon): x_adv before the first step.
-    inner_value(batch, x_adv): what the inner loop maximises, a scalar.
-    outer_loss(batch, x_adv): what the student minimises, a scalar.
-    options: the options of fastadaad's row with which `Distiller` computes the same.
+    Args:
+        start: start(x_natural, epsilon) returns x_adv before the first step.
+        inner_value: inner_value(batch, x_adv) returns the scalar that the inner loop maximises.
+        outer_loss: outer_loss(batch, x_adv) returns the scalar that the student minimises.
+        options: Options of methods.get() with which `Distiller` computes the same.
     """
 
     start: Callable[[Tensor, float], Tensor]
@@ -84,7 +85,17 @@ def reference_step(
     *,
     inner: InnerConfig,
 ) -> Tensor:
-    """One optimisation step in the l_inf ball; updates the student and returns the loss, a scalar."""
+    """Runs one training step in the l_inf ball; updates the student and returns the loss, a scalar.
+
+    Args:
+        reference: Program of the method.
+        student: The network that is trained.
+        teacher: The teacher.
+        optimizer: Optimizer of the student.
+        x_natural: fp32 [B, C, H, W], pixels in [0, 1].
+        labels: int64 [B].
+        inner: Configuration of the inner loop.
+    """
     batch = Batch(student=student, teacher=teacher, x_natural=x_natural, labels=labels)
     x_adv = reference_inner_loop(reference, batch, inner)
     optimizer.zero_grad()
@@ -95,7 +106,7 @@ def reference_step(
 
 
 def reference_inner_loop(reference: Reference, batch: Batch, inner: InnerConfig) -> Tensor:
-    """x_adv, fp32 [B, C, H, W]; leaves the student in train mode, as the programs do."""
+    """Returns x_adv, fp32 [B, C, H, W]; leaves the student in train mode, as the programs do."""
     batch.student.eval()
     batch.teacher.eval()
     epsilon, x_natural = inner.threat_model.epsilon, batch.x_natural
@@ -120,12 +131,12 @@ def uniform_start(x_natural: Tensor, epsilon: float) -> Tensor:
 
 
 def kl_terms(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """q (log q - log p) for each image and class, [B, N]: p of the student, q of the teacher."""
+    """q (log q - log p) per image and class, [B, N]; p: student probabilities, q: teacher probabilities."""
     return F.kl_div(F.log_softmax(student_logits, dim=1), F.softmax(teacher_logits, dim=1), reduction="none")
 
 
 def kl_mean(student_logits: Tensor, teacher_logits: Tensor, weight: Tensor | float = 1.0) -> Tensor:
-    """Mean kl of the images, each weighted by `weight` [B]."""
+    """Mean kl over the images, each weighted by `weight` [B]."""
     return (weight * kl_terms(student_logits, teacher_logits).sum(dim=1)).mean()
 
 
@@ -145,7 +156,7 @@ def kl_to_teacher_at_natural(batch: Batch, x_adv: Tensor) -> Tensor:
 
 
 def kl_to_student_at_natural(batch: Batch, x_adv: Tensor) -> Tensor:
-    """kl(S(x_adv), S(x_natural)). In vain: the TRADES program computes the same S(x_natural) again in every step."""
+    """kl(S(x_adv), S(x_natural)). Repeated: S(x_natural), which the TRADES program computes in every step."""
     return kl_terms(batch.student(x_adv), batch.student(batch.x_natural)).sum()
 
 
@@ -155,7 +166,7 @@ def cross_entropy(batch: Batch, x_adv: Tensor) -> Tensor:
 
 
 def kl_to_linear_teacher(batch: Batch, x_adv: Tensor) -> Tensor:
-    """kl(S(x_adv), T(x_natural) with the logit of y moved along its gradient): SAAD's."""
+    """kl(S(x_adv), T(x_natural) with the logit of y moved along its gradient), the inner value of SAAD."""
     teacher_logits, gradient = batch.linear_teacher
     moved = teacher_logits.clone()
     moved[torch.arange(len(moved)), batch.labels] += torch.einsum("bchw,bchw->b", gradient, x_adv - batch.x_natural)
@@ -165,7 +176,7 @@ def kl_to_linear_teacher(batch: Batch, x_adv: Tensor) -> Tensor:
 def adaad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     """lambda kl(S(x_adv), T(x_adv)) + (1 - lambda) kl(S(x_natural), T(x_natural)), the mean over images and classes.
 
-    In vain: T(x_natural), and the loss and the backward pass of S(x_natural), all multiplied by 1 - lambda = 0.
+    Zero weight: T(x_natural), and the loss and the backward pass of S(x_natural), as 1 - lambda = 0.
     """
     student_logits_natural, student_logits_adv = batch.student(batch.x_natural), batch.student(x_adv)
     kl_natural = kl_terms(student_logits_natural, batch.teacher_logits_natural).mean()
@@ -179,7 +190,7 @@ def pgd_at_loss(batch: Batch, x_adv: Tensor) -> Tensor:
 
 
 def trades_loss(batch: Batch, x_adv: Tensor) -> Tensor:
-    """CE(S(x_natural), y) + beta kl(S(x_adv), S(x_natural)). In vain: the second of two passes S(x_natural)."""
+    """CE(S(x_natural), y) + beta kl(S(x_adv), S(x_natural)). Repeated: S(x_natural), two passes."""
     natural_term = F.cross_entropy(batch.student(batch.x_natural), batch.labels)
     return natural_term + ROBUSTNESS_WEIGHT * kl_mean(batch.student(x_adv), batch.student(batch.x_natural))
 
@@ -187,7 +198,7 @@ def trades_loss(batch: Batch, x_adv: Tensor) -> Tensor:
 def ard_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     """a tau^2 kl_tau(S(x_adv), T(x_natural)) + (1 - a) CE(S(x_natural), y).
 
-    In vain: the loss and the backward pass of S(x_natural), multiplied by 1 - a = 0.
+    Zero weight: the loss and the backward pass of S(x_natural), as 1 - a = 0.
     """
     natural_term = F.cross_entropy(batch.student(batch.x_natural), batch.labels)
     teacher_term = softened_kl(batch.student(x_adv), batch.teacher_logits_natural)
@@ -212,7 +223,7 @@ def akd_loss(batch: Batch, x_adv: Tensor) -> Tensor:
 def trust_one_by_one(teacher_logits: Tensor, labels: Tensor) -> Tensor:
     """w [B] = (probability that the teacher gives to y)^b.
 
-    In vain: for each image the softmax of the whole batch, and two values that the host waits for.
+    Repeated: the softmax of the whole batch, for each image, with two host syncs.
     """
     trust = torch.ones(len(labels), device=labels.device)
     for i in range(len(labels)):
@@ -222,7 +233,7 @@ def trust_one_by_one(teacher_logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def trust_at_once(teacher_logits: Tensor, labels: Tensor) -> Tensor:
-    """As trust_one_by_one, for the whole batch and without a wait."""
+    """Weights of trust_one_by_one, for the whole batch at once and without a host sync."""
     label_probs = F.softmax(teacher_logits.detach(), dim=1).gather(1, labels[:, None]).squeeze(1)
     return label_probs**INTROSPECTION_POWER
 
@@ -243,7 +254,8 @@ def introspective_sum(
 def iad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     """The introspective sum with T(x_natural).
 
-    In vain: trust_one_by_one, and the first of two passes S(x_natural), for the labels' term at weight 0.
+    Repeated: the softmaxes of trust_one_by_one, and S(x_natural), whose first of two passes is for the labels' term
+    with zero weight.
     """
     natural_term = F.cross_entropy(batch.student(batch.x_natural), batch.labels)
     student_logits_adv, student_logits_natural = batch.student(x_adv), batch.student(batch.x_natural)
@@ -256,9 +268,9 @@ def iad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
 def adaiad_loss(batch: Batch, x_adv: Tensor, trust_of: Callable[[Tensor, Tensor], Tensor] = trust_one_by_one) -> Tensor:
     """The introspective sum with T(x_adv).
 
-    In vain: trust_one_by_one; two passes T(x_adv) where one would do, both kept for a backward pass, which one of them
-    then gets, down to the gradients of the teacher's weights; and three passes S(x_natural), of which the first is for
-    the training accuracy and the last for the labels' term at weight 0.
+    Repeated: the softmaxes of trust_one_by_one; T(x_adv), in two passes that both record the graph, of which one gets
+    a backward pass down to the gradients of the teacher's weights; and S(x_natural), in three passes, of which the
+    first is for the training accuracy and the last for the labels' term with zero weight.
     """
     batch.student(batch.x_natural)
     student_logits_adv = batch.student(x_adv)
@@ -270,7 +282,7 @@ def adaiad_loss(batch: Batch, x_adv: Tensor, trust_of: Callable[[Tensor, Tensor]
 
 
 def lean_adaiad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
-    """adaiad_loss with nothing in vain but the labels' term at weight 0."""
+    """adaiad_loss without repeated passes; the labels' term with zero weight is kept."""
     student_logits_natural, student_logits_adv = batch.student(batch.x_natural), batch.student(x_adv)
     teacher_logits = batch.teacher_logits(x_adv)
     trust = trust_at_once(teacher_logits, batch.labels)
@@ -281,8 +293,8 @@ def lean_adaiad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
 def saad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     """mean_i w_i (kl(S(x_adv), T(x_adv)) + kl(S(x_adv) - S(x_opposite), T(x_adv) - T(x_opposite))), w from entropies.
 
-    In vain: T(x_natural), which the search has computed, and the loss and the backward pass of S(x_natural), both for
-    a term at weight 0.
+    Repeated: T(x_natural), which the search has computed. Zero weight: the term of T(x_natural) and S(x_natural), with
+    its backward pass.
     """
     x_opposite = 2 * batch.x_natural - x_adv
     student_logits_natural, student_logits_adv = batch.student(batch.x_natural), batch.student(x_adv)
@@ -296,7 +308,7 @@ def saad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     return kl_adv + kl_mean(student_difference, teacher_difference, weight=w) + 0.0 * natural_term
 
 
-# AdaIAD and IAD as they are once the student listens to itself: with them the costs of a step are complete.
+# AdaIAD and IAD with the introspection term active, so that the step has its full cost.
 _INTROSPECTIVE = {"introspection_begin": 0}
 _pgd = partial(Reference, start=uniform_start, inner_value=cross_entropy)
 
@@ -321,7 +333,7 @@ REFERENCES = {
     ),
 }
 
-# The same steps with less in vain, by the name of the variant: what the waste of the program costs.
+# The same steps with fewer repeated passes, by name of the variant: they measure the cost of the repeated passes.
 LEANER = {
     "adaiad": {
         "reference-no-loop": replace(REFERENCES["adaiad"], outer_loss=partial(adaiad_loss, trust_of=trust_at_once)),

@@ -1,7 +1,7 @@
-"""`python -m bench roofline`: what each recipe's training step must compute and move, and what GPUs could do at best.
+"""FLOPs and bytes of each recipe's training step, and upper bounds of images/s on GPUs: `python -m bench roofline`.
 
-Computed from the networks' shapes and the makers' data sheets; nothing here is measured. A step takes at least the
-larger of FLOPs / peak rate and bytes / memory bandwidth (see flops.py for both); images/s at best are its inverse.
+Computed from the networks' shapes and the vendors' data sheets, not measured. A step takes at least the larger of
+FLOPs / peak rate and bytes / memory bandwidth (see flops.py for both); the upper bound of images/s is the inverse.
 """
 
 import argparse
@@ -11,20 +11,18 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from rich.table import Table
-
 from fastadaad import load_model, recipes
 from fastadaad.config import TeacherPolicy
 from fastadaad.run_config import RunConfig
 
 from .flops import NetworkCost, StepCost, method_cost, network_cost
-from .tables import print_table
+from .tables import print_rows
 from .timing import RESULTS, write_rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A GPU by its data sheet: dense rates without sparsity, and the bandwidth of its memory."""
+    """Data sheet of a GPU: dense TFLOP/s by precision, without sparsity, and memory bandwidth."""
 
     tflops: dict[str, float]
     gb_per_s: float
@@ -38,7 +36,8 @@ DEVICES = {
 }
 ELEMENT_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2}
 POLICIES = ("exact", "refreshed(every=5)", "refreshed(every=8)", "refreshed(every=10)", "linearized(top=3,every=10)")
-# Images of each data set: channels, height, width; and classes.
+NOT_SHOWN = ("kind", "student", "teacher", "method", "num_steps")  # the recipe determines them
+# Image shape (C, H, W) of each data set, and number of classes if not 10.
 SHAPES = {
     "digits": (1, 8, 8),
     "fashion-mnist": (1, 28, 28),
@@ -50,7 +49,7 @@ NUM_CLASSES = {"cifar100": 100, "tiny-imagenet": 200}
 
 
 def best_images_per_s(cost: StepCost, device: Device, precision: str) -> float:
-    """At the peak rate or at the full bandwidth, whichever is less."""
+    """Upper bound of images/s, at the peak rate or the full bandwidth, whichever is lower."""
     seconds = max(cost.flops / (1e12 * device.tflops[precision]), cost.num_bytes / (1e9 * device.gb_per_s))
     return 1 / seconds
 
@@ -62,7 +61,7 @@ def _cost_of(name: str, data: str) -> NetworkCost:
 
 
 def recipe_cost(config: RunConfig, policy: str, precision: str) -> StepCost:
-    """One training step of the recipe, per image."""
+    """Cost of one training step of the recipe under a teacher policy, per image."""
     return method_cost(
         config.method,
         _cost_of(config.student.name, config.data.name),
@@ -75,7 +74,7 @@ def recipe_cost(config: RunConfig, policy: str, precision: str) -> StepCost:
 
 
 def rows_of(recipe: str) -> Iterator[dict[str, object]]:
-    """One row per policy, device and precision; a recipe without a teacher has only `exact`."""
+    """Yields one row per policy, device and precision; a recipe without a teacher has only `exact`."""
     config = recipes.get(recipe)
     policies = POLICIES if config.teacher is not None else POLICIES[:1]
     for policy, (name, device), precision in product(policies, DEVICES.items(), ELEMENT_BYTES):
@@ -100,20 +99,12 @@ def rows_of(recipe: str) -> Iterator[dict[str, object]]:
         }
 
 
-def print_rows(rows: list[dict[str, object]]) -> None:
-    columns = [column for column in rows[0] if column not in ("kind", "student", "teacher", "method", "num_steps")]
-    table = Table(*columns, title="computed from data sheets, not measured")
-    for row in rows:
-        table.add_row(*[str(row[column]) for column in columns])
-    print_table(table)
-
-
 def main(argv: list[str]) -> None:
-    """Compute, print, and write the file anew."""
+    """Computes and prints the rows, and overwrites the file."""
     parser = argparse.ArgumentParser(prog="python -m bench roofline", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=RESULTS / "roofline.csv", help="CSV file, written anew")
+    parser.add_argument("--output", type=Path, default=RESULTS / "roofline.csv", help="CSV file, overwritten")
     options = parser.parse_args(argv)
     rows = [row for recipe in recipes.RECIPES for row in rows_of(recipe)]
     options.output.unlink(missing_ok=True)
     write_rows(options.output, rows, None)
-    print_rows(rows)
+    print_rows(rows, [name for name in rows[0] if name not in NOT_SHOWN], "computed from data sheets, not measured")

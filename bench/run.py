@@ -1,6 +1,6 @@
-"""`python -m bench run compare|sweep-epsilon ...`: as the command line does it, and keep every accuracy as a row.
+"""Runs a command of `fastadaad` and keeps every accuracy as a row: `python -m bench run compare|sweep-epsilon ...`.
 
-Everything after `run` is the command of `fastadaad`, but for --output. `run time-to-accuracy` has options of its own.
+All words after `run` except --output belong to the command of `fastadaad`. `run time-to-accuracy` has its own options.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from .timing import RESULTS, write_rows
 
 
 def main(argv: list[str]) -> None:
-    """Run the command, append its rows."""
+    """Runs the command and appends its rows."""
     if argv[:1] == ["time-to-accuracy"]:
         time_to_accuracy.main(argv[1:])
         return

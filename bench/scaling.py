@@ -1,7 +1,7 @@
-"""`python -m bench scaling`: what communication leaves of the speed of 8 to 512 GPUs.
+"""Efficiency of 8 to 512 GPUs with communication: `python -m bench scaling`.
 
-Computed from data sheets and assumed latencies; nothing here is measured. A step is its computing on one GPU at best
-(roofline.py) and then its all-reduces (communication.py): nothing overlaps, and no process is later than another.
+Computed from data sheets and assumed latencies, not measured. The time of a step is the lower bound of its computation
+on one GPU (roofline.py) plus its all-reduces (communication.py), without overlap and without delays between ranks.
 `--draw` makes the picture and the tables of docs/scaling.md from the rows instead.
 """
 
@@ -30,7 +30,7 @@ METHOD, NUM_STEPS, PRECISION = "adaad", 10, "tf32"
 NUM_GPUS = (1, 8, 16, 32, 64, 128, 256, 512)
 POLICIES = ("exact", "refreshed(every=10)")
 BATCH_NORMS: tuple[BatchNorm, ...] = ("local", "sync")
-# Images of a step on each GPU, by the number of GPUs: as many on each, or as many on all together.
+# Images of a step on each GPU, by the number of GPUs: a constant number per GPU, or a constant total.
 SCALINGS: dict[str, Callable[[int], int]] = {
     "weak": lambda num_gpus: 128,
     "strong": lambda num_gpus: 4096 // num_gpus,
@@ -39,7 +39,7 @@ SCALINGS: dict[str, Callable[[int], int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A student and a teacher by name, and the images that they see."""
+    """Names of student and teacher, and the shape of their images."""
 
     student: str
     teacher: str
@@ -47,17 +47,18 @@ class Work:
     num_classes: int
 
     def load(self, name: str) -> nn.Module:
-        """Without memory for its weights."""
+        """Builds a network on the meta device, without memory for its weights."""
         with torch.device("meta"):
             return load_model(name, self.num_classes, in_channels=self.image_shape[0])
 
     @cached_property
     def costs(self) -> tuple[NetworkCost, ...]:
-        """Of student and teacher."""
+        """Costs of student and teacher."""
         return tuple(network_cost(self.load(name), self.image_shape) for name in (self.student, self.teacher))
 
 
 def of_recipe(name: str) -> Work:
+    """Networks and images of a recipe."""
     config = recipes.get(name)
     assert config.teacher is not None
     data = config.data.name
@@ -69,7 +70,7 @@ def of_recipe(name: str) -> Work:
     )
 
 
-# imagenet is no recipe: an example of larger images.
+# imagenet is not a recipe but an example of larger images.
 WORKS = {name: of_recipe(name) for name in ("cifar10-rn18", "cifar10-mnv2", "cifar100-rn18", "tiny-imagenet-rn18")} | {
     "imagenet": Work(
         student="timm/resnet18", teacher="timm/wide_resnet50_2", image_shape=(3, 224, 224), num_classes=1000
@@ -78,7 +79,7 @@ WORKS = {name: of_recipe(name) for name in ("cifar10-rn18", "cifar10-mnv2", "cif
 
 
 def compute_seconds(work: Work, policy: str, num_images: int, device: str) -> float:
-    """A step of one GPU, at best."""
+    """Lower bound of the seconds that one GPU computes in a step."""
     cost = method_cost(
         METHOD,
         *work.costs,
@@ -93,7 +94,17 @@ def compute_seconds(work: Work, policy: str, num_images: int, device: str) -> fl
 def steps(
     work: Work, policy: str, batch_norm: BatchNorm, cluster: Cluster, scaling: str
 ) -> Iterator[dict[str, object]]:
-    """A step of each of NUM_GPUS; efficiency: images/s of a GPU over those of one alone, in the same scaling."""
+    """Yields the columns of a step for each of NUM_GPUS.
+
+    efficiency is images/s per GPU over images/s of a single GPU in the same scaling.
+
+    Args:
+        work: Networks and images.
+        policy: Teacher policy.
+        batch_norm: "local" or "sync".
+        cluster: GPUs and their links.
+        scaling: Key of SCALINGS.
+    """
     sizes = messages(work.load(work.student), batch_norm, OUTER_PASSES[METHOD])
     alone = SCALINGS[scaling](1) / compute_seconds(work, policy, SCALINGS[scaling](1), cluster.device)
     for num_gpus in NUM_GPUS:
@@ -118,7 +129,7 @@ def _rounded(value: float) -> float:
 
 
 def computed_rows(name: str) -> Iterator[dict[str, object]]:
-    """One row per cluster, policy, batch-norm, scaling and number of GPUs."""
+    """Yields one row per cluster, policy, batch-norm, scaling and number of GPUs."""
     work = WORKS[name]
     for (cluster, links), policy, batch_norm, scaling in product(CLUSTERS.items(), POLICIES, BATCH_NORMS, SCALINGS):
         setting = {
@@ -145,11 +156,11 @@ def draw(output: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Compute and write the file anew, or draw what it has."""
+    """Computes the rows and overwrites the file, or draws its rows."""
     parser = argparse.ArgumentParser(prog="python -m bench scaling", description=__doc__)
-    parser.add_argument("--output", type=Path, default=RESULTS / "scaling.csv", help="CSV file, written anew")
+    parser.add_argument("--output", type=Path, default=RESULTS / "scaling.csv", help="CSV file, overwritten")
     parser.add_argument(
-        "--draw", action="store_true", help="docs/scaling.png and the tables of docs/scaling.md instead"
+        "--draw", action="store_true", help="draw docs/scaling.png and write the tables of docs/scaling.md instead"
     )
     options = parser.parse_args(argv)
     if options.draw:

@@ -1,4 +1,4 @@
-"""The tables and the picture of docs/scaling.md, from the rows of `python -m bench scaling`."""
+"""Tables and picture of docs/scaling.md, from the rows of `python -m bench scaling`."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from fastadaad.evaluation.plots import COLORS, LINES, MARKERS, new_figure
 from .readme import Row, markdown
 
 SHOWN_CLUSTER, DRAWN_RECIPE = "H100, InfiniBand NDR", "cifar10-rn18"
-SCALING_TITLES = {"weak": "128 images a GPU", "strong": "4,096 images in all"}
+SCALING_TITLES = {"weak": "128 images per GPU", "strong": "4,096 images in total"}
 
 
 def _where(rows: Iterable[Row], **values: str) -> list[Row]:
@@ -17,7 +17,7 @@ def _where(rows: Iterable[Row], **values: str) -> list[Row]:
 
 
 def _distinct(rows: Iterable[Row], *names: str) -> list[dict[str, str]]:
-    """The combinations of values that occur, in their order."""
+    """Returns the distinct combinations of values, in order of appearance."""
     return [
         dict(zip(names, values, strict=True))
         for values in dict.fromkeys(tuple(row[name] for name in names) for row in rows)
@@ -25,11 +25,11 @@ def _distinct(rows: Iterable[Row], *names: str) -> list[dict[str, str]]:
 
 
 def exchange_table(rows: Sequence[Row]) -> str:
-    """What a step of 128 images computes and sends: a line per recipe."""
+    """Table of a step of 128 images, its computation and its messages, with a line per recipe."""
     shown = _where(rows, cluster=SHOWN_CLUSTER, scaling="weak")
     columns = ("recipe", "student from teacher", "computing, ms: `exact`", "`refreshed(every=10)`", "message, MB")
-    columns += tuple(f"its ms on {num_gpus} GPUs" for num_gpus in ("8", "64", "512"))
-    columns += ("all-reduces more with `sync`", "their ms on 512 GPUs")
+    columns += tuple(f"message, ms on {num_gpus} GPUs" for num_gpus in ("8", "64", "512"))
+    columns += ("extra all-reduces with `sync`", "extra ms on 512 GPUs")
     lines = []
     for recipe in _distinct(shown, "recipe"):
         own = _where(shown, **recipe)
@@ -51,7 +51,7 @@ def exchange_table(rows: Sequence[Row]) -> str:
 
 
 def efficiency_table(rows: Sequence[Row]) -> str:
-    """A line per recipe, scaling and policy with local batch-norm, a column per number of GPUs."""
+    """Table with local batch-norm: a line per recipe, scaling and policy, a column per number of GPUs."""
     shown = [row for row in _where(rows, cluster=SHOWN_CLUSTER, batch_norm="local") if row["num_gpus"] != "1"]
     columns = (
         "recipe",
@@ -74,10 +74,10 @@ def efficiency_table(rows: Sequence[Row]) -> str:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Both, each under its sentence."""
+    """Both tables, each under its heading."""
     return "\n\n".join(
         (
-            f"One step of 128 images a GPU, {SHOWN_CLUSTER}; computed, not measured:",
+            f"One step of 128 images per GPU, {SHOWN_CLUSTER}; computed, not measured:",
             exchange_table(rows),
             f"Efficiency in % by the number of GPUs, {SHOWN_CLUSTER}, `batch_norm=local`; computed, not measured:",
             efficiency_table(rows),
@@ -86,7 +86,7 @@ def tables(rows: Sequence[Row]) -> str:
 
 
 def plot(path: Path, rows: Sequence[Row]) -> None:
-    """Efficiency of one recipe against the number of GPUs: a panel per cluster and scaling, a line per setting."""
+    """Draws one recipe's efficiency against the number of GPUs: a panel per cluster and scaling, a line per setting."""
     shown = _where(rows, recipe=DRAWN_RECIPE)
     clusters, scalings = _distinct(shown, "cluster"), _distinct(shown, "scaling")
     figure = new_figure(11, 6.4)

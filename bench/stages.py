@@ -1,4 +1,4 @@
-"""Milliseconds of a training step's parts: start, inner loop, outer loss with backward, optimiser."""
+"""Milliseconds of a training step's stages: start, inner loop, outer loss with backward, optimizer."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ STAGES = ("start_ms", "inner_ms", "outer_ms", "optimizer_ms")
 
 
 class Clock:
-    """Milliseconds that calls have taken, by name; on CUDA it waits for the device before and after a call."""
+    """Accumulates the milliseconds of calls by name; on CUDA it synchronizes before and after each call."""
 
     def __init__(self, device: torch.device) -> None:
         self.milliseconds: dict[str, float] = {}
@@ -28,7 +28,7 @@ class Clock:
         return 1e3 * time.perf_counter()
 
     def timed(self, name: str, function: Callable) -> Callable:
-        """`function`, whose time is added to that of `name`."""
+        """Wraps `function` so that its time is added to `name`."""
 
         def call(*arguments, **keywords):
             begin = self.now()
@@ -40,8 +40,8 @@ class Clock:
 
 
 @contextmanager
-def timed_parts(program: Program, clock: Clock) -> Iterator[None]:
-    """Inside, the program's inner loop and its optimiser's steps are timed as `search` and `optimizer`."""
+def timed_stages(program: Program, clock: Clock) -> Iterator[None]:
+    """Times the program's inner loop as `search` and its optimizer's steps as `optimizer` inside the context."""
     owner, name = (
         (reference, "reference_inner_loop") if program.variant.is_reference else (program.distiller.maximizer, "search")
     )
@@ -60,13 +60,13 @@ def _start(program: Program) -> object:
 
 
 def stage_milliseconds(program: Program, device: torch.device) -> dict[str, float]:
-    """The STAGES of one step; without those that a step recorded as one whole does not show."""
+    """Returns the STAGES of one step; a step recorded as a single graph lacks the hidden stages."""
     clock = Clock(device)
-    with timed_parts(program, clock):
+    with timed_stages(program, clock):
         clock.timed("step", program.step)()
     clock.timed("start", lambda: _start(program))()
-    parts = clock.milliseconds
-    if not {"search", "optimizer"} <= parts.keys():
-        return {"optimizer_ms": parts["optimizer"]} if "optimizer" in parts else {}
-    outer = parts["step"] - parts["search"] - parts["optimizer"]
-    return dict(zip(STAGES, (parts["start"], parts["search"] - parts["start"], outer, parts["optimizer"]), strict=True))
+    spent = clock.milliseconds
+    if not {"search", "optimizer"} <= spent.keys():
+        return {"optimizer_ms": spent["optimizer"]} if "optimizer" in spent else {}
+    outer = spent["step"] - spent["search"] - spent["optimizer"]
+    return dict(zip(STAGES, (spent["start"], spent["search"] - spent["start"], outer, spent["optimizer"]), strict=True))

@@ -1,8 +1,8 @@
-"""Resource table of every Triton kernel, compiled ahead of time in the configurations that the launchers really use.
+"""Resource table of every Triton kernel, compiled ahead of time in the configurations that the launchers use.
 
-No GPU is needed: the launch functions run on meta tensors while a stand-in for the driver names the target, so that
-each launch compiles instead of running, specialised (alignment, strides of one) as it would be on the device.
-The numbers are properties of the machine code, not speeds.
+Needs no GPU: the launch functions run on meta tensors while a stand-in for the driver names the target. Each launch
+compiles instead of running, with the same specialisation (alignment, unit strides) as on the device. The numbers are
+properties of the machine code, not speeds.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ from .tables import print_table
 TARGETS = (80, 90, 100)  # compute capability times ten
 WARP_SIZE = 32
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}  # bytes; an opcode without one moves 4
+_WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}  # bytes; 4 if the opcode names no width
 _PER_ROW = ("kl_ptr", "loss_ptr")  # one element for each row of the block
-_BROADCAST = ("labels_ptr",)  # likewise, but each thread reads that of every row in which it holds an element
-_PER_PROGRAM = ("indices_ptr", "top_ptr", "left_ptr", "flip_ptr", "cutout_center_ptr")  # one element at a time
+_BROADCAST = ("labels_ptr",)  # one element for each row in which the thread holds an element
+_PER_PROGRAM = ("indices_ptr", "top_ptr", "left_ptr", "flip_ptr", "cutout_center_ptr")  # one element for each program
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One launch on meta tensors, and the pointers it has to read and write (as often as they stand there)."""
+    """One launch on meta tensors, and the pointers that it must read and write, repeated once per access."""
 
     name: str
     launch: Callable[[], object]
@@ -44,7 +44,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What one compiled kernel uses. Loads and stores are those of one thread; *_min is what the case must move."""
+    """Resources of one compiled kernel. Loads and stores are per thread; *_min is the minimum of the case."""
 
     kernel: str
     case: str
@@ -67,7 +67,7 @@ class Resources:
 
 
 class _TargetOnly:
-    """Stands in for triton's CUDA driver: it answers which target to compile for and can do nothing else."""
+    """Stand-in for triton's CUDA driver that only names the target to compile for."""
 
     def __init__(self, capability: int):
         self.capability = capability
@@ -76,7 +76,7 @@ class _TargetOnly:
         return GPUTarget("cuda", self.capability, WARP_SIZE)
 
     def get_current_device(self) -> int:
-        return self.capability  # the key of triton's cache of compiled kernels
+        return self.capability  # key of triton's cache of compiled kernels
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -84,7 +84,7 @@ class _TargetOnly:
 
 @contextmanager
 def _launches_compile(capability: int) -> Iterator[list]:
-    """Make each launch compile for the target instead of running; yields a list of (kernel, arguments by name)."""
+    """Makes each launch compile for the target instead of running; yields a list of (kernel, arguments by name)."""
     compiled = []
     run = JITFunction.run
 
@@ -103,19 +103,19 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def _disassemble(cubin: bytes) -> tuple[dict[str, int], list[str]]:
-    """Resource usage ({"REG": 32, "STACK": 0, ...}) and the opcodes of a compiled kernel."""
+    """Returns resource usage ({"REG": 32, "STACK": 0, ...}) and opcodes of a compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
         code = _tool("nvdisasm", "-c", file.name)
-    # The first match is a section common to all kernels of the file, the kernel's own line comes last.
+    # The first line is common to all kernels of the file; the kernel's own line comes last.
     usage = {key: int(value) for key, value in re.findall(r"([A-Z]+):(\d+)", usage.rpartition("Function")[2])}
     return usage, re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", code, re.MULTILINE)
 
 
 def _widths(opcodes: list[str], *names: str) -> list[int]:
-    """Bytes that each of the instructions of these names moves for one thread."""
+    """Returns the bytes per thread of each instruction with one of these names."""
     parts = [opcode.split(".") for opcode in opcodes]
     return [next((_WIDTHS[p] for p in rest if p in _WIDTHS), 4) for name, *rest in parts if name in names]
 
@@ -133,13 +133,13 @@ def _elements_per_thread(pointer: str, blocks: dict[str, int], threads: int) -> 
 
 
 def _minimum_bytes(pointers: tuple[str, ...], arguments: dict, threads: int) -> int:
-    """Bytes that each thread moves where every pointer's block is divided evenly among the threads."""
+    """Bytes that each thread moves if every pointer's block is divided evenly among the threads."""
     blocks = {name: value for name, value in arguments.items() if name.startswith("BLOCK_")}
     return sum(arguments[p].element_size() * _elements_per_thread(p, blocks, threads) for p in pointers)
 
 
 def measure(case: Case, capability: int) -> Resources:
-    """Compile what the case launches (one kernel) for the capability and read its machine code."""
+    """Compiles the kernel that the case launches for the capability, and reads its machine code."""
     with _launches_compile(capability) as compiled:
         case.launch()
     [(kernel, arguments)] = compiled
@@ -170,7 +170,7 @@ def measure(case: Case, capability: int) -> Resources:
 
 
 def resource_table(rows: list[Resources]) -> Table:
-    """The rows for people: instructions (of these 128-bit), bytes for each thread / minimum; local includes stack."""
+    """Table of the rows: instructions (128-bit ones), bytes per thread / minimum; local bytes include the stack."""
     names = "kernel", "case", "target", "threads", "registers", "shared B", "spills", "local B", "FMA"
     accesses = "loads (128)", "load B / min", "stores (128)", "store B / min"
     table = Table(*(Column(name, no_wrap=True) for name in names + accesses))
@@ -184,7 +184,7 @@ def resource_table(rows: list[Resources]) -> Table:
 
 
 def report(cases: Iterable[Case], as_json: bool) -> None:
-    """Compile every case for every target and print the resources."""
+    """Compiles every case for every target and prints the resources."""
     rows = [measure(case, capability) for case in cases for capability in TARGETS]
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))

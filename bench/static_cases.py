@@ -1,4 +1,4 @@
-"""The launches that the static table covers: every kernel, at each end of what its launcher chooses."""
+"""Launches in the static table: every kernel, with the smallest and largest choices of its launcher."""
 
 import torch
 from fastadaad.kernels.triton.crop_flip import crop_flip
@@ -63,7 +63,7 @@ def _crop_flip_cutout(side: int, channels_last: bool = False) -> Case:
 
 
 def _crops(side: int) -> tuple[tuple, tuple[str, ...]]:
-    """Arguments of crop_flip without options, and what it reads."""
+    """Returns arguments of crop_flip without options, and the pointers that it reads."""
     images, index = _meta(50_000, side, side, 3, dtype=torch.uint8), _meta(_BATCH, dtype=torch.int64)
     flip = _meta(_BATCH, dtype=torch.bool)
     return (images, index, index, index, flip, 4), ("images_ptr", "indices_ptr", "top_ptr", "left_ptr", "flip_ptr")

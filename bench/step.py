@@ -1,7 +1,7 @@
-"""`python -m bench step`: one training iteration of each method, `Distiller` against the plain program of reference.py.
+"""Times one training iteration of `Distiller` against the plain program of reference.py: `python -m bench step`.
 
-Each variant trains networks of its own, from the same weights on the same images; the variants of a method alternate
-in one process, and with them a large matrix product and the networks' convolutions alone. Compilation happens in the
+Each variant trains its own networks, from the same weights on the same images. The variants of a method alternate in
+one process, together with a large matrix product and the networks' convolutions alone. Compilation happens in the
 warm-up and is not timed. Stages, counts and memory come from separate passes.
 """
 
@@ -12,7 +12,6 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from rich.table import Table
 
 from fastadaad import InnerConfig
 
@@ -21,7 +20,7 @@ from .flops import method_cost, network_cost
 from .limits import MATRIX_FLOPS, fastest_convolutions, matrix_product
 from .networks import PAIRS, Pair, Program, split_policies, variants_of
 from .reference import REFERENCES
-from .tables import print_table
+from .tables import print_rows
 from .timing import RESULTS, Spread, alternate, hardware, ratios, write_rows
 
 REFERENCE, MATRIX_PRODUCT, CONVOLUTIONS = "reference", "matrix product", "convolutions"
@@ -32,7 +31,7 @@ SHOWN = (
 
 
 def fits(name: str, program: Program) -> bool:
-    """Whether a first step fits the GPU's memory; it compiles the program too."""
+    """Runs and compiles a first step; returns False if it exceeds the GPU's memory."""
     try:
         program.step()
     except torch.cuda.OutOfMemoryError:
@@ -61,7 +60,8 @@ def row(
     )
     flops = pair.batch_size * cost.flops
 
-    def share(name: str, limit_flops: int) -> float:
+    def fraction_of(name: str, limit_flops: int) -> float:
+        """FLOP/s of the step over those of a bare run, in the same rounds."""
         return round(flops / limit_flops * ratios(timings[name], milliseconds).p50, 4)
 
     faster = ratios(timings.get(REFERENCE, milliseconds), milliseconds)
@@ -82,15 +82,15 @@ def row(
         "n": spread.n,
         "gflop": round(flops / 1e9, 3),
         "gflop_per_s": round(flops / spread.p50 / 1e6, 2),
-        "of_convolutions": share(CONVOLUTIONS, convolution_flops),
-        "of_matrix_product": share(MATRIX_PRODUCT, MATRIX_FLOPS),
+        "of_convolutions": fraction_of(CONVOLUTIONS, convolution_flops),
+        "of_matrix_product": fraction_of(MATRIX_PRODUCT, MATRIX_FLOPS),
     }
 
 
 def measure(pair_name: str, pair: Pair, method: str, options: argparse.Namespace) -> list[dict[str, object]]:
-    """The rows of a method's variants."""
+    """Returns the rows of a method's variants; a variant that does not fit into memory has none."""
     device, inner = options.device, InnerConfig(num_steps=options.num_steps)
-    torch.compiler.reset()  # the graphs of the methods before: torch.compile keeps only a few per function
+    torch.compiler.reset()  # drops graphs of earlier methods: torch.compile keeps only a few per function
     variants = variants_of(method, options.modes, options.policies, options.precisions)
     programs = {variant.name: Program(pair, method, variant, inner, device) for variant in variants}
     programs = {name: program for name, program in programs.items() if fits(name, program)}
@@ -107,13 +107,6 @@ def measure(pair_name: str, pair: Pair, method: str, options: argparse.Namespace
     ]
 
 
-def print_rows(rows: list[dict[str, object]], device: torch.device) -> None:
-    table = Table(*SHOWN, title=f"one training iteration on {hardware(device)}")
-    for row in rows:
-        table.add_row(*[str(row[column]) for column in SHOWN])
-    print_table(table)
-
-
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench step", description=__doc__.splitlines()[0])
     words = {"type": lambda text: text.split(",")}
@@ -122,13 +115,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--modes", default="eager,compiled", help="modes of Distiller; default: %(default)s", **words)
     parser.add_argument("--policies", default=[], type=split_policies, help="teacher policies, each in the last mode")
     parser.add_argument("--precisions", default="fp32", help="of both networks; default: %(default)s", **words)
-    parser.add_argument("--batch-sizes", type=lambda text: [int(size) for size in text.split(",")], help="see PAIRS")
+    parser.add_argument(
+        "--batch-sizes", type=lambda text: [int(size) for size in text.split(",")], help="default: see PAIRS"
+    )
     parser.add_argument("--num-steps", type=int, default=10, help="inner steps; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=10, help="measurements per variant; default: %(default)s")
     parser.add_argument("--no-details", dest="details", action="store_false", help="times only")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=RESULTS / "step.csv", help="CSV file that the rows are added to")
-    parser.add_argument("--rewrite", action="store_true", help="start the CSV file anew")
+    parser.add_argument("--rewrite", action="store_true", help="overwrite the CSV file")
     return parser.parse_args(argv)
 
 
@@ -141,6 +136,6 @@ def main(argv: list[str]) -> None:
         for batch_size in options.batch_sizes or [PAIRS[pair_name].batch_size]:
             pair = replace(PAIRS[pair_name], batch_size=batch_size)
             measured = measure(pair_name, pair, method, options)
-            write_rows(options.output, measured, options.device)  # at once: what stops later keeps what it has
+            write_rows(options.output, measured, options.device)  # at once: an interruption keeps them
             rows += measured
-    print_rows(rows, options.device)
+    print_rows(rows, SHOWN, title=f"one training iteration on {hardware(options.device)}")

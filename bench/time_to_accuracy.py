@@ -1,6 +1,6 @@
-"""`python -m bench run time-to-accuracy RECIPE --target 0.6 ...`: seconds of training to a given robust accuracy.
+"""Seconds of training to a given robust accuracy: `python -m bench run time-to-accuracy RECIPE --target 0.6 ...`.
 
-The accuracy is that of the validation attack after each epoch; the clock stands still while it is measured.
+The robust accuracy is measured by the validation attack after each epoch, which does not count as training time.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from .timing import RESULTS, write_rows
 
 
 def first_at(metrics: list[dict[str, float]], target: float) -> dict[str, float] | None:
-    """The first row of a metrics.csv whose robust_accuracy is the target or more; None where none is."""
+    """Returns the first row of metrics.csv with at least the target's robust_accuracy; None if no row reaches it."""
     return next((row for row in metrics if row.get("robust_accuracy", -1.0) >= target), None)
 
 
 def result_row(metrics: list[dict[str, float]], target: float) -> dict[str, object]:
-    """What the row of the results says of a run; empty seconds and epoch: not reached."""
+    """Returns a run's columns of the results; seconds and epoch are empty if the target was not reached."""
     reached = first_at(metrics, target) or {}
     return {
         "target": target,
@@ -37,7 +37,7 @@ def result_row(metrics: list[dict[str, float]], target: float) -> dict[str, obje
 
 
 def main(argv: list[str]) -> None:
-    """Train, and append a row."""
+    """Trains and appends a row."""
     parser = argparse.ArgumentParser(prog="python -m bench run time-to-accuracy", description=__doc__.splitlines()[0])
     parser.add_argument("recipe", metavar="RECIPE", help="see fastadaad recipes")
     add_overrides(parser)

@@ -1,4 +1,4 @@
-"""The one timing protocol: variants alternate in one process; p20, p50 and p80; each row names its hardware."""
+"""Timing protocol of all benchmarks: variants alternate in one process; rows have p20, p50, p80 and hardware."""
 
 import csv
 import dataclasses
@@ -16,7 +16,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 _CACHE_BYTES = 256 * 2**20  # more than the L2 cache of any current GPU
-_MIN_SAMPLE_S = 2e-3  # on the CPU a sample repeats its variant for at least this long
+_MIN_SAMPLE_S = 2e-3  # a sample on the CPU repeats its variant for at least this long
 
 Variants = Mapping[str, Callable[[], object]]
 
@@ -31,13 +31,18 @@ class Spread:
     n: int
 
     def columns(self, name: str, scale: float = 1.0) -> dict[str, float]:
-        """p20, p50 and p80 for a CSV row, scaled, to five digits; `name` has one {} for the quantile."""
+        """Returns p20, p50 and p80 as columns of a CSV row, to five digits.
+
+        Args:
+            name: Name of the columns, with one {} for the quantile.
+            scale: Factor of the values, such as 1e3 for us.
+        """
         values = {"p20": self.p20, "p50": self.p50, "p80": self.p80}
         return {name.format(key): float(f"{scale * value:.5g}") for key, value in values.items()}
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Of one value or more, between which the quantiles are interpolated."""
+        """Quantiles of one or more values, interpolated between values."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0], 1)
         quintiles = statistics.quantiles(values, n=5, method="inclusive")
@@ -45,27 +50,40 @@ class Spread:
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-    """Of the ratio in each round: what a busy or throttled machine does to a round, it does to both of its parts."""
+    """Spread of the ratio in each round: a busy or throttled machine affects both measurements of a round alike."""
     return Spread.of([a / b for a, b in zip(numerators, denominators, strict=True)])
 
 
 def alternate(variants: Variants, device: torch.device, *, rounds: int = 30, warmup: int = 3) -> dict[str, list[float]]:
-    """Milliseconds of each variant in each round; the order rotates with the round, so that drift meets all alike."""
+    """Returns the milliseconds of each variant in each round.
+
+    The order rotates with the round, so that drift affects all variants alike.
+
+    Args:
+        variants: Functions to time, by name.
+        device: Device that the functions run on; CUDA devices are timed by events.
+        rounds: Measurements of each variant.
+        warmup: Calls of each variant before the first round.
+    """
     for run in variants.values():
         for _ in range(warmup):
             run()
     sample = _cuda_sampler(device) if device.type == "cuda" else _cpu_sampler(variants)
-    names = list(variants)
-    samples = {name: [] for name in names}
-    for i in range(rounds):
-        shift = i % len(names)
-        for name in names[shift:] + names[:shift]:
+    samples = {name: [] for name in variants}
+    for number in range(rounds):
+        for name in rotated(list(variants), number):
             samples[name].append(sample(name, variants[name]))
     return {name: [read() for read in reads] for name, reads in samples.items()}
 
 
+def rotated(names: list[str], number: int) -> list[str]:
+    """The names in the order of round `number`: it begins one name later in each round."""
+    shift = number % len(names)
+    return names[shift:] + names[:shift]
+
+
 def _cpu_sampler(variants: Variants):
-    """Sampler by the host's clock; a sample is the mean of as many calls as fill _MIN_SAMPLE_S."""
+    """Sampler that uses the host's clock; a sample is the mean over the calls that fill _MIN_SAMPLE_S."""
 
     def seconds(run, repeats):
         start = time.perf_counter()
@@ -83,7 +101,7 @@ def _cpu_sampler(variants: Variants):
 
 
 def _cuda_sampler(device: torch.device):
-    """Sampler by CUDA events; clearing the L2 cache first also keeps the queue busy while the host launches."""
+    """Sampler that uses CUDA events; clearing the L2 cache first also keeps the queue busy during the launch."""
     cache = torch.empty(_CACHE_BYTES, dtype=torch.uint8, device=device)
 
     def sample(name, run):
@@ -103,7 +121,7 @@ def _cuda_sampler(device: torch.device):
 
 
 def hardware(device: torch.device) -> str:
-    """CPU model, or GPU name and driver version, of the device."""
+    """CPU model, or name and driver version of the GPU."""
     if device.type == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
@@ -122,7 +140,7 @@ def _version(package: str) -> str:
 
 
 def commit_of(folder: Path) -> str:
-    """The commit of the repository that `folder` is in, with -dirty where files other than results are not as in it."""
+    """Commit of the repository around `folder`, with -dirty if tracked files other than results have changed."""
     commit = _git(folder, "describe", "--always", "--abbrev=12") or "unknown"
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)bench/results")
     return f"{commit}-dirty" if changed else commit
@@ -133,7 +151,7 @@ def _git(folder: Path, *command: str) -> str:
 
 
 def conditions(device: torch.device) -> dict[str, object]:
-    """What a figure depends on: the columns that every row of bench/results/ has."""
+    """Conditions of a measurement: command, hardware, threads, versions, commit and date, the columns of every row."""
     arguments = [Path(sys.argv[0]).parent.name, *sys.argv[1:]] if sys.argv[0].endswith("__main__.py") else sys.argv
     return {
         "command": " ".join(["python", "-m", *arguments]),
@@ -148,16 +166,22 @@ def conditions(device: torch.device) -> dict[str, object]:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]], device: torch.device | None) -> None:
-    """Append the rows to a CSV file, each with the conditions on its device; device None: computed, not measured.
+    """Appends rows to a CSV file.
 
-    Raises ValueError where the file's header has other columns.
+    Args:
+        path: The file; it is created if missing.
+        rows: Rows with equal columns.
+        device: Device of the measurement, whose conditions() each row gets; None for computed rows.
+
+    Raises:
+        ValueError: The file's header has other columns.
     """
     rows = [{**row, **(conditions(device) if device is not None else {})} for row in rows]
     columns = list(rows[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     exists = path.exists()
     if exists and (header := path.read_text().partition("\n")[0].split(",")) != columns:
-        raise ValueError(f"{path}: its columns are {header}, not {columns}; move the file away or write to another one")
+        raise ValueError(f"{path}: its columns are {header}, not {columns}; move the file or write to another one")
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         if not exists:

@@ -1,4 +1,4 @@
-"""A Hugging Face Accelerate loop: `prepare` may wrap the student, and the search finds the network inside."""
+"""Hugging Face Accelerate: `prepare` may wrap the student; the inner loop finds the network inside the wrapper."""
 
 import torch
 from accelerate import Accelerator
@@ -9,7 +9,7 @@ from fastadaad import InnerConfig, InnerMaximizer, ThreatModel, load_model, meth
 
 
 def main(epochs: int = 2, method: str = "adaad", cpu: bool = True, **options) -> tuple[list[float], nn.Module]:
-    """The mean loss of each epoch and the trained student; `options` are Accelerator's."""
+    """Trains and returns the mean loss of each epoch and the student; `options` are passed to Accelerator."""
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=cpu, **options)
     student = load_model("cnn-16-s1", in_channels=1)
@@ -21,7 +21,7 @@ def main(epochs: int = 2, method: str = "adaad", cpu: bool = True, **options) ->
     maximizer = InnerMaximizer(student, teacher, method=row, inner=inner)
     losses = []
     for epoch in range(epochs):
-        of_steps = []
+        step_losses = []
         student.train()
         for x_natural, labels in batches:
             with accelerator.accumulate(student):
@@ -30,8 +30,8 @@ def main(epochs: int = 2, method: str = "adaad", cpu: bool = True, **options) ->
                 accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
-            of_steps.append(loss.detach())
-        losses.append(accelerator.reduce(torch.stack(of_steps).mean(), "mean").item())
+            step_losses.append(loss.detach())
+        losses.append(accelerator.reduce(torch.stack(step_losses).mean(), "mean").item())
         accelerator.print(f"epoch {epoch}: loss {losses[-1]:.3f}")
     return losses, accelerator.unwrap_model(student)
 

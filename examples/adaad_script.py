@@ -1,4 +1,4 @@
-"""An AdaAD program as they are written, with one line changed: the import of `adaad_inner_loss`.
+"""A typical AdaAD program with one line changed: the import of `adaad_inner_loss`.
 
 The network, the data, the loop and the loss are the program's own.
 """
@@ -52,7 +52,7 @@ def train_epoch(net, teacher, loader, optimizer, device):
 
 
 def main(epochs=2, device="cpu"):
-    """Returns the loss of each step, and the trained network."""
+    """Trains and returns the loss of each step, and the network."""
     torch.manual_seed(0)
     net = Net().to(device)
     teacher = load_model("cnn-72-s1", in_channels=1, checkpoint=checkpoint_path("shipped:demo-teacher"))

@@ -1,4 +1,4 @@
-"""What the examples share: scans of handwritten digits, 8x8 pixels, and a robust teacher that comes with fastadaad."""
+"""Data and teacher of the examples: handwritten digits of 8x8 pixels, and a robust teacher shipped with fastadaad."""
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ EPSILON = 0.15
 
 
 def pixels(images: Tensor | ImageFiles) -> Tensor:
-    """uint8 [N, H, W, C] -> fp32 [N, C, H, W] in [0, 1]: radii are in these units."""
-    assert isinstance(images, Tensor)  # other data sets are files
+    """Converts uint8 [N, H, W, C] to fp32 [N, C, H, W] in [0, 1], the units of epsilon."""
+    assert isinstance(images, Tensor)  # image files of other data sets
     return images.permute(0, 3, 1, 2).float() / 255
 
 
@@ -29,10 +29,10 @@ def evaluation_batches(batch_size: int = 360) -> DataLoader:
     """Batches of the 360 test images and their labels."""
     digits = load_dataset("digits")
     images = TensorDataset(pixels(digits.test_images), digits.test_labels)
-    # A generator of its own, as a loader draws a number for its workers and would change the draws of the training.
+    # Own generator: a loader draws a seed for its workers, which would change the random numbers of the training.
     return DataLoader(images, batch_size, generator=torch.Generator())
 
 
 def robust_teacher() -> nn.Module:
-    """A network of 471 k parameters, adversarially trained on these digits at EPSILON."""
+    """Loads a network of 471 k parameters, adversarially trained on these digits at EPSILON."""
     return load_model("cnn-72-s1", in_channels=1, checkpoint=checkpoint_path("shipped:demo-teacher"))

@@ -1,4 +1,4 @@
-"""A student that was trained here, attacked by another library: foolbox's PGD beside ours."""
+"""Evaluates a student trained with fastadaad by foolbox's PGD and by ours."""
 
 import foolbox
 import torch
@@ -23,13 +23,13 @@ def train_student(epochs: int, device: str) -> nn.Module:
 
 
 def main(epochs: int = 2, device: str = "cpu") -> dict[str, float]:
-    """Accuracy on the test images: natural, and under PGD-20 by foolbox and by fastadaad."""
+    """Returns the accuracy on the test images: natural, and under PGD-20 by foolbox and by fastadaad."""
     torch.manual_seed(0)
-    student = train_student(epochs, device).eval()  # a library that asks the network asks it in its own mode
+    student = train_student(epochs, device).eval()  # foolbox runs the network in its current mode
     ((x_natural, labels),) = evaluation_batches()
     x_natural, labels = x_natural.to(device), labels.to(device)
     network = foolbox.PyTorchModel(student, bounds=(0, 1), device=device)
-    attack = foolbox.attacks.LinfPGD(rel_stepsize=0.25, steps=20)  # from a random start, as ours
+    attack = foolbox.attacks.LinfPGD(rel_stepsize=0.25, steps=20)  # with a random start, like ours
     _, _, fooled = attack(network, x_natural, labels, epsilons=EPSILON)
     natural, ours = evaluate(student, lambda: [(x_natural, labels)], ["natural", "pgd20"], threat_model=THREAT_MODEL)
     accuracies = {

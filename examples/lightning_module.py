@@ -1,8 +1,8 @@
-"""A LightningModule: the search and the loss of any method, and everything else is Lightning's.
+"""A LightningModule with the inner loop and the loss of any method; Lightning does everything else.
 
-The optimiser is Lightning's automatic one, so its precision, strategies and gradient accumulation apply. Robust
-accuracy is measured in `validation_step`: the attack finds its gradients in Lightning's inference mode too, where
-attacks of other libraries need `Trainer(inference_mode=False)`.
+Optimization is automatic, so Lightning's precision, strategies and gradient accumulation apply. `validation_step`
+measures robust accuracy: the attack computes its gradients in Lightning's inference mode too, whereas attacks of other
+libraries need `Trainer(inference_mode=False)`.
 """
 
 import pytorch_lightning as pl
@@ -41,7 +41,17 @@ class RobustDistillation(pl.LightningModule):
 
 
 def main(epochs: int = 3, method: str = "adaad", accelerator: str = "cpu", **options) -> tuple[pl.Trainer, nn.Module]:
-    """The trainer, whose callback_metrics has what was logged last, and the student; `options` are the trainer's."""
+    """Trains and returns the trainer and the student.
+
+    Args:
+        epochs: Number of epochs.
+        method: Name of the method.
+        accelerator: Accelerator of the Trainer.
+        options: Further arguments of the Trainer.
+
+    Returns:
+        The Trainer, whose callback_metrics has the last logged values, and the trained student.
+    """
     torch.manual_seed(0)
     student, teacher = load_model("cnn-16-s1", in_channels=1), robust_teacher()
     inner = InnerConfig(threat_model=ThreatModel(epsilon=EPSILON), step_size=EPSILON / 3, num_steps=5)

@@ -1,4 +1,4 @@
-"""A plain PyTorch loop: `Distiller.step` is the search, the loss, the backward pass and the optimiser's step."""
+"""A plain PyTorch loop: `Distiller.step` runs the inner loop, the loss, the backward pass and the optimizer."""
 
 import torch
 from digits import EPSILON, evaluation_batches, robust_teacher, training_batches
@@ -8,7 +8,7 @@ from fastadaad.evaluation import AttackResult, evaluate
 
 
 def main(epochs: int = 4, method: str = "adaad", device: str = "cpu") -> tuple[list[float], list[AttackResult]]:
-    """The mean loss of each epoch, and the student's accuracy on the test images: natural, and under PGD."""
+    """Trains and returns the mean loss of each epoch, and the test accuracies: natural, and under PGD-20."""
     torch.manual_seed(0)
     student = load_model("cnn-16-s1", in_channels=1).to(device)
     teacher = robust_teacher().to(device)
@@ -18,7 +18,7 @@ def main(epochs: int = 4, method: str = "adaad", device: str = "cpu") -> tuple[l
     distiller = Distiller(student, teacher, method=method, inner=inner, optimizer=optimizer)
     losses = []
     for epoch in range(epochs):
-        # The losses stay on the device until the epoch is over, so that no step waits for them.
+        # The losses stay on the device until the end of the epoch, so that no step causes a host sync.
         results = [
             distiller.step(x.to(device), y.to(device), epoch=epoch).loss for x, y in training_batches(seed=epoch)
         ]

@@ -1,7 +1,7 @@
-"""A student of timm, or of any other library: whatever maps pixels in [0, 1] to logits.
+"""A student of timm, or any other network that maps pixels in [0, 1] to logits.
 
-A network that wants normalised pixels gets its normalisation as its first layer, as `Normalize` here, so that the
-radius keeps its meaning. `load_model("timm/test_efficientnet")` does the same.
+A network that expects normalised pixels gets the normalisation as its first layer, as `Normalize` here, so that
+epsilon stays in pixel units. `load_model("timm/test_efficientnet")` does the same.
 """
 
 import timm
@@ -15,7 +15,7 @@ from fastadaad.models import Normalize
 
 
 def main(epochs: int = 3, device: str = "cpu") -> tuple[list[float], list[AttackResult]]:
-    """The mean loss of each epoch, and the student's accuracy on the test images: natural, and under PGD."""
+    """Trains and returns the mean loss of each epoch, and the test accuracies: natural, and under PGD-20."""
     torch.manual_seed(0)
     network = timm.create_model("test_efficientnet", num_classes=10, in_chans=1)  # 101 k parameters
     student = nn.Sequential(Normalize(num_channels=1, mean=0.305, std=0.376), network).to(device)
@@ -26,8 +26,8 @@ def main(epochs: int = 3, device: str = "cpu") -> tuple[list[float], list[Attack
     distiller = Distiller(student, teacher, method="adaad", inner=inner, optimizer=optimizer)
     losses = []
     for epoch in range(epochs):
-        of_steps = [distiller.step(x_natural.to(device)).loss for x_natural, _ in training_batches(seed=epoch)]
-        losses.append(torch.stack(of_steps).mean().item())
+        step_losses = [distiller.step(x_natural.to(device)).loss for x_natural, _ in training_batches(seed=epoch)]
+        losses.append(torch.stack(step_losses).mean().item())
         print(f"epoch {epoch}: loss {losses[-1]:.3f}")
     batches = [(x.to(device), y.to(device)) for x, y in evaluation_batches()]
     accuracies = evaluate(student, lambda: batches, ["natural", "pgd20"], threat_model=threat_model)

@@ -1,4 +1,4 @@
-"""The commands of `python -m bench`."""
+"""Commands of `python -m bench`."""
 
 import csv
 
@@ -32,10 +32,10 @@ def test_best_is_the_smaller_of_compute_and_memory():
     assert best_images_per_s(StepCost(flops=4e9, num_bytes=1e9), device, "fp32") == pytest.approx(100)
 
 
-def test_roofline_of_the_papers_recipe(tmp_path):
+def test_roofline_of_the_paper_recipe(tmp_path):
     rows = {(row["policy"], row["device"], row["precision"]): row for row in roofline.rows_of("cifar10-rn18")}
     exact = rows["exact", "A100-SXM-80GB", "tf32"]
-    # ResNet-18: 10 steps forward and back, one pass for statistics and three of the update; the teacher: 21 passes.
+    # ResNet-18: 10 steps forward and backward, one pass for statistics, three for the update; the teacher: 21 passes.
     assert exact["gflop_per_image"] == pytest.approx(24 * 1.111 + 21 * 53.16, rel=1e-3)
     assert exact["best_images_per_s"] == pytest.approx(156e12 / (exact["gflop_per_image"] * 1e9), rel=1e-2)
     assert {row["kind"] for row in rows.values()} == {"computed"}
@@ -43,7 +43,7 @@ def test_roofline_of_the_papers_recipe(tmp_path):
     assert linearized["flops_gain"] == pytest.approx((24 * 1.111 + 21 * 53.16) / (24 * 1.111 + 5 * 53.16), rel=1e-2)
 
 
-def test_roofline_covers_every_recipe_and_writes_its_file_anew(tmp_path):
+def test_roofline_covers_every_recipe_and_overwrites_its_file(tmp_path):
     path = tmp_path / "roofline.csv"
     roofline.main(["--output", str(path)])
     first = path.read_text()
@@ -74,7 +74,7 @@ def test_step_measures_and_writes_rows(tmp_path):
     assert [float(row["ratio_p50"]) for row in rows if row["variant"] == "reference"] == [1.0, 1.0]
 
 
-def test_bytes_of_an_operation_are_those_of_its_arguments_and_results():
+def test_bytes_of_an_operation_count_its_arguments_and_results():
     cases = {(case.op, case.shape): case for case in ops.pixel_cases(ops.torch.device("cpu"))}
     pixels = 128 * 3 * 32 * 32
     assert cases["linf_step_", "128x3x32x32"].num_bytes == 4 * 4 * pixels  # three read, one written
@@ -83,7 +83,7 @@ def test_bytes_of_an_operation_are_those_of_its_arguments_and_results():
     assert ("l2_step_", "512x3x32x32") in cases
 
 
-def test_the_careful_step_is_the_reference():
+def test_the_step_with_precomputed_bounds_equals_the_reference():
     torch = ops.torch
     x_natural = torch.rand(4, 3, 8, 8)
     x_adv, grad_x = (x_natural + 0.03).clamp(0, 1), torch.randn_like(x_natural)
@@ -94,7 +94,7 @@ def test_the_careful_step_is_the_reference():
     torch.testing.assert_close(case.arguments[0], expected, rtol=0, atol=1e-6)
 
 
-def test_time_to_accuracy_is_the_first_epoch_that_reaches_it():
+def test_time_to_accuracy_is_taken_from_the_first_epoch_that_reaches_it():
     metrics = [
         {"epoch": 1.0, "robust_accuracy": 0.2, "images_per_s": 10.0, "seconds": 5.0},
         {"epoch": 2.0, "images_per_s": 11.0, "seconds": 10.0},
@@ -107,7 +107,7 @@ def test_time_to_accuracy_is_the_first_epoch_that_reaches_it():
     assert (missed["seconds"], missed["epoch"]) == ("", "")
 
 
-def test_the_readme_command_changes_only_what_stands_between_its_markers(tmp_path):
+def test_the_readme_command_changes_only_the_text_between_its_markers(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nafter\n")
     roofline.main(["--output", str(tmp_path / "roofline.csv")])

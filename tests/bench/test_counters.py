@@ -1,4 +1,4 @@
-"""Launches, waits, memory and stages, against planted behaviour."""
+"""Counters of launches, host syncs, memory and stages, checked against planted behaviour."""
 
 import time
 
@@ -27,18 +27,18 @@ def test_operators_are_counted_without_views_and_allocations():
         torch.add(x, x, out=y)
         return y.t().reshape(2, 8)[:1].mul(2).relu_()
 
-    # add, the copy of a transposed matrix that cannot be viewed, mul, relu
+    # add, reshape of a transposed matrix (a copy), mul, relu
     assert operators_dispatched(run) == 4
 
 
-def test_external_calls_are_the_outermost():
+def test_external_calls_count_outermost_operators():
     weight, x = torch.randn(3, 3, 3, 3), torch.randn(1, 3, 8, 8)
     assert external_calls(lambda: torch.conv2d(x, weight)) == 1
     assert external_calls(lambda: torch.conv2d(x, weight) + x.sum()) == 3
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled"])
-def test_a_planted_wait_is_seen(mode):
+def test_a_planted_host_sync_is_counted(mode):
     x = torch.ones(3)
     assert host_synchronisations(lambda: x * 2, mode, CPU) == 0
     assert host_synchronisations(lambda: [x.sum().item(), x[x > 0]], mode, CPU) >= 2
@@ -59,7 +59,7 @@ def test_memory_of_planted_tensors():
     assert tensor_bytes() - before == MIB
 
 
-def test_a_bare_convolution_is_forward_and_gradient_to_the_input():
+def test_a_bare_convolution_runs_forward_and_gradient_to_the_input():
     module, x = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, device="meta"), torch.randn(2, 4, 8, 8)
     dense = convolution(nn.Conv2d(4, 6, 3, stride=2, padding=1, device="meta"), x)
     with FlopCounterMode(display=False) as counter:
@@ -68,7 +68,7 @@ def test_a_bare_convolution_is_forward_and_gradient_to_the_input():
     assert operators_dispatched(convolution(module, x)) == 2
 
 
-def test_bare_convolutions_are_those_of_the_networks():
+def test_bare_convolutions_cover_the_networks():
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(48, 2))
     cost = network_cost(network, (1, 8, 8))
     run, flops = convolutions([cost], 5, "channels-last", CPU)
@@ -77,22 +77,22 @@ def test_bare_convolutions_are_those_of_the_networks():
 
 
 @pytest.mark.parametrize("mode", ["reference", "eager"])
-def test_stages_take_the_time_of_their_parts(mode):
+def test_a_slow_optimizer_shows_in_its_stage(mode):
     program = Program(PAIRS["demo"], "adaad", Variant(mode=mode), InnerConfig(num_steps=1), CPU)
     step = program.optimizer.step
     program.optimizer.step = lambda: (time.sleep(0.2), step())
     stages = stage_milliseconds(program, CPU)
     assert tuple(stages) == STAGES
     assert stages["optimizer_ms"] >= 200
-    assert program.optimizer.step() is not None  # the clock is gone again
+    assert program.optimizer.step() is not None  # the patch is removed
 
 
-def test_policies_are_divided_at_commas_outside_of_brackets():
+def test_policies_are_split_at_commas_outside_brackets():
     texts = ["refreshed(every=10)", "linearized(top=3,every=10)", "refreshed"]
     assert [str(policy) for policy in split_policies(",".join(texts))] == texts
 
 
-def test_variants_have_names_of_their_own():
+def test_variants_have_distinct_names():
     policies = split_policies("refreshed(every=2)")
     variants = list(variants_of("adaiad", ["eager", "compiled"], policies, ["fp32", "bf16"]))
     names = [variant.name for variant in variants]

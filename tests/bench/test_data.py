@@ -1,7 +1,6 @@
-"""`python -m bench data`: the clock against a made-up one, the generated files, the rows of small trials."""
+"""`python -m bench data`: timing with a fake clock, generated files, and the rows of small runs."""
 
 import csv
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 from tiny_runs import tiny_run
 
-from bench import data, data_contests, data_loaders, data_speed, data_wait, image_tree, pixel_differences
+from bench import data, data_contests, data_loaders, data_memory, data_speed, data_wait, image_tree, pixel_differences
 from bench.data_speed import Contest, Entrant
 from bench.data_table import speed_table, tables
 from bench.image_tree import TreeSpec
@@ -28,7 +27,7 @@ SMALL = TreeSpec(num_images=24, min_size=16, max_size=64)
 
 @pytest.fixture
 def threads():
-    """The command sets their number."""
+    """Restores the number of threads, which the command sets."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -39,15 +38,15 @@ def tree(tmp_path_factory):
     return image_tree.image_tree(SMALL, Console(quiet=True), tmp_path_factory.mktemp("trees"))
 
 
-class MadeUpClock:
-    """Entrants that take so many seconds for a batch of ten, on a clock of their own, and what happened when."""
+class FakeClock:
+    """Clock advanced by entrants with a given time per batch of ten; records the order of events."""
 
     def __init__(self, monkeypatch):
         self.now, self.events = 0.0, []
         monkeypatch.setattr(data_speed, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
     def entrant(self, name, seconds, start=0.0):
-        """`seconds` of each epoch; the batches at both ends of it take ten times as long."""
+        """Entrant with `seconds[epoch]` per batch; batches at both ends of the epoch take ten times as long."""
 
         def epoch(number):
             self.events.append(f"{name} {number}")
@@ -73,9 +72,9 @@ class MadeUpClock:
         )
 
 
-def test_images_per_s_are_those_of_the_middle_and_ratios_those_of_a_round(monkeypatch):
-    clock = MadeUpClock(monkeypatch)
-    # The machine slows down from round to round; the first is not kept.
+def test_images_per_s_come_from_the_middle_and_ratios_from_one_round(monkeypatch):
+    clock = FakeClock(monkeypatch)
+    # The machine slows down from round to round; the first round is a warm-up.
     slow = clock.entrant("slow", [99.0, 1.0, 2.0, 8.0], start=5.0)
     fast = clock.entrant("fast", [99.0, 0.25, 0.5, 2.0])
     rows = {row["engine"]: row for row in data_speed.rows(clock.contest({"slow": slow, "fast": fast}), rounds=3)}
@@ -88,14 +87,14 @@ def test_images_per_s_are_those_of_the_middle_and_ratios_those_of_a_round(monkey
 
 
 def test_one_entrant_ends_before_the_next_begins_and_the_order_rotates(monkeypatch):
-    clock = MadeUpClock(monkeypatch)
+    clock = FakeClock(monkeypatch)
     data_speed.take_turns(clock.contest({name: clock.entrant(name, [1.0] * 3) for name in ("a", "b")}), rounds=2)
     order = [f"{name} {number}" for number, names in enumerate(("ab", "ba", "ab")) for name in names]
     assert clock.events == [event for start in order for event in (start, f"{start[0]} ends")]
 
 
-def test_the_timed_batches_are_dealt_evenly_to_the_workers(monkeypatch):
-    clock = MadeUpClock(monkeypatch)
+def test_the_timed_batches_are_a_multiple_of_the_workers(monkeypatch):
+    clock = FakeClock(monkeypatch)
     assert clock.contest({}, num_batches=20, num_workers=2).num_timed == 10
     assert clock.contest({}, num_batches=20, num_workers=3).num_timed == 6  # 20 - 1 - 2 x 6 = 7
     assert clock.contest({}, num_batches=11, num_workers=2).num_timed == 2
@@ -103,7 +102,7 @@ def test_the_timed_batches_are_dealt_evenly_to_the_workers(monkeypatch):
         _ = clock.contest({}, num_batches=10, num_workers=2).num_timed
 
 
-def test_the_tree_has_images_of_the_promised_sizes_and_the_same_bytes_again(tree, tmp_path):
+def test_the_tree_has_images_of_the_given_sizes_and_reproducible_bytes(tree, tmp_path):
     sizes = []
     for number, path in SMALL.files():
         with Image.open(tree / path) as image:
@@ -131,7 +130,7 @@ def test_images_are_as_large_on_disk_as_photographs(tmp_path):
     assert 30e3 < np.median(sizes) < 70e3
 
 
-def test_a_tree_is_written_once_and_an_unfinished_one_anew(tree, tmp_path):
+def test_a_tree_is_written_once_and_an_unfinished_one_is_rewritten(tree, tmp_path):
     unfinished = tmp_path / f"{SMALL.name}.unfinished"
     unfinished.mkdir()
     (unfinished / "rest").touch()
@@ -145,11 +144,11 @@ def test_a_tree_is_written_once_and_an_unfinished_one_anew(tree, tmp_path):
     assert marked.read_bytes() == b"mine"
 
 
-def test_the_dataloader_crops_out_of_a_black_border_and_mirrors():
+def test_the_dataloader_pads_with_black_crops_and_flips():
     images = torch.full((40, 8, 8, 3), 255, dtype=torch.uint8)
     dataset = data_loaders.array_dataset(images, torch.arange(40), padding=4)
     (x_natural, labels), *rest = data_loaders.epoch(dataset, 32, 0, CPU)
-    assert not rest  # the last batch would not be full
+    assert not rest  # the incomplete last batch is dropped
     assert x_natural.shape == (32, 3, 8, 8)
     assert x_natural.unique().tolist() == [0.0, 1.0]
     assert len(set(labels.tolist())) == 32
@@ -167,7 +166,7 @@ def test_the_dataloader_reads_the_training_files(tree):
     assert labels.bincount().tolist() == [3] * 4 + [2] * 6
 
 
-def test_planted_differences_of_pixels():
+def test_planted_pixel_differences():
     expected = [np.full((2, 3, 3), 100, np.uint8), np.full((4, 3, 3), 7, np.uint8)]
     found = [expected[0] - 1, expected[1].copy()]
     found[1][3, 2, 1] = 255
@@ -177,7 +176,7 @@ def test_planted_differences_of_pixels():
     assert row["num_images"] == 2
 
 
-def test_the_settings_of_the_engine_are_those_it_has(tree):
+def test_the_default_setting_equals_the_engine(tree):
     files = load_dataset("folder", tree, image_size=16).train_images
     decoded = [np.asarray(decode(files.path(index))) for index in range(len(files))]
     windows = pixel_differences.crop_windows(decoded)
@@ -188,7 +187,7 @@ def test_the_settings_of_the_engine_are_those_it_has(tree):
     assert max(np.abs(a.astype(float) - b).max() for a, b in zip(sharp, found, strict=True)) > 20
 
 
-def test_the_share_of_waiting_is_the_trainers(monkeypatch, tmp_path):
+def test_the_waiting_fraction_is_measured_by_the_trainer(monkeypatch, tmp_path):
     monkeypatch.setitem(recipes.RECIPES, "tiny", tiny_run)
     rows = list(data_wait.rows({"tiny": 1}, 1, 0, "cpu"))
     assert [(row["engine"], row["workers"]) for row in rows] == [("resident", 0), ("dali", 0), ("torch", 0)]
@@ -199,7 +198,7 @@ def test_the_share_of_waiting_is_the_trainers(monkeypatch, tmp_path):
     assert (row["waiting_share_p50"], row["epochs"], row["workers"], row["n"]) == (0.2, 3, 2, 3)
 
 
-def test_small_trials_write_rows_and_the_page(monkeypatch, tmp_path, tree, threads):
+def test_small_runs_write_rows_and_the_page(monkeypatch, tmp_path, tree, threads):
     monkeypatch.setattr(data, "TreeSpec", lambda num_images: replace(SMALL, num_images=num_images))
     monkeypatch.setattr(data, "IMAGE_SIZE", 16)
     monkeypatch.setattr(data_contests, "ARRAY_BATCH", 2)
@@ -237,9 +236,8 @@ def test_a_table_shows_the_latest_row():
     ]
 
 
-def test_the_rows_about_memory_get_a_file_of_their_own(monkeypatch, tmp_path, threads):
-    made_up = SimpleNamespace(rows=lambda device: [{"set": "a", "peak_bytes": 7, "kind": device.type}])
-    monkeypatch.setitem(sys.modules, "bench.data_memory", made_up)
+def test_the_rows_about_memory_get_their_own_file(monkeypatch, tmp_path, threads):
+    monkeypatch.setattr(data_memory, "rows", lambda device: [{"set": "a", "peak_bytes": 7, "kind": device.type}])
     data.main(["--parts", "memory", "--device", "cpu", "--output", str(tmp_path / "data.csv")])
     (row,) = rows_of(tmp_path / "data-memory.csv")
     assert (row["set"], row["peak_bytes"], row["kind"]) == ("a", "7", "cpu")
@@ -248,4 +246,4 @@ def test_the_rows_about_memory_get_a_file_of_their_own(monkeypatch, tmp_path, th
 def test_an_unknown_part_is_named(capsys):
     with pytest.raises(SystemExit):
         data.main(["--parts", "arrays,pictures"])
-    assert "no part is called pictures" in capsys.readouterr().err
+    assert "unknown part pictures" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The measurement of memory: its pack is one, a second copy of the images is noticed, and no limit is feigned."""
+"""Measurement of memory: valid packs, a second copy of the images is detected, missing limits are reported."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ from fastadaad.data.datasets.packed import read_pack, verify_pack
 CPU = torch.device("cpu")
 
 
-def test_the_pack_it_writes_is_whole(tmp_path):
+def test_the_written_pack_is_complete(tmp_path):
     data_memory.write_pack(tmp_path, 50 * data_memory.MB)
     verify_pack(tmp_path, read_pack(tmp_path), lambda num_images: None)
     images = load_dataset("packed", tmp_path).train_images
     assert 50 * data_memory.MB - data_memory.IMAGE_BYTES < images.nbytes <= 50 * data_memory.MB
 
 
-def test_a_second_copy_of_the_images_is_noticed(monkeypatch):
+def test_a_second_copy_of_the_images_is_detected(monkeypatch):
     class Copying(ResidentPipeline):
         def __init__(self, images, labels, **options):
             super().__init__(images.clone(), labels, **options)
@@ -38,30 +38,30 @@ def test_an_epoch_that_takes_too_long_is_cut_off(monkeypatch):
     assert row["num_read"] == data_memory.BATCH_SIZE < row["num_images"]
 
 
-def test_its_process_prints_the_row(capsys):
+def test_the_process_prints_the_row(capsys):
     data_memory.main(["cpu", "array", "5"])
     row = json.loads(capsys.readouterr().out)
     assert (row["mb"], row["num_images"], row["num_read"]) == (5, 406, 406)
 
 
-def test_where_no_limit_can_be_set_the_row_says_so(monkeypatch, tmp_path):
+def test_the_row_reports_a_limit_that_cannot_be_set(monkeypatch, tmp_path):
     monkeypatch.setattr(data_memory, "CGROUPS", tmp_path / "none")
     monkeypatch.setattr(data_memory, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(data_memory, "write_pack", lambda folder, num_bytes: None)
-    asked = []
+    calls = []
 
     def measured(device, *words, cgroup=None):
-        asked.append((*words, cgroup))
+        calls.append((*words, cgroup))
         return {"growth_mb": 1}
 
     monkeypatch.setattr(data_memory, "_measured", measured)
     array, pack = data_memory.rows(CPU)
     assert list(array) == list(pack)
     assert (array["limit_mb"], pack["limit_mb"]) == ("none", "none: needs root and cgroups of version 1")
-    assert [words[0] for words in asked] == ["array", "pack"]
-    assert [words[-1] for words in asked] == [None, None]
+    assert [words[0] for words in calls] == ["array", "pack"]
+    assert [words[-1] for words in calls] == [None, None]
 
 
-def test_a_process_that_fails_is_not_a_row():
+def test_a_failing_process_raises():
     with pytest.raises(RuntimeError, match=r"does not exist: set data\.root=FOLDER"):
         data_memory._measured(CPU, "pack", Path("nowhere"))

@@ -1,4 +1,4 @@
-"""FLOPs and bytes of a step, against hand-made counts, torch's own counter and the networks' known figures."""
+"""FLOPs and bytes of a step, checked against manual counts, torch's counter and known figures."""
 
 from contextlib import nullcontext
 
@@ -28,7 +28,7 @@ ELEMENTS_FIRST, ELEMENTS_REST = 192 + 320, 320 + 90 + 90 + 7
 WEIGHTS = 3 * 5 * 9 + 10 * 9 + 7 * 90
 
 
-def test_a_forward_pass_is_what_the_hand_counts():
+def test_a_forward_pass_equals_the_manual_count():
     cost = network_cost(small(), IMAGE)
     assert cost.flops == FIRST + REST
     assert cost.elements == ELEMENTS_FIRST + ELEMENTS_REST
@@ -40,10 +40,10 @@ def test_known_networks(name, gflop):
     assert network_cost(load_model(name), (3, 32, 32)).flops / 1e9 == pytest.approx(gflop, abs=0.005)
 
 
-def test_a_step_is_what_the_hand_counts():
+def test_a_step_equals_the_manual_count():
     student, teacher = network_cost(small(), IMAGE), network_cost(nn.Sequential(nn.Flatten(), nn.Linear(192, 7)), IMAGE)
     cost = step_cost(student, teacher, 2, teacher_forwards=1, teacher_backwards=3, batch_size=10, element_bytes=2)
-    # Student: two steps forward and back, one pass for statistics, one with both gradients but the first to the pixels.
+    # Student: two steps forward and backward, one pass for statistics, one trained pass without gradient to the pixels.
     assert cost.flops == (2 * 2 + 1 + 3) * (FIRST + REST) - FIRST + (1 + 3 + 1) * 2 * 192 * 7
     elements = 8 * (ELEMENTS_FIRST + ELEMENTS_REST) - ELEMENTS_FIRST + 5 * (192 + 7) + (3 + 2 * 4) * 192
     weights = (8 + 5) * WEIGHTS + 5 * 192 * 7
@@ -51,20 +51,20 @@ def test_a_step_is_what_the_hand_counts():
 
 
 class NoModules(nullcontext):
-    """In the place of the counter's record of modules, which does not bear autograd.grad."""
+    """Replacement of the counter's module tracker, which fails under autograd.grad."""
 
     parents = ("Global",)
 
 
 @pytest.mark.parametrize("method", OUTER_PASSES)
-def test_a_step_of_distiller_computes_so_much_by_torchs_counter(method):
+def test_a_step_of_distiller_equals_the_count_of_torch(method):
     student, teacher = student_and_teacher()
     x_natural, labels = images_and_labels(BATCH_SIZE)
     inner = InnerConfig(threat_model=ThreatModel(epsilon=0.1), step_size=0.03, num_steps=NUM_STEPS)
     row = methods.get(method, **REFERENCES[method].options)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     distiller = Distiller(student, teacher, method=row, inner=inner, optimizer=optimizer, mode="eager")
-    distiller.step(x_natural, labels)  # the first one may try things out
+    distiller.step(x_natural, labels)  # the first step may measure layouts
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = NoModules()
     with counter:

@@ -1,4 +1,4 @@
-"""The table and the picture of the teacher policies, from made-up rows."""
+"""Table and picture of the teacher policies, from invented rows."""
 
 import pytest
 
@@ -12,7 +12,7 @@ POLICIES = ("exact", "refreshed(every=8)")
 
 
 def accuracy_rows() -> list[dict[str, str]]:
-    """natural 80 and 82 %, pgd20 60 and 61, autoattack 58 and 59 for exact; the other policy one point more each."""
+    """Rows: exact with natural 80 and 82 %, pgd20 60 and 61, autoattack 58 and 59; one point more for the other policy."""
     exact = {"natural": (0.80, 0.82), "pgd20": (0.60, 0.61), "autoattack": (0.58, 0.59)}
     return [
         {
@@ -50,7 +50,7 @@ def test_the_picture_is_drawn(tmp_path):
     assert (tmp_path / "policies.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_each_setting_is_a_training_of_its_own_and_its_policy_can_be_read():
+def test_each_setting_is_a_distinct_training_with_a_valid_policy():
     base = recipes.get("fashion-mnist-small")
     facts = [str(training_facts(config_of(base, *setting, seed=0))) for setting in SETTINGS]
     assert len(set(facts)) == len(SETTINGS)

@@ -1,4 +1,4 @@
-"""bench/reference.py is what it says: the mathematics of Distiller, with the wasted passes that its docstrings name."""
+"""bench/reference.py: the mathematics of Distiller, with the repeated passes that its docstrings name."""
 
 import copy
 import math
@@ -23,7 +23,7 @@ VARIANTS = {
     for name, reference in ({"reference": REFERENCES[method]} | LEANER.get(method, {})).items()
 }
 
-# Forward passes of one step: of the student, of the teacher, and how many of the latter prepare for a backward pass.
+# Forward passes of one step: student, teacher, and teacher passes with gradient.
 PASSES = {
     ("adaad", "reference"): (K + 2, K + 2, K),
     ("adaad", DISTILLER): (K + 2, K + 1, K),
@@ -44,15 +44,15 @@ PASSES = {
     ("saad", DISTILLER): (K + 3, 2, 1),
 }
 
-# A kl of softened or of nearly equal outputs is small, and its rounding, that of numbers near 1, is multiplied by this:
-# tau^2, or SAAD's largest weight for each of the classes.
+# The kl of softened or nearly equal outputs is small, but its rounding error is that of numbers near 1, multiplied by
+# tau^2, or by SAAD's largest weight for each of the classes.
 KL_FACTOR = {method: TEMPERATURE**2 for method in methods.METHODS if "temperature" in methods.get(method).reads} | {
     "saad": ENTROPY_SCALE * math.log(NUM_CLASSES) * NUM_CLASSES
 }
 
 
 def stepper(method: str, name: str, student: nn.Module, teacher: nn.Module) -> Callable[[], Tensor]:
-    """A function that trains the student for one step and returns the loss."""
+    """Returns a function that trains the student for one step and returns the loss."""
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
     if name == DISTILLER:
         same_method = methods.get(method, **REFERENCES[method].options)
@@ -65,7 +65,7 @@ def stepper(method: str, name: str, student: nn.Module, teacher: nn.Module) -> C
 
 
 def student_passes_after_the_loop(method: str, name: str) -> int:
-    """How often the variant's outer loss shows the student a batch in train mode."""
+    """Number of the student's forward passes in train mode in the variant's outer loss."""
     student, teacher = student_and_teacher()
     before = student[1].num_batches_tracked.item()
     stepper(method, name, student, teacher)()
@@ -77,7 +77,7 @@ def test_every_method_has_a_reference():
 
 
 @pytest.mark.parametrize(("method", "name"), VARIANTS)
-def test_three_reference_steps_train_the_student_that_distiller_trains(method, name):
+def test_three_reference_steps_train_the_same_student_as_distiller(method, name):
     student, teacher = student_and_teacher()
     other, other_teacher = copy.deepcopy(student), copy.deepcopy(teacher)
     step, other_step = stepper(method, DISTILLER, student, teacher), stepper(method, name, other, other_teacher)
@@ -88,14 +88,14 @@ def test_three_reference_steps_train_the_student_that_distiller_trains(method, n
         loss = step()
         torch.manual_seed(seed)
         torch.testing.assert_close(other_step(), loss, rtol=1e-4, atol=atol)
-        if not same_statistics:  # more passes on x_natural, another running average of it: go on from Distiller's
+        if not same_statistics:  # more passes on x_natural change the running statistics: copy Distiller's
             for other_buffer, buffer in zip(other.buffers(), student.buffers(), strict=True):
                 other_buffer.copy_(buffer)
         torch.testing.assert_close(other.state_dict(), student.state_dict(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("method", "name"), PASSES)
-def test_a_step_takes_the_passes_that_the_docstrings_name(method, name):
+def test_a_step_runs_the_passes_that_the_docstrings_name(method, name):
     student, teacher = student_and_teacher()
     passes = {"student": 0, "teacher": 0, "teacher with gradient": 0}
 
@@ -109,14 +109,14 @@ def test_a_step_takes_the_passes_that_the_docstrings_name(method, name):
     step = stepper(method, name, student, teacher)
     student.register_forward_hook(count("student"))
     teacher.register_forward_hook(count("teacher"))
-    step()  # at the first, Distiller looks at what it is given
+    step()  # Distiller checks its inputs in the first step
     passes.update(dict.fromkeys(passes, 0))
     step()
     assert tuple(passes.values()) == PASSES[method, name]
 
 
-@pytest.mark.parametrize(("name", "wasted"), [("reference", True), ("reference-lean", False)])
-def test_only_the_wasteful_adaiad_computes_gradients_of_the_teachers_weights(name, wasted):
+@pytest.mark.parametrize(("name", "has_gradients"), [("reference", True), ("reference-lean", False)])
+def test_only_the_authors_adaiad_computes_gradients_of_the_teachers_weights(name, has_gradients):
     student, teacher = student_and_teacher()
     stepper("adaiad", name, student, teacher)()
-    assert {parameter.grad is not None for parameter in teacher.parameters()} == {wasted}
+    assert {parameter.grad is not None for parameter in teacher.parameters()} == {has_gradients}

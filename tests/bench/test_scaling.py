@@ -1,4 +1,4 @@
-"""The model of several processes' communication: bytes, all-reduces, limits, and the rows behind docs/scaling.md."""
+"""Model of communication between ranks: bytes, all-reduces, limits, and the rows behind docs/scaling.md."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,8 @@ LINK = Link(gb_per_s=10, latency_us=5)
 ADAAD = OUTER_PASSES["adaad"]
 
 
-def test_the_message_of_resnet18_is_what_the_hand_counts():
-    """The stem, then four pairs of blocks; the first of a pair widens and has a shortcut, but not the very first."""
+def test_the_message_of_resnet18_equals_the_manual_count():
+    """Counts the stem and four pairs of blocks; the first block of each pair but the first widens, with a shortcut."""
     widths = (64, 128, 256, 512)
     weights, channels = 3 * 64 * 9, [64]
     for before, width in zip((64, *widths), widths, strict=False):
@@ -37,7 +37,7 @@ def test_the_message_of_resnet18_is_what_the_hand_counts():
 
 @dataclass(frozen=True, kw_only=True)
 class Listening(Processes):
-    """One of two processes that do the same; notes the bytes of what they sum."""
+    """One of two ranks with equal tensors; records the bytes of each sum."""
 
     sent: list[int] = field(default_factory=list)
 
@@ -48,7 +48,7 @@ class Listening(Processes):
 
 @pytest.mark.parametrize("batch_norm", ["local", "sync"])
 @pytest.mark.parametrize("method", ["adaad", "pgd-at", "rslad"])
-def test_the_messages_of_a_step_are_those_that_distiller_sends(method, batch_norm):
+def test_the_messages_of_a_step_equal_those_of_distiller(method, batch_norm):
     layers = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 7, 3, stride=2), nn.BatchNorm2d(7)
     student = nn.Sequential(*layers, nn.Flatten(), nn.Linear(28, 10))
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
@@ -64,24 +64,24 @@ def test_the_messages_of_a_step_are_those_that_distiller_sends(method, batch_nor
 
 
 def simulated_ring(num: int, num_bytes: float, link: Link) -> float:
-    """Seconds of an all-reduce phase by phase: each rank sends one part to the next, which adds it, then keeps it."""
-    own = [[float(rank == part) for part in range(num)] for rank in range(num)]  # the sum of each part is 1
+    """Seconds of an all-reduce, phase by phase: each rank sends one chunk to the next rank, which adds or stores it."""
+    own = [[float(rank == chunk) for chunk in range(num)] for rank in range(num)]  # the sum of each chunk is 1
     seconds = 0.0
     for phase in range(2 * (num - 1)):
-        parts = [(rank - phase) % num for rank in range(num)]
-        if phase >= num - 1:  # the part that is complete
-            parts = [(rank + 1 - (phase - (num - 1))) % num for rank in range(num)]
-        sent = [own[rank][part] for rank, part in enumerate(parts)]
-        for rank, part in enumerate(parts):
+        chunks = [(rank - phase) % num for rank in range(num)]
+        if phase >= num - 1:  # the complete chunk
+            chunks = [(rank + 1 - (phase - (num - 1))) % num for rank in range(num)]
+        sent = [own[rank][chunk] for rank, chunk in enumerate(chunks)]
+        for rank, chunk in enumerate(chunks):
             neighbour = own[(rank + 1) % num]
-            neighbour[part] = sent[rank] + (neighbour[part] if phase < num - 1 else 0.0)
+            neighbour[chunk] = sent[rank] + (neighbour[chunk] if phase < num - 1 else 0.0)
         seconds += link.latency_us / 1e6 + num_bytes / num / (link.gb_per_s * 1e9)
     assert own == [[1.0] * num] * num
     return seconds
 
 
 @pytest.mark.parametrize("num", [1, 2, 3, 8, 13])
-def test_a_ring_takes_as_long_as_its_phases(num):
+def test_a_ring_takes_the_time_of_its_phases(num):
     assert ring_seconds(3e6, num, LINK) == pytest.approx(simulated_ring(num, 3e6, LINK), rel=1e-12)
 
 
@@ -96,12 +96,12 @@ def test_one_gpu_sends_nothing():
     assert [all_reduce_seconds(4e7, 1, cluster) for cluster in CLUSTERS.values()] == [0.0] * 3
 
 
-def test_a_node_is_a_ring_and_nodes_share_the_message():
+def test_a_node_is_a_ring_and_nodes_divide_the_message():
     cluster = Cluster(device="H100-SXM", inside=LINK, between=Link(gb_per_s=1, latency_us=50))
     inside = ring_seconds(4e7, 8, LINK)
     assert all_reduce_seconds(4e7, 8, cluster) == inside
     assert all_reduce_seconds(4e7, 16, cluster) == pytest.approx(inside + 2 * (5e6 / 2 / 1e9 + 50e-6))
-    # Much: a ring of the eighth parts. Little: a tree.
+    # A large message: a ring over eighths. A small one: a tree.
     assert all_reduce_seconds(4e7, 128, cluster) == pytest.approx(inside + 2 * 15 * (5e6 / 16 / 1e9 + 50e-6))
     assert all_reduce_seconds(8, 128, cluster) == pytest.approx(14 * 5e-6 + 2 * 4 * 50e-6, rel=1e-3)
 
@@ -111,7 +111,7 @@ def rows() -> list[dict[str, object]]:
     return list(scaling.computed_rows("cifar10-rn18"))
 
 
-def test_each_setting_has_each_number_of_gpus_and_loses_with_it(rows):
+def test_each_setting_has_each_number_of_gpus_and_efficiency_falls(rows):
     names = ("cluster", "policy", "batch_norm", "scaling")
     groups: dict[tuple, list] = {}
     for row in rows:
@@ -123,16 +123,16 @@ def test_each_setting_has_each_number_of_gpus_and_loses_with_it(rows):
         assert efficiencies[0] == 1
         assert efficiencies == sorted(efficiencies, reverse=True), setting
         for row in group:
-            share = row["compute_ms"] / (row["compute_ms"] + row["exchange_ms"])
+            fraction = row["compute_ms"] / (row["compute_ms"] + row["exchange_ms"])
             total = 128 * row["num_gpus"] if row["scaling"] == "weak" else 4096
             assert row["images_per_gpu"] * row["num_gpus"] == total
-            assert row["images_per_s"] == pytest.approx(1e3 * total / row["compute_ms"] * share, rel=2e-3)
-            # Here computing is bound by FLOPs, which are the same for each image.
-            assert row["efficiency"] == pytest.approx(share, abs=2e-3)
+            assert row["images_per_s"] == pytest.approx(1e3 * total / row["compute_ms"] * fraction, rel=2e-3)
+            # The computation is bound by FLOPs, which are the same for each image.
+            assert row["efficiency"] == pytest.approx(fraction, abs=2e-3)
     assert {row["kind"] for row in rows} == {"computed"}
 
 
-def test_what_costs_more_scales_worse_or_better(rows):
+def test_more_communication_or_faster_steps_scale_worse(rows):
     def efficiency(**setting: object) -> float:
         setting = {"cluster": "A100, InfiniBand HDR", "scaling": "weak", "num_gpus": 512} | setting
         (row,) = [row for row in rows if all(row[name] == value for name, value in setting.items())]
@@ -145,13 +145,13 @@ def test_what_costs_more_scales_worse_or_better(rows):
     assert best > efficiency(policy="exact", batch_norm="local", cluster="H100, InfiniBand NDR")
 
 
-def test_the_rows_of_the_results_are_what_is_computed_now(tmp_path):
+def test_the_rows_of_the_results_are_up_to_date(tmp_path):
     path = tmp_path / "scaling.csv"
     scaling.main(["--output", str(path)])
     assert path.read_text() == (scaling.RESULTS / "scaling.csv").read_text(), "run python -m bench scaling"
 
 
-def test_the_tables_of_the_page_are_those_of_their_rows():
+def test_the_tables_of_the_page_are_up_to_date():
     page = (ROOT / "docs" / "scaling.md").read_text()
     assert tables(rows_of(scaling.RESULTS / "scaling.csv")) in page, "run python -m bench scaling --draw"
     assert "computed, not measured" in page

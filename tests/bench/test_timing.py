@@ -1,4 +1,4 @@
-"""The statistics of the timing protocol, on made-up samples."""
+"""Statistics of the timing protocol, on invented samples."""
 
 import csv
 import subprocess
@@ -16,8 +16,8 @@ def test_quantiles():
     assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0, 1)
 
 
-def test_a_ratio_is_that_of_each_round():
-    # A machine that slows to a tenth from round to round; the variant takes half of the reference in each.
+def test_ratios_are_taken_within_each_round():
+    # The machine slows down tenfold from round to round; the variant takes half of the reference's time in each.
     reference = [1.0, 10.0, 100.0, 1000.0]
     assert ratios(reference, [value / 2 for value in reference]) == Spread(2.0, 2.0, 2.0, 4)
 
@@ -46,7 +46,7 @@ def test_a_file_with_other_columns_is_not_appended_to(tmp_path):
         write_rows(path, [{"y": 1}], None)
 
 
-def test_the_commit_of_a_row_is_dirty_where_more_than_results_has_changed(tmp_path):
+def test_the_commit_of_a_row_is_dirty_if_more_than_results_has_changed(tmp_path):
     code, results = tmp_path / "code" / "step.py", tmp_path / "bench" / "results" / "step.csv"
     for path in (code, results):
         path.parent.mkdir(parents=True)
