@@ -1,3 +1,3 @@
-"""Kernels behind fastadaad.ops: `triton/` for CUDA, `cpu/` in C++, built into the library `_C.so` beside this file."""
+"""Kernels of fastadaad.ops: `triton/` for CUDA; `cpu/` in C++, built into the library `_C.so` beside this file."""
 
 KERNELS_VARIABLE = "FASTADAAD_KERNELS"

@@ -1,4 +1,4 @@
-// What all kernels share. The public functions in fastadaad/ops check shapes, dtypes and devices before a kernel runs.
+// Shared by all kernels. The public functions in fastadaad/ops check shapes, dtypes and devices before a kernel runs.
 #pragma once
 
 #include <algorithm>
@@ -12,15 +12,15 @@
 
 #define FASTADAAD_INLINE inline __attribute__((always_inline))
 
-// CMake sets FASTADAAD_MULTIVERSION where compiler, processor and C library can choose among versions at load time.
+// CMake sets FASTADAAD_MULTIVERSION if compiler, processor and C library can choose among versions at load time.
 #ifdef FASTADAAD_MULTIVERSION
 #define FASTADAAD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FASTADAAD_CLONES
 #endif
 
-// Defines `void run(const Arguments&)`: the always-inline function `loop`, compiled for AVX-512, AVX2, any processor,
-// of which the best is chosen at load time. Tests reach the one for any processor through use_baseline.
+// Defines `void run(const Arguments&)`: the always-inline function `loop`, compiled for AVX-512, for AVX2 and for any
+// processor. The best version is chosen at load time. Tests run the version for any processor through use_baseline.
 #define FASTADAAD_DEFINE_VERSIONS(run, loop, Arguments)                                   \
   FASTADAAD_CLONES void run##_dispatched(const Arguments& arguments) { loop(arguments); } \
   void run##_baseline(const Arguments& arguments) { loop(arguments); }                    \
@@ -35,7 +35,7 @@ using torch::stable::Tensor;
 
 inline bool use_baseline = false;
 
-constexpr int64_t PARALLEL_GRAIN = 16384;  // elements; a thread takes longer to wake than to do fewer
+constexpr int64_t PARALLEL_GRAIN = 16384;  // elements; with fewer, waking a thread takes longer than the work
 
 // Calls body(begin, end) on ranges of [0, count) in parallel; each item has `size` elements.
 template <class Body>

@@ -1,4 +1,4 @@
-// uint8 images -> zero-padded crops, mirrored and with a black square where asked, as fp32 pixels in [0, 1].
+// uint8 images -> zero-padded crops, optionally mirrored and with a black square, as fp32 pixels in [0, 1].
 #include <array>
 
 #include "common.h"
@@ -7,7 +7,7 @@
 namespace fastadaad {
 namespace {
 
-// Not a product with 1/255: the table gives exactly the quotients of torch's division.
+// A table instead of a product with 1/255: its quotients are exactly those of torch's division.
 std::array<float, 256> quotients() {
   std::array<float, 256> table{};
   for (int value = 0; value < 256; ++value) table[value] = static_cast<float>(value) / 255.0f;
@@ -16,20 +16,20 @@ std::array<float, 256> quotients() {
 
 const std::array<float, 256> PIXELS = quotients();
 
-// Raises unless `value`, which is at `place` of the arguments, is in [0, limit).
+// Raises unless `value` is in [0, limit); `place` names it in the message.
 template <class... Place>
 void check_range(int64_t value, int64_t limit, const Place&... place) {
   STD_TORCH_CHECK(0 <= value && value < limit, place..., " is ", value, ": it must be in [0, ", limit, ")");
 }
 
-// The entries of `values` [B], checked.
+// Entries of `values` [B], checked.
 const int64_t* checked(const char* name, const Tensor& values, int64_t limit) {
   const int64_t* data = values.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < values.numel(); ++b) check_range(data[b], limit, name, "[", b, "]");
   return data;
 }
 
-// The entries of `centers` [B, 2], checked.
+// Entries of `centers` [B, 2], checked.
 const int64_t* checked_centers(const Tensor& centers, int64_t height, int64_t width) {
   const int64_t* data = centers.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < centers.size(0); ++b) {
@@ -49,7 +49,7 @@ struct Crop {
   bool flip;
 };
 
-// Column x of an image's row lands at start + step * x in the row of the crop, for the columns in [first, last).
+// Writes column x of an image's row to start + step * x of the crop's row, for the columns in [first, last).
 FASTADAAD_INLINE void crop_row(const uint8_t* pixels, int64_t column_stride, float* out, int64_t start, int64_t step,
                                int64_t first, int64_t last) {
   for (int64_t x = first; x < last; ++x) out[start + step * x] = PIXELS[pixels[x * column_stride]];
@@ -66,7 +66,7 @@ void crop_one(const Crop& crop) {
     for (int64_t c = 0; c < crop.channels; ++c) {
       const uint8_t* pixels = crop.image + row * crop.row_stride + c * crop.channel_stride;
       float* out = crop.out + i * crop.out_row_stride + c * crop.out_channel_stride;
-      // The compiler copies many pixels at a time where it knows that the step is 1.
+      // The compiler copies many pixels at a time if it knows that the step is 1.
       if (stride == 1)
         crop_row(pixels, crop.column_stride, out, start, direction, first, last);
       else
@@ -75,7 +75,7 @@ void crop_one(const Crop& crop) {
   }
 }
 
-// Blackens rows [row, row + size) and columns [column, column + size) of the crop, as far as they are inside.
+// Blackens rows [row, row + size) and columns [column, column + size), clipped to the crop.
 void cut_out(const Crop& crop, int64_t row, int64_t column, int64_t size) {
   const int64_t first_row = std::max<int64_t>(0, row), last_row = std::min(crop.height, row + size);
   const int64_t first_column = std::max<int64_t>(0, column), last_column = std::min(crop.width, column + size);

@@ -1,4 +1,4 @@
-// loss = -log p_y of each row, and its gradient p - onehot(y).
+// loss = -log p_y of each row, and the gradient p - onehot(y).
 #include "kernels.h"
 #include "softmax.h"
 

@@ -1,4 +1,4 @@
-// The kernels that library.cpp registers, one source file each; documented at the operations in fastadaad/ops.
+// Kernels that library.cpp registers, one source file each; fastadaad/ops documents the operations.
 #pragma once
 
 #include <optional>

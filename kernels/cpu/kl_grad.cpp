@@ -27,9 +27,9 @@ FASTADAAD_INLINE void kl_row_loop(const KlRow& row) {
 #pragma GCC ivdep  // the four arrays do not overlap
     for (int64_t i = 0; i < LANES; ++i) {
       const float s = student[b].lane[i], t = teacher[b].lane[i], q = teacher_weights[b].lane[i] * q_scale;
-      // Numbers, not conditions: GCC would turn two uses of one condition into jumps and not vectorise.
+      // Numbers instead of conditions: GCC would turn two uses of one condition into jumps and would not vectorise.
       const float student_masks = s == -INFINITE ? 1.0f : 0.0f, teacher_masks = t == -INFINITE ? 1.0f : 0.0f;
-      // Not log q - log p: the gap of the logarithms is rounded once for the row, not twice for each class.
+      // Instead of log q - log p: the gap of the logarithms is rounded once per row, not twice per class.
       const float log_ratio = student_masks + teacher_masks > 0.0f ? 0.0f : (t - s) - log_sum_gap;
       sums[i] += static_cast<double>(q) * log_ratio;
       lost[i] += q * student_masks;

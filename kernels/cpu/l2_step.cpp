@@ -46,7 +46,7 @@ FASTADAAD_INLINE void l2_sample_loop(const L2Sample& sample) {
   for (int64_t i = 0; i < size; ++i) x_adv[i] += scale * grad_x[i];
   const double delta_norm =
       norm(size, [adv = x_adv, natural = x_natural](int64_t i) { return adv[i] - natural[i]; });
-  if (!(delta_norm <= epsilon)) {  // a sample with a NaN becomes NaN as a whole, instead of staying outside the ball
+  if (!(delta_norm <= epsilon)) {  // NaN makes the whole sample NaN, instead of leaving it outside the ball
     const float shrink = static_cast<float>(epsilon / delta_norm);
 #pragma GCC ivdep
     for (int64_t i = 0; i < size; ++i) x_adv[i] = x_natural[i] + (x_adv[i] - x_natural[i]) * shrink;

@@ -4,7 +4,7 @@
 
 using namespace fastadaad;
 
-// For tests: true runs the versions compiled for any processor instead of those chosen for this one.
+// For tests: true runs the versions compiled for any processor instead of the versions chosen for this processor.
 void set_use_baseline(bool value) { use_baseline = value; }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastadaad, library) {

@@ -1,4 +1,4 @@
-// Brings the tensors of a pixel kernel into one dense layout, so that the kernels are flat loops.
+// Brings the tensors of a pixel kernel into one dense layout, so that a kernel is a flat loop.
 #pragma once
 
 #include <utility>
@@ -8,7 +8,7 @@
 
 namespace fastadaad {
 
-// Samples one after the other, without gaps, whatever the order of the dimensions inside a sample.
+// True if the samples follow each other without gaps; the dimensions inside a sample may have any order.
 inline bool is_dense(const Tensor& x) {
   if (x.is_contiguous()) return true;
   std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size), the fastest first
@@ -30,7 +30,7 @@ inline bool same_strides(const Tensor& x, const Tensor& y) {
   return true;
 }
 
-// `x` itself, or a copy of it, as fp32 in the layout of the dense fp32 tensor `model`.
+// Returns `x`, or a copy of it, as fp32 in the layout of the dense fp32 tensor `model`.
 inline Tensor in_layout_of(const Tensor& model, const Tensor& x) {
   if (x.scalar_type() == ScalarType::Float && same_strides(model, x)) return x;
   Tensor copy = torch::stable::empty_like(model);
@@ -38,7 +38,7 @@ inline Tensor in_layout_of(const Tensor& model, const Tensor& x) {
   return copy;
 }
 
-// Calls body(x_adv, x_natural, other) with pointers to fp32 pixels in one dense layout; what it writes reaches x_adv.
+// Calls body(x_adv, x_natural, other) with fp32 pixels in one dense layout; its result reaches x_adv.
 template <class Body>
 void with_one_layout(Tensor& x_adv, const Tensor& x_natural, const Tensor& other, const Body& body) {
   const bool dense = is_dense(x_adv);

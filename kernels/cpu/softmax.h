@@ -1,4 +1,4 @@
-// Rows of logits as the two logit kernels see them: fp32, in blocks of 16, padded with -inf (probability 0).
+// Rows of logits for the two logit kernels: fp32, in blocks of 16, padded with -inf (probability 0).
 #pragma once
 
 #include <bit>
@@ -33,7 +33,7 @@ void visit_float(ScalarType dtype, const Body& body) {
   }
 }
 
-// Rows of a matrix [B, N] in any floating dtype and strides; what a row access needs is asked of torch once.
+// Rows of a matrix [B, N] of any floating dtype and strides; pointer, dtype and strides are queried once.
 class Rows {
  public:
   explicit Rows(const Tensor& matrix)
@@ -111,7 +111,7 @@ FASTADAAD_INLINE double total(const double (&lanes)[LANES]) {
 // logits <- (logits - largest) / temperature; weights <- e^logits; returns the sum of the weights.
 FASTADAAD_INLINE double exponentiate(Block* logits, Block* weights, int64_t blocks, float inverse_temperature) {
   const float peak = largest(logits, blocks);
-  const float shift = peak == -INFINITE ? 0.0f : peak;  // a row with no class left: keep -inf, not NaN
+  const float shift = peak == -INFINITE ? 0.0f : peak;  // a row whose classes are all masked keeps -inf instead of NaN
   double sums[LANES] = {};
   for (int64_t b = 0; b < blocks; ++b)
     for (int64_t i = 0; i < LANES; ++i) {

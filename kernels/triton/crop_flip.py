@@ -10,13 +10,13 @@ _NUM_WARPS = 4
 
 @triton.jit
 def _place(pixels, height, width, column_stride):
-    """Channel, row and column of output pixels that are counted in the order of memory."""
-    # All divisors are positive: division takes fewer instructions where the compiler knows.
+    """Channel, row and column of output pixels, given their positions in memory order."""
+    # All divisors are positive: division takes fewer instructions if the compiler knows this.
     tl.assume(height > 0)
     tl.assume(width > 0)
     tl.assume(height * width > 0)
     tl.assume(column_stride > 0)
-    # Next to each other are the columns (column_stride 1) or the channels of a pixel (column_stride C).
+    # Neighbours in memory are columns (column_stride 1) or the channels of a pixel (column_stride C).
     places = pixels // column_stride
     channel = places // (height * width) + pixels % column_stride
     return channel, places // width % height, places % width
@@ -24,14 +24,14 @@ def _place(pixels, height, width, column_stride):
 
 @triton.jit
 def _source(row, column, top_ptr, left_ptr, flip_ptr, width, padding):
-    """Row and column of the unpadded image that one sample shows at these of its own; outside of it: padding."""
+    """Row and column of the unpadded image for an output row and column; outside the image: padding."""
     column = tl.where(tl.load(flip_ptr), width - 1 - column, column)
     return row + (tl.load(top_ptr).to(tl.int32) - padding), column + (tl.load(left_ptr).to(tl.int32) - padding)
 
 
 @triton.jit
 def _read(image_ptr, channel, row, column, shown, channels, height, width):
-    """Pixels of an image as fp32 in [0, 1]; black, and not read, where outside of it or not shown."""
+    """Pixels of an image as fp32 in [0, 1]; pixels outside the image or not shown are black and not read."""
     shown = shown & (row >= 0) & (row < height) & (column >= 0) & (column < width)
     values = tl.load(image_ptr + (row * width + column) * channels + channel, mask=shown, other=0)
     # Correctly rounded: the product with 1/255 would differ from torch's quotient in the last bit.
@@ -53,7 +53,7 @@ def _crop_flip_kernel(
     column_stride,  # of out
     BLOCK_PIXELS: tl.constexpr,
 ):
-    """BLOCK_PIXELS output pixels of one sample for each program; each is one byte read and one fp32 written."""
+    """Each program writes BLOCK_PIXELS output pixels of one sample; per pixel it reads one byte and writes one fp32."""
     sample = tl.program_id(0).to(tl.int64)
     num_pixels = channels * height * width
     pixels = tl.program_id(1) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
@@ -82,7 +82,7 @@ def _crop_flip_cutout_kernel(
     column_stride,  # of out
     BLOCK_PIXELS: tl.constexpr,
 ):
-    """The same with a black square over the sample."""
+    """_crop_flip_kernel with a black square over the sample."""
     sample = tl.program_id(0).to(tl.int64)
     num_pixels = channels * height * width
     pixels = tl.program_id(1) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
@@ -111,7 +111,7 @@ def crop_flip(
 ) -> torch.Tensor:
     """x_natural [B, C, H, W] fp32 from images [M, H, W, C] uint8; indices, top, left: [B] int64; flip: [B] bool.
 
-    cutout_center: [B, 2] int64 where there is a cutout.
+    cutout_center: [B, 2] int64 if cutout > 0.
     """
     _, height, width, channels = images.shape
     shape = len(indices), channels, height, width

@@ -1,4 +1,4 @@
-"""Cross entropy of each row and its logit gradient.
+"""Cross-entropy of each row and its logit gradient.
 
 With p = softmax(s) and label y:  loss = -log p_y,  d loss / d s = p - onehot(y).
 """
@@ -24,7 +24,7 @@ def _cross_entropy_grad_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CLASSES: tl.constexpr,
 ):
-    """BLOCK_ROWS whole rows for each program; every input is read once and every output written once."""
+    """Each program handles BLOCK_ROWS whole rows; every input is read once and every output written once."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     labels = tl.load(labels_ptr + rows * label_stride, mask=rows < num_rows, other=0)[:, None]
     rows = rows[:, None]
@@ -53,11 +53,11 @@ def _cross_entropy_grad_looped_kernel(
     label_stride,
     BLOCK_CLASSES: tl.constexpr,
 ):
-    """One row for each program, in two passes over its blocks: online softmax, then gradients; reads logits twice."""
+    """Each program handles one row in two passes over its blocks (online softmax, gradients); reads logits twice."""
     row = tl.program_id(0).to(tl.int64)
     student_logits_ptr += row * row_stride
     label = tl.load(labels_ptr + row * label_stride)
-    peak = -3.0e38  # finite, so that a block of nothing but masked classes makes no NaN
+    peak = -3.0e38  # finite, so that a block of masked classes does not make NaN
     exp_sum = 0.0
     label_logit = 0.0
     for start in range(0, num_classes, BLOCK_CLASSES):
@@ -79,7 +79,7 @@ def _cross_entropy_grad_looped_kernel(
 
 
 def cross_entropy_grad(student_logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """loss [B] fp32 and grad_student_logits, contiguous [B, N]; student_logits: [B, N], labels: [B], any strides."""
+    """Returns loss [B] fp32 and contiguous grad_student_logits [B, N] of student_logits [B, N] and labels [B]."""
     num_rows, num_classes = student_logits.shape
     loss = torch.empty(num_rows, dtype=torch.float32, device=student_logits.device)
     grad_student_logits = torch.empty_like(student_logits, memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""kl and both of its logit gradients.
+"""kl and its two logit gradients.
 
 With p = softmax(s / temperature) of the student and q = softmax(t / temperature) of the teacher, for each row:
 
@@ -6,8 +6,8 @@ With p = softmax(s / temperature) of the student and q = softmax(t / temperature
     d kl / d s = (p - q) / temperature
     d kl / d t = q (log q - log p - kl) / temperature
 
-A class that only the student masks (s = -inf, q > 0) makes the returned kl infinite; in d kl / d t its term
-of kl is left out and its log-ratio counts as 0.
+A class that only the student masks (s = -inf, q > 0) makes the returned kl infinite. In d kl / d t, kl lacks the term
+of this class, and its log-ratio is 0.
 """
 
 import torch
@@ -19,7 +19,7 @@ from .softmax import MAX_BLOCK_CLASSES, log_softmax, raise_peak, tile_for
 
 @triton.jit
 def _difference(teacher_log_probs, student_log_probs):
-    """Their difference, 0 for a class that either network masks; a NaN passes through (hence != and not >)."""
+    """Difference of the log-probabilities, 0 for a class that either network masks; != (not >) lets a NaN through."""
     shared = (student_log_probs != -float("inf")) & (teacher_log_probs != -float("inf"))
     return tl.where(shared, teacher_log_probs - student_log_probs, 0.0)
 
@@ -41,7 +41,7 @@ def _kl_grad_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_CLASSES: tl.constexpr,
 ):
-    """BLOCK_ROWS whole rows for each program; every input is read once and every output written once."""
+    """Each program handles BLOCK_ROWS whole rows; every input is read once and every output written once."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     classes = tl.arange(0, BLOCK_CLASSES)[None, :].to(tl.int64)
     inside = (rows < num_rows) & (classes < num_classes)
@@ -82,15 +82,16 @@ def _kl_grad_looped_kernel(
     inverse_temperature,
     BLOCK_CLASSES: tl.constexpr,
 ):
-    """One row for each program, in two passes over its blocks: statistics, then gradients; each input is read twice.
+    """Each program handles one row in two passes over its blocks (statistics, gradients); each input is read twice.
 
-    The first pass keeps sums relative to the largest logits so far and moves them when a larger one comes (online
-    softmax): sum e^t, the same over the classes that only the student masks, and sum e^t (t - s) over all others.
+    The first pass keeps sums relative to the largest logits so far and rescales them when a larger logit comes (online
+    softmax): sum e^t over all classes, sum e^t over the classes that only the student masks, and sum e^t (t - s) over
+    the other classes.
     """
     row = tl.program_id(0).to(tl.int64)
     student_logits_ptr += row * student_row_stride
     teacher_logits_ptr += row * teacher_row_stride
-    student_peak = -3.0e38  # finite, so that a block of nothing but masked classes makes no NaN
+    student_peak = -3.0e38  # finite, so that a block of masked classes does not make NaN
     teacher_peak = -3.0e38
     student_sum = 0.0
     teacher_sum = 0.0
@@ -140,7 +141,7 @@ def _kl_grad_looped_kernel(
 def kl_grad(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """kl [B] fp32 and its gradients, contiguous [B, N] in the dtype of their logits; logits: [B, N], any strides."""
+    """Returns kl [B] fp32 and its gradients, contiguous [B, N] in the dtype of their logits; any strides."""
     num_rows, num_classes = student_logits.shape
     kl = torch.empty(num_rows, dtype=torch.float32, device=student_logits.device)
     grad_student_logits = torch.empty_like(student_logits, memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""The normalised step and its projection onto the l2 ball, for each sample by itself:
+"""Normalised step and projection onto the l2 ball, per sample.
 
 delta = x_adv + step_size grad_x / max(|grad_x|, 1e-12) - x_natural
 x_adv <- clip_[lower, upper](x_natural + delta min(1, epsilon / |delta|))
@@ -10,9 +10,9 @@ import triton.language as tl
 
 from .pixels import clip, launch_in_place
 
-MAX_BLOCK_PIXELS = 8_192  # a longer sample does not fit the registers of one program: the looped kernel takes over
+MAX_BLOCK_PIXELS = 8_192  # longer samples exceed the registers of one program and go to the looped kernel
 LOOPED_BLOCK_PIXELS = 4_096
-_PIXELS_PER_WARP = 512  # sixteen for each thread and tensor
+_PIXELS_PER_WARP = 512  # sixteen per thread and tensor
 
 
 @triton.jit
@@ -23,14 +23,14 @@ def _direction_scale(grad_squared, step_size):
 
 @triton.jit
 def _shrink(delta_squared, epsilon):
-    """min(1, epsilon / |delta|) from the sum of squares; NaN for a NaN, so that the whole sample shows it."""
+    """min(1, epsilon / |delta|) from the sum of squares; a NaN gives NaN, so that the whole sample becomes NaN."""
     delta_norm = tl.sqrt_rn(delta_squared)
     return tl.where(delta_norm <= epsilon, 1.0, epsilon / delta_norm)
 
 
 @triton.jit
 def _project(stepped, x_natural, shrink, lower, upper):
-    """Pixels of a sample whose delta shrinks by that factor; inside the ball they stay as they are, bit for bit."""
+    """Pixels of a sample after delta shrinks by a factor; factor 1 keeps the pixels bit for bit."""
     return clip(tl.where(shrink == 1.0, stepped, x_natural + (stepped - x_natural) * shrink), lower, upper)
 
 
@@ -46,7 +46,7 @@ def _l2_step_kernel(
     upper,
     BLOCK_PIXELS: tl.constexpr,
 ):
-    """One whole sample for each program; every input is read once and x_adv written once."""
+    """Each program handles one whole sample; every input is read once and x_adv written once."""
     pixels = tl.arange(0, BLOCK_PIXELS)
     inside = pixels < num_pixels
     sample = tl.program_id(0).to(tl.int64) * num_pixels
@@ -61,7 +61,7 @@ def _l2_step_kernel(
 
 @triton.jit
 def _load_stepped(x_adv_ptr, x_natural_ptr, grad_x_ptr, direction_scale, pixels, inside):
-    """(x_adv moved along the gradient, x_natural) of one block; both 0 outside the sample."""
+    """Returns one block of x_adv moved along the gradient, and of x_natural; both are 0 outside the sample."""
     grad_x = tl.load(grad_x_ptr + pixels, mask=inside, other=0.0).to(tl.float32)
     x_natural = tl.load(x_natural_ptr + pixels, mask=inside, other=0.0)
     x_adv = tl.load(x_adv_ptr + pixels, mask=inside, other=0.0)
@@ -80,7 +80,7 @@ def _l2_step_looped_kernel(
     upper,
     BLOCK_PIXELS: tl.constexpr,
 ):
-    """One sample for each program in passes for |grad_x|, |delta|, result; grad_x is read 3 times, the others twice."""
+    """Each program handles one sample in passes for |grad_x|, |delta|, result; reads grad_x thrice, the rest twice."""
     sample = tl.program_id(0).to(tl.int64) * num_pixels
     x_adv_ptr += sample
     x_natural_ptr += sample
@@ -126,6 +126,6 @@ def l2_step(
     lower: float,
     upper: float,
 ) -> None:
-    """One step; x_adv is mutated. x_adv, x_natural: [B, ...] fp32; grad_x: that shape, any float dtype, any strides."""
+    """Mutates x_adv [B, ...] fp32; x_natural: fp32, grad_x: any float dtype, both of that shape, any strides."""
     scalars = step_size, epsilon, lower, upper
     launch_in_place(lambda *operands: _launch(*operands, *scalars), x_adv, x_natural, grad_x)

@@ -1,15 +1,15 @@
-"""What the step kernels share: operands in one dense layout, the flat launch, and the clip."""
+"""Helpers of the step kernels: operands in one dense layout, the flat launch, and the clip."""
 
 import torch
 import triton
 import triton.language as tl
 
-BLOCK_PIXELS = 1024  # eight for each of 128 threads: two 128-bit loads and stores of fp32
+BLOCK_PIXELS = 1024  # eight per thread of 128: two 128-bit loads and stores of fp32
 NUM_WARPS = 4
 
 
 def is_dense(x: torch.Tensor) -> bool:
-    """True where the samples of x [B, ...] lie one after the other, each a gapless block with its axes in any order."""
+    """Returns True if the samples of x [B, ...] follow each other, each a gapless block with its axes in any order."""
     gapless = 1
     batch, *axes = zip(x.stride(), x.shape, strict=True)
     for stride, size in [*sorted(axes), batch]:
@@ -20,14 +20,14 @@ def is_dense(x: torch.Tensor) -> bool:
 
 
 def in_layout_of(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """x itself where its strides are those of the dense `target` of the same shape, otherwise a copy with them."""
+    """Returns x if it has the strides of the dense `target` of the same shape, otherwise a copy with these strides."""
     if all(a == b for a, b, size in zip(x.stride(), target.stride(), x.shape, strict=True) if size > 1):
         return x
     return torch.empty_strided(x.shape, target.stride(), dtype=x.dtype, device=x.device).copy_(x)
 
 
 def launch_in_place(launch, x_adv: torch.Tensor, *operands: torch.Tensor) -> None:
-    """Call `launch(x_adv, *operands)` with all in one dense layout; x_adv is mutated, through a copy if it has gaps."""
+    """Calls launch(x_adv, *operands) with all in one dense layout; mutates x_adv, through a copy if it has gaps."""
     if x_adv.numel() == 0:
         return
     dense = x_adv if is_dense(x_adv) else x_adv.contiguous()
@@ -38,12 +38,12 @@ def launch_in_place(launch, x_adv: torch.Tensor, *operands: torch.Tensor) -> Non
 
 
 def launch_flat(kernel, x_adv, x_natural, third, *scalars: float) -> None:
-    """Run an elementwise kernel over x_adv [B, ...], mutated, x_natural and a third tensor of the same shape."""
+    """Runs an elementwise kernel over x_adv [B, ...], mutated, x_natural and a third tensor of the same shape."""
 
     def launch(*operands):
         num_pixels = operands[0].numel()
         grid = (triton.cdiv(num_pixels, BLOCK_PIXELS),)
-        # Without fused multiply-add, so that each result is rounded as torch rounds it.
+        # No fused multiply-add, so that each result is rounded as in torch.
         kernel[grid](*operands, num_pixels, *scalars, BLOCK_PIXELS, num_warps=NUM_WARPS, enable_fp_fusion=False)
 
     launch_in_place(launch, x_adv, x_natural, third)
@@ -51,6 +51,6 @@ def launch_flat(kernel, x_adv, x_natural, third, *scalars: float) -> None:
 
 @triton.jit
 def clip(x, lower, upper):
-    """min(max(x, lower), upper), where a NaN stays NaN as in torch.clamp."""
+    """min(max(x, lower), upper); a NaN stays NaN, as in torch.clamp."""
     x = tl.maximum(x, lower, propagate_nan=tl.PropagateNan.ALL)
     return tl.minimum(x, upper, propagate_nan=tl.PropagateNan.ALL)

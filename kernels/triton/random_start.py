@@ -1,4 +1,4 @@
-"""The start of the inner loop: x_adv <- clip_[lower, upper](x_natural + scale noise)."""
+"""Start of the inner loop: x_adv <- clip_[lower, upper](x_natural + scale noise)."""
 
 import torch
 import triton
@@ -18,7 +18,7 @@ def _random_start_kernel(
     upper,
     BLOCK_PIXELS: tl.constexpr,
 ):
-    """All tensors flat in one layout; every input is read once and x_adv written once."""
+    """Takes all tensors flat in one layout; every input is read once and x_adv written once."""
     pixels = tl.program_id(0).to(tl.int64) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
     inside = pixels < num_pixels
     noise = tl.load(noise_ptr + pixels, mask=inside).to(tl.float32)
@@ -29,5 +29,5 @@ def _random_start_kernel(
 def random_start(
     x_adv: torch.Tensor, x_natural: torch.Tensor, noise: torch.Tensor, scale: float, lower: float, upper: float
 ) -> None:
-    """Fill x_adv [B, ...] fp32; x_natural fp32 and noise have its shape, any strides; infinite bounds: no clip."""
+    """Fills x_adv [B, ...] fp32; x_natural (fp32) and noise: that shape, any strides; infinite bounds do not clip."""
     launch_flat(_random_start_kernel, x_adv, x_natural, noise, scale, lower, upper)

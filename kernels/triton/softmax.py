@@ -1,4 +1,4 @@
-"""What the two logit kernels share: the block that a number of classes gets, and the log-softmax of a block of rows."""
+"""Helpers of the two logit kernels: block sizes for a number of classes, and the log-softmax of a block of rows."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,12 @@ import triton.language as tl
 # Longer rows go to the looped kernels: with 16,384 classes kl_grad would spill registers (sm_80, sm_90 and sm_100).
 MAX_BLOCK_CLASSES = 8_192
 LOOPED_BLOCK_CLASSES = 4_096
-_ELEMENTS_PER_WARP = 256  # eight for each thread: two 128-bit loads of fp32
+_ELEMENTS_PER_WARP = 256  # eight per thread: two 128-bit loads of fp32
 _MAX_WARPS = 16  # leaves 128 registers to each thread
 
 
 class Tile(NamedTuple):
-    """Rows and classes of one program's block, and the warps that share it."""
+    """Rows and classes of one program's block, and the number of warps that compute it."""
 
     block_rows: int
     block_classes: int
@@ -21,7 +21,7 @@ class Tile(NamedTuple):
 
 
 def tile_for(num_classes: int) -> Tile:
-    """Block for rows of `num_classes`; several short rows share one warp, whose reductions then need no barrier."""
+    """Returns the block for rows of `num_classes`; short rows share a warp, whose reductions need no barrier."""
     widest = MAX_BLOCK_CLASSES if num_classes <= MAX_BLOCK_CLASSES else LOOPED_BLOCK_CLASSES
     block_classes = min(max(16, triton.next_power_of_2(num_classes)), widest)
     block_rows = max(1, _ELEMENTS_PER_WARP // block_classes)
@@ -38,6 +38,6 @@ def log_softmax(logits, inverse_temperature):
 
 @triton.jit
 def raise_peak(peak, logits, inverse_temperature):
-    """Online softmax, one block [N] on: new peak, its rise and the logits below it (both over temperature)."""
+    """Online softmax, next block [N]: new peak, then its rise and logits - new peak, both over temperature."""
     new_peak = tl.maximum(peak, tl.max(logits, axis=0))
     return new_peak, (new_peak - peak) * inverse_temperature, (logits - new_peak) * inverse_temperature
