@@ -1,6 +1,6 @@
-"""Tell which network a file of weights holds.
+"""Identify the network of a weights file.
 
-Its names and shapes alone tell it, and its normalisation.
+Parameter names and shapes determine the network; its normalisation is printed too.
 """
 
 import argparse
@@ -10,16 +10,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastadaad.runtime.text import printable, say
+from fastadaad.runtime.text import print_line, printable
 
 EXAMPLE = "fastadaad inspect Chen2021LTD_WRN34_20.pt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `fastadaad inspect`."""
     parser.add_argument("file", metavar="FILE", help=".safetensors, .pt or .pth")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Prints a table about the file, and the line that uses it as a teacher."""
     from fastadaad.models.recognition import recognize
     from fastadaad.models.robust_teachers import ROBUST_TEACHERS
     from fastadaad.models.weights_reading import read_checkpoint
@@ -32,13 +34,13 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         ("tensors", f"{len(checkpoint.weights)}, {sum(t.numel() for t in checkpoint.weights.values()):,} numbers"),
         ("left out", f"{len(checkpoint.unused)} unused" if checkpoint.unused else "nothing"),
         ("normalisation", _normalization(checkpoint.weights)),
-        ("network", " or ".join(network.name for network in recognized) or "none that fastadaad builds"),
+        ("network", " or ".join(network.name for network in recognized) or "unknown to fastadaad"),
     ]
     if recognized:
         rows += [("classes", str(recognized[0].num_classes)), ("input channels", str(recognized[0].in_channels))]
     rows += [
         (
-            f"named as {teacher.data}'s",
+            f"{teacher.data} teacher",
             f"{teacher.natural:.2f} % natural, {teacher.autoattack:.2f} % AutoAttack reported",
         )
         for teacher in ROBUST_TEACHERS
@@ -50,13 +52,13 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     console.print(table)
     if recognized:
         name = recognized[0].name
-        say(console, f"as a teacher: fastadaad train RECIPE teacher.name={name} teacher.checkpoint={path}")
+        print_line(console, f"as a teacher: fastadaad train RECIPE teacher.name={name} teacher.checkpoint={path}")
     else:
-        say(console, f"its names begin with {', '.join(list(checkpoint.weights)[:4])}")
+        print_line(console, f"first tensors: {', '.join(list(checkpoint.weights)[:4])}")
 
 
 def _normalization(weights: dict) -> str:
-    """mean and std per channel, or that there is none."""
+    """Returns mean and std per channel in words."""
     if "normalize.mean" not in weights or "normalize.std" not in weights:
         return "none in the file"
     mean, std = (weights[f"normalize.{name}"].flatten().tolist() for name in ("mean", "std"))

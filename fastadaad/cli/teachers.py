@@ -1,4 +1,4 @@
-"""List the robust teachers that people use."""
+"""List published robust teachers."""
 
 import argparse
 
@@ -10,10 +10,11 @@ EXAMPLE = "fastadaad teachers"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    pass
+    """Adds no arguments: `fastadaad teachers` has none."""
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Prints the table of robust teachers."""
     from fastadaad.models.robust_teachers import ROBUST_TEACHERS
 
     table = Table(title="RobustBench's figures in %, linf 8/255", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -33,7 +33,7 @@ def test_inspect_of_another_network_shows_its_first_names(tmp_path, capsys):
     torch.save({"stem.weight": torch.zeros(3), "head.bias": torch.zeros(2)}, tmp_path / "w.pt")
     assert cli.main(["inspect", str(tmp_path / "w.pt")]) == 0
     out = capsys.readouterr().out
-    assert "none that fastadaad builds" in out
+    assert "unknown to fastadaad" in out
     assert "stem.weight, head.bias" in out
 
 

@@ -67,7 +67,7 @@ def test_inspect_shows_names_as_they_are(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_file({NAME: torch.ones(1)}, "w.safetensors")
     assert cli.main(["inspect", "w.safetensors"]) == 0
-    assert capsys.readouterr().out.endswith("its names begin with \\x1b[2J[/bold][red]\n")
+    assert capsys.readouterr().out.endswith("first tensors: \\x1b[2J[/bold][red]\n")
     path = Path(f"{NAME}.safetensors")
     path.parent.mkdir(parents=True)
     save_weights(path, load_model("cnn-2"))
