@@ -22,7 +22,7 @@ from .tables import print_rows
 from .timing import RESULTS, Spread, alternate, ratios, write_rows
 
 REFERENCE = "plain program"
-UNFOLDED = {"fold": lambda network, *_, **__: (network, "left as it is")}
+UNFOLDED = {"fold": lambda network, *_, **__: (network, "left unfolded")}
 NO_PRODUCT = {"MAX_PATCH": 0}
 SHOWN = ("pair", "measure", "times_plain_p50", "times_before_p50", "p50_ms")
 # Attributes replaced in folded_cache and in folding while the copies are folded, and InnerMaximizer's arguments.

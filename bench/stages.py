@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 
-from fastadaad.inner.maximizer import start_point
+from fastadaad.inner.start import start_point
 
 from . import reference
 from .networks import Program

@@ -12,7 +12,7 @@ POLICIES = ("exact", "refreshed(every=8)")
 
 
 def accuracy_rows() -> list[dict[str, str]]:
-    """Rows: exact with natural 80 and 82 %, pgd20 60 and 61, autoattack 58 and 59; one point more for the other policy."""
+    """Rows of exact: natural 80 and 82 %, pgd20 60 and 61, autoattack 58 and 59; one point more for the other one."""
     exact = {"natural": (0.80, 0.82), "pgd20": (0.60, 0.61), "autoattack": (0.58, 0.59)}
     return [
         {

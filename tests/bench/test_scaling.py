@@ -14,7 +14,7 @@ from bench.flops import OUTER_PASSES
 from bench.readme import rows_of
 from bench.scaling_table import plot, tables
 from fastadaad import Distiller, InnerConfig, ThreatModel, load_model
-from fastadaad.runtime.distributed import Processes
+from fastadaad.runtime.distributed import ProcessGroup
 
 ROOT = Path(__file__).parents[2]
 LINK = Link(gb_per_s=10, latency_us=5)
@@ -36,12 +36,12 @@ def test_the_message_of_resnet18_equals_the_manual_count():
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listening(Processes):
-    """One of two ranks with equal tensors; records the bytes of each sum."""
+class RecordingGroup(ProcessGroup):
+    """One of two ranks with equal tensors; records the bytes of each all-reduce."""
 
     sent: list[int] = field(default_factory=list)
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         self.sent.append(tensor.numel() * tensor.element_size())
         return tensor.mul_(2)
 
@@ -53,14 +53,14 @@ def test_the_messages_of_a_step_equal_those_of_distiller(method, batch_norm):
     student = nn.Sequential(*layers, nn.Flatten(), nn.Linear(28, 10))
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
     inner = InnerConfig(threat_model=ThreatModel(epsilon=0.1), step_size=0.03, num_steps=2)
-    processes = Listening(rank=0, count=2)
+    process_group = RecordingGroup(rank=0, size=2)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     settings = {"method": method, "inner": inner, "optimizer": optimizer, "mode": "eager"}
-    distiller = Distiller(student, teacher, processes=processes, batch_norm=batch_norm, **settings)
+    distiller = Distiller(student, teacher, process_group=process_group, batch_norm=batch_norm, **settings)
     expected = messages(student, batch_norm, OUTER_PASSES[method])
     distiller.step(*images_and_labels(4))
-    assert processes.sent[-1] == expected[-1]
-    assert sorted(processes.sent) == sorted(expected)
+    assert process_group.sent[-1] == expected[-1]
+    assert sorted(process_group.sent) == sorted(expected)
 
 
 def simulated_ring(num: int, num_bytes: float, link: Link) -> float:
