@@ -1,4 +1,4 @@
-"""Kills, stops or cuts off from the disk short trainings, and resumes them: `python -m bench faults`.
+"""Short trainings that are killed, stopped or lose their disk, and are resumed: `python -m bench faults`.
 
 Each process is `fastadaad train ... --run-folder FOLDER --resume` and has one fault, until the run has ended. Some
 processes are killed at a random moment, others while they save a checkpoint, write weights, validate or evaluate. At
@@ -64,7 +64,7 @@ def strike(place: Path, whole: Path, faults: list[Fault], title: str, console: C
         whole: Folder of the undisturbed run.
         faults: The faults, one per process.
         title: Title of the progress lines.
-        console: Where progress is printed.
+        console: Console for the progress lines.
     """
     place.mkdir(exist_ok=True)
     left = deque(faults)

@@ -117,7 +117,7 @@ def _be_read_only(plan: Plan, draws: random.Random, process: Process) -> str | N
 
 
 def mount_read_only(folder: Path) -> bool:
-    """Mounts `folder` read-only over itself; returns False if a file in it is being written."""
+    """Mounts `folder` read-only over itself; returns False on failure, as while a file in it is being written."""
     if not mount("--bind", folder, folder):
         return False
     if mount("-o", "remount,ro,bind", folder):

@@ -50,7 +50,7 @@ def image_tree(spec: TreeSpec, console: Console, folder: Path | None = None) -> 
 
     Args:
         spec: Contents of the tree.
-        console: Where progress is shown.
+        console: Console for the progress bar.
         folder: Parent of the tree; default: bench in the machine's cache folder.
     """
     root = (folder or cache_folder() / "bench") / spec.name

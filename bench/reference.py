@@ -223,7 +223,7 @@ def akd_loss(batch: Batch, x_adv: Tensor) -> Tensor:
 def trust_one_by_one(teacher_logits: Tensor, labels: Tensor) -> Tensor:
     """w [B] = (probability that the teacher gives to y)^b.
 
-    Repeated: the softmax of the whole batch, for each image, with two host syncs.
+    Repeated: the softmax of the whole batch, once per image, each time with two host syncs.
     """
     trust = torch.ones(len(labels), device=labels.device)
     for i in range(len(labels)):
@@ -254,8 +254,8 @@ def introspective_sum(
 def iad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     """The introspective sum with T(x_natural).
 
-    Repeated: the softmaxes of trust_one_by_one, and S(x_natural), whose first of two passes is for the labels' term
-    with zero weight.
+    Repeated: the softmaxes of trust_one_by_one; and S(x_natural), in two passes, of which the first is for the labels'
+    term with zero weight.
     """
     natural_term = F.cross_entropy(batch.student(batch.x_natural), batch.labels)
     student_logits_adv, student_logits_natural = batch.student(x_adv), batch.student(batch.x_natural)

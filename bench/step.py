@@ -48,7 +48,16 @@ def row(
     timings: Mapping[str, list[float]],
     convolution_flops: int,
 ) -> dict[str, object]:
-    """The CSV row of one variant, without its details."""
+    """Returns the CSV row of one variant, without its details.
+
+    Args:
+        pair_name: Key of PAIRS.
+        pair: Networks and batch.
+        method: Name of the method.
+        program: The variant.
+        timings: Milliseconds of each variant and of the bare runs, by name.
+        convolution_flops: FLOPs of the bare convolutions.
+    """
     milliseconds, inner, variant = timings[program.variant.name], program.inner, program.variant
     spread = Spread.of(milliseconds)
     cost = method_cost(
