@@ -95,7 +95,7 @@ def details(
         name: stages(program, device) | counts(pair, method, program, device) for name, program in programs.items()
     }
     further = [peaks(pair_name, pair, method, programs, device)]
-    if methods.get(method).objective.through_teacher:  # otherwise the loop runs the student alone
+    if methods.get(method).through_teacher:  # otherwise the loop runs the student alone
         further.append(overheads(pair, programs, inner, device))
     for columns_of in further:
         for name, columns in columns_of.items():

@@ -213,7 +213,7 @@ def _run(
 
 def resumed_step(printed: str) -> int | None:
     """Step that the process resumes from; 0 for a run from the beginning, None if it printed neither."""
-    if match := re.search(r"^going on from .*step-(\d+)\.safetensors: ", printed, re.MULTILINE):
+    if match := re.search(r"^resuming from .*step-(\d+)\.safetensors: ", printed, re.MULTILINE):
         return int(match[1])
     return 0 if "has no checkpoint: the run starts from its beginning" in printed else None
 

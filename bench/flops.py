@@ -179,7 +179,7 @@ def method_cost(
         policy: Teacher policy; None stands for exact.
         settings: batch_size and element_bytes of step_cost.
     """
-    through_teacher = methods.get(method).objective.through_teacher
+    through_teacher = methods.get(method).through_teacher
     passes = inner_teacher_passes(num_steps, policy) if through_teacher else (0, 0)
     outer = OUTER_PASSES[method]
     return step_cost(student, teacher, num_steps, *passes, outer=outer, **settings)

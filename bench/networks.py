@@ -100,7 +100,7 @@ def variants_of(
     """
     yield from (Variant(mode=name) for name in references(method))
     yield from (Variant(mode=mode, precision=precision) for mode, precision in product(modes, precisions))
-    if methods.get(method).objective.through_teacher:
+    if methods.get(method).through_teacher:
         yield from (Variant(mode=modes[-1], policy=policy) for policy in policies)
 
 
