@@ -155,7 +155,7 @@ def _write_image_folders(folder: Path) -> None:
         (folder / name).mkdir()
         (folder / name / "pack.json").write_bytes(content)
     (folder / "pack_begun").mkdir()
-    (folder / "pack_begun" / "packing.jsonl").write_bytes(b"")
+    (folder / "pack_begun" / "packing.json").write_bytes(b"")
 
 
 def _write_runs(folder: Path, run: RunConfig) -> None:

@@ -72,7 +72,7 @@ def test_broken_files_stop_it_or_are_left_out_and_listed(run, monkeypatch):
     assert code == 2
     assert err == (
         "fastadaad: pets/train/dog/0.png is empty: replace it, or add --skip-errors to leave such files out; "
-        "then run the command again, and it goes on where it stopped\n"
+        "then run the command again to resume\n"
     )
     code, lines, err = run("pets", "out", "--image-size", "8", "--skip-errors")
     assert (code, err) == (0, "")

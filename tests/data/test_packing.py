@@ -1,9 +1,7 @@
-"""Packing: what it writes, and that no interruption, damage of the tail or broken file changes that or loses more."""
+"""Packing: its files, which no interruption, cut-off write or broken file may change."""
 
-import fcntl
 import hashlib
 import io
-import itertools
 import json
 import os
 import resource
@@ -22,8 +20,9 @@ from rich.console import Console
 from torchvision.transforms.v2 import functional as TF
 
 from fastadaad.data import DataError, load_dataset, packing
-from fastadaad.data.datasets.packed import LOG, SUMMARY
+from fastadaad.data.datasets.packed import JOURNAL, SUMMARY
 from fastadaad.data.statistics import channel_statistics
+from fastadaad.runtime.locks import locked
 
 SIZE = 4
 IMAGE_BYTES = 3 * SIZE**2
@@ -51,7 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def uninterrupted(root, tmp_path) -> dict[str, bytes]:
-    """What a pack of `root` holds."""
+    """Files of a pack of `root`."""
     pack(root, tmp_path / "uninterrupted")
     return contents(tmp_path / "uninterrupted")
 
@@ -64,11 +63,11 @@ def refusal(root: Path, out: Path, **options) -> str:
 
 
 class StoppedError(BaseException):
-    """As KeyboardInterrupt: not an Exception."""
+    """Like KeyboardInterrupt, not an Exception."""
 
 
 def stop_at(monkeypatch, name: str, call: int) -> list:
-    """Let the function `name` of packing fail at its `call`-th call; returns the calls' arguments, as they come."""
+    """Makes the function `name` of packing fail at its `call`-th call; returns the list of its calls' arguments."""
     function, calls = getattr(packing, name), []
 
     def stopping(*arguments):
@@ -82,7 +81,7 @@ def stop_at(monkeypatch, name: str, call: int) -> list:
 
 
 def interrupt(root: Path, out: Path, name: str, call: int, **options) -> None:
-    """Pack as far as `stop_at` lets it."""
+    """Packs up to the call that `stop_at` makes fail."""
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, name, call)
         with pytest.raises(StoppedError):
@@ -90,7 +89,7 @@ def interrupt(root: Path, out: Path, name: str, call: int, **options) -> None:
 
 
 @pytest.mark.parametrize("center_share", [1.0, 0.7])
-def test_a_pack_holds_the_resized_middles_labels_and_classes(root, tmp_path, center_share):
+def test_a_pack_holds_resized_centers_labels_and_classes(root, tmp_path, center_share):
     out = tmp_path / "out"
     packed = pack(root, out, center_share=center_share)
     for split, names, labels in (("train", TRAIN, [0] * 3 + [1] * 4), ("test", TEST, [0, 1, 1])):
@@ -123,13 +122,13 @@ def test_checksums_and_statistics_are_those_of_the_files(root, tmp_path):
     assert (packed.mean, packed.std) == channel_statistics(torch.from_numpy(pixels).view(-1, SIZE, SIZE, 3))
 
 
-def test_the_number_of_threads_does_not_matter(root, tmp_path, uninterrupted):
+def test_the_number_of_threads_does_not_change_the_files(root, tmp_path, uninterrupted):
     pack(root, tmp_path / "out", num_workers=5)
     assert contents(tmp_path / "out") == uninterrupted
 
 
 @pytest.mark.parametrize("file", range(len(TRAIN + TEST)))
-def test_stopped_at_any_file_it_goes_on_with_what_is_not_packed(root, tmp_path, uninterrupted, file):
+def test_a_pack_stopped_at_any_file_resumes_with_the_missing_chunks(root, tmp_path, uninterrupted, file):
     out = tmp_path / "out"
     interrupt(root, out, "decode_resized", file)
     with pytest.MonkeyPatch.context() as patch:
@@ -142,8 +141,12 @@ def test_stopped_at_any_file_it_goes_on_with_what_is_not_packed(root, tmp_path, 
     assert contents(out) == uninterrupted
 
 
-@pytest.mark.parametrize("call", range(3))
-def test_stopped_at_any_of_the_last_files_it_goes_on(root, tmp_path, uninterrupted, call):
+# The journal is written at the beginning and after each of the six chunks; then come two files of labels and pack.json.
+NUM_WRITES = 1 + 6 + 3
+
+
+@pytest.mark.parametrize("call", range(NUM_WRITES))
+def test_a_pack_stopped_at_any_write_resumes(root, tmp_path, uninterrupted, call):
     out = tmp_path / "out"
     interrupt(root, out, "write_atomically", call)
     assert not (out / SUMMARY).exists()
@@ -151,35 +154,51 @@ def test_stopped_at_any_of_the_last_files_it_goes_on(root, tmp_path, uninterrupt
     assert contents(out) == uninterrupted
 
 
-def test_stopped_before_its_log_is_deleted_it_is_complete(root, tmp_path, uninterrupted):
+def test_a_pack_stopped_before_its_journal_is_deleted_is_complete(root, tmp_path, uninterrupted):
     out = tmp_path / "out"
-    pack(root, out)
-    (out / LOG).write_bytes(b"of a process that was killed")
+    with pytest.MonkeyPatch.context() as patch:
+        writes = stop_at(patch, "write_atomically", call=-1)
+        pack(root, out)
+    assert len(writes) == NUM_WRITES
+    (out / JOURNAL).write_bytes(b"left by a process that was killed")
     pack(root, out)
     assert contents(out) == uninterrupted
 
 
-def test_whatever_part_of_the_files_reached_the_disk_it_goes_on(root, tmp_path, uninterrupted):
-    written = tmp_path / "written"
-    interrupt(root, written, "write_atomically", 0)
-    log, images = (written / LOG).read_bytes(), (written / "train_images.u8").read_bytes()
-    ends = [index + 1 for index, byte in enumerate(log) if byte == ord("\n")]
-    log_sizes = sorted({0, 1, *ends, *(end - 1 for end in ends), *(end + 5 for end in ends[:-1])})
-    image_sizes = (0, 1, IMAGE_BYTES, 2 * IMAGE_BYTES, 5 * IMAGE_BYTES + 7, len(images))
-    out = tmp_path / "out"
-    for log_size, image_size in itertools.product(log_sizes, image_sizes):
-        shutil.copytree(written, out)
-        (out / LOG).write_bytes(log[:log_size])
-        (out / "train_images.u8").write_bytes(images[:image_size])
-        pack(root, out)
-        assert contents(out) == uninterrupted, (log_size, image_size)
-        shutil.rmtree(out)
-
-
-def test_killed_twice_it_goes_on(root, tmp_path, uninterrupted):
+@pytest.mark.parametrize("extra", [1, IMAGE_BYTES, 5 * IMAGE_BYTES + 7])
+def test_bytes_that_the_journal_does_not_list_are_cut_off(root, tmp_path, uninterrupted, extra):
     out = tmp_path / "out"
     interrupt(root, out, "decode_resized", 5)
-    os.truncate(out / LOG, (out / LOG).stat().st_size - 20)  # as if killed while it wrote the second chunk's line
+    with (out / "train_images.u8").open("ab") as file:
+        file.write(b"x" * extra)
+    (out / "test_images.u8").write_bytes(b"x" * extra)
+    (out / f"{JOURNAL}.123.tmp").write_bytes(b"{")
+    pack(root, out)
+    assert contents(out) == uninterrupted
+
+
+def test_a_pack_stopped_before_its_first_write_begins_again(root, tmp_path, uninterrupted):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / f"{JOURNAL}.123.tmp").write_bytes(b"{")
+    pack(root, out)
+    assert contents(out) == uninterrupted
+
+
+@pytest.mark.parametrize("size", [0, 1, 4 * IMAGE_BYTES - 1])
+def test_images_that_were_lost_are_named(root, tmp_path, size):
+    out = tmp_path / "out"
+    interrupt(root, out, "decode_resized", 5)
+    os.truncate(out / "train_images.u8", size)
+    before = contents(out)
+    message = f"{out / 'train_images.u8'} has lost images: delete {out} and run fastadaad pack again"
+    assert refusal(root, out) == message
+    assert contents(out) == before
+
+
+def test_a_pack_stopped_twice_resumes(root, tmp_path, uninterrupted):
+    out = tmp_path / "out"
+    interrupt(root, out, "decode_resized", 5)
     interrupt(root, out, "decode_resized", 3)
     pack(root, out)
     assert contents(out) == uninterrupted
@@ -206,28 +225,28 @@ packing.pack(dataset, Path(sys.argv[2]), num_workers=1, console=Console())
 """
 
 
-def test_killed_it_goes_on(root, tmp_path, uninterrupted):
+def test_a_killed_pack_resumes(root, tmp_path, uninterrupted):
     out = tmp_path / "out"
     program = KILLED.format(chunk_bytes=FILES_OF_CHUNK * IMAGE_BYTES, size=SIZE)
     done = subprocess.run([sys.executable, "-c", program, root, out], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert (out / LOG).exists()
+    assert (out / JOURNAL).exists()
     pack(root, out)
     assert contents(out) == uninterrupted
 
 
-def test_a_finished_pack_is_left_as_it_is(root, tmp_path, monkeypatch):
-    out, told = tmp_path / "out", io.StringIO()
+def test_a_finished_pack_is_not_changed(root, tmp_path, monkeypatch):
+    out, printed = tmp_path / "out", io.StringIO()
     first = pack(root, out)
     stop_at(monkeypatch, "decode_resized", 0)
     again = packing.pack(
-        load_dataset("folder", root, image_size=SIZE), out, num_workers=1, console=Console(file=told, width=200)
+        load_dataset("folder", root, image_size=SIZE), out, num_workers=1, console=Console(file=printed, width=200)
     )
     assert again == first
-    assert told.getvalue() == f"{out} is complete already\n"
+    assert printed.getvalue() == f"{out} is complete already\n"
 
 
-def test_other_files_or_settings_are_refused_begun_or_finished(root, tmp_path):
+def test_other_files_or_settings_than_those_of_the_pack_are_refused(root, tmp_path):
     begun, finished = tmp_path / "begun", tmp_path / "finished"
     interrupt(root, begun, "decode_resized", 5)
     pack(root, finished)
@@ -245,14 +264,14 @@ def test_other_files_or_settings_are_refused_begun_or_finished(root, tmp_path):
         assert contents(out) == before
 
 
-def test_a_tree_that_was_moved_is_gone_on_with(root, tmp_path, uninterrupted):
+def test_a_pack_resumes_after_its_images_were_moved(root, tmp_path, uninterrupted):
     out = tmp_path / "out"
     interrupt(root, out, "decode_resized", 5)
     pack(root.rename(tmp_path / "moved"), out)
     assert contents(out) == uninterrupted
 
 
-def test_a_folder_of_something_else_is_left_alone(root, tmp_path):
+def test_a_folder_with_other_files_is_refused_and_not_changed(root, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("of years")
@@ -263,37 +282,34 @@ def test_a_folder_of_something_else_is_left_alone(root, tmp_path):
 def test_two_processes_do_not_pack_into_one_folder(root, tmp_path, uninterrupted):
     out = tmp_path / "out"
     interrupt(root, out, "decode_resized", 5)
-    with (out / LOG).open("rb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with locked(out):
         assert f"{out} is being packed by another process" in refusal(root, out)
     pack(root, out)
     assert contents(out) == uninterrupted
 
 
-def test_a_pack_that_another_process_finished_meanwhile_is_left_alone(root, tmp_path, monkeypatch):
+def test_a_pack_that_another_process_finished_meanwhile_is_complete(root, tmp_path, monkeypatch):
     out = tmp_path / "out"
 
-    def finish_elsewhere(folder):
-        monkeypatch.undo()
-        monkeypatch.setattr(packing, "CHUNK_BYTES", FILES_OF_CHUNK * IMAGE_BYTES)
+    def locked_after_another_process(folder):
+        monkeypatch.setattr(packing, "locked", locked)
         pack(root, out)
+        return locked(folder)
 
-    monkeypatch.setattr(packing, "_prepare", finish_elsewhere)
-    assert f"{out} was finished by another process just now" in refusal(root, out)
-    finished = contents(out)
+    monkeypatch.setattr(packing, "locked", locked_after_another_process)
+    decoded = stop_at(monkeypatch, "decode_resized", call=-1)
     pack(root, out)
-    assert contents(out) == {name: content for name, content in finished.items() if name != LOG}
+    assert len(decoded) == len(TRAIN + TEST)  # once each
 
 
-def test_a_broken_file_stops_it_and_once_replaced_it_goes_on(root, tmp_path, uninterrupted):
+def test_a_broken_file_stops_the_pack_which_resumes_once_it_is_replaced(root, tmp_path, uninterrupted):
     out, broken = tmp_path / "out", root / "train" / "dog" / "c.png"
     good = broken.read_bytes()
     broken.write_bytes(good[:60])
     message = refusal(root, out)
     assert message.startswith(f"{broken} cannot be decoded (")
     assert message.endswith(
-        "): replace it, or add --skip-errors to leave such files out; then run the command again, and it goes on where "
-        "it stopped"
+        "): replace it, or add --skip-errors to leave such files out; then run the command again to resume"
     )
     assert (out / "train_images.u8").stat().st_size == 4 * IMAGE_BYTES
     broken.write_bytes(good)
@@ -301,14 +317,14 @@ def test_a_broken_file_stops_it_and_once_replaced_it_goes_on(root, tmp_path, uni
     assert contents(out) == uninterrupted
 
 
-def test_broken_files_can_be_left_out(root, tmp_path):
+def test_broken_files_can_be_skipped(root, tmp_path):
     (root / "train" / "cat" / "a.png").write_bytes(b"")
-    for name in ("b.png", "c.png"):  # one whole chunk, and a part of another
+    for name in ("b.png", "c.png"):  # one whole chunk, and one file of another
         (root / "train" / "dog" / name).write_bytes(b"<!DOCTYPE html>")
     (root / "test" / "dog" / "e.jpg").unlink()
     (root / "test" / "dog" / "e.jpg").symlink_to("nowhere")
     out, again = tmp_path / "out", tmp_path / "again"
-    refusal(root, out)  # begun without leaving out
+    refusal(root, out)  # begun without skipping
     packed = pack(root, out, on_error="skip")
     pages = {
         f"dog/{name}": f"{root / 'train' / 'dog' / name} is a web page, not an image" for name in ("b.png", "c.png")
@@ -328,7 +344,7 @@ def test_broken_files_can_be_left_out(root, tmp_path):
     assert (packed.mean, packed.std) == (without.mean, without.std)
 
 
-def test_broken_files_are_left_out_after_an_interruption_too(root, tmp_path):
+def test_broken_files_are_skipped_after_an_interruption_too(root, tmp_path):
     for name in ("a.png", "b.png"):  # one in a chunk that is packed before the interruption
         (root / "train" / "cat" / name).write_bytes(b"")
     (root / "train" / "dog" / "d.png").write_bytes(b"")
@@ -339,7 +355,7 @@ def test_broken_files_are_left_out_after_an_interruption_too(root, tmp_path):
     assert contents(out) == contents(whole)
 
 
-def test_a_split_of_which_nothing_can_be_decoded_is_refused(root, tmp_path):
+def test_a_split_without_a_readable_image_is_refused(root, tmp_path):
     for name in TEST:
         (root / "test" / name).write_bytes(b"")
     message = refusal(root, tmp_path / "out", on_error="skip")
@@ -348,8 +364,8 @@ def test_a_split_of_which_nothing_can_be_decoded_is_refused(root, tmp_path):
 
 @pytest.mark.parametrize(
     ("image_size", "limit"),
-    [(SIZE, 100), (SIZE, 2000), (SIZE, 10_000), (64, 30_000)],
-    ids=["first line of the log", "line of a chunk", "line of a later chunk", "images"],
+    [(SIZE, 100), (SIZE, 2950), (64, 30_000)],
+    ids=["first journal", "later journal", "images"],
 )
 def test_a_write_that_fails_is_one_line_and_loses_nothing(root, tmp_path, image_size, limit):
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -361,11 +377,12 @@ def test_a_write_that_fails_is_one_line_and_loses_nothing(root, tmp_path, image_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert f"{out} cannot be written (File too large): make it possible, then run the command again" in message
+    assert (out / JOURNAL).exists() == (limit > 100)
     pack(root, out, image_size=image_size)
     assert contents(out) == contents(whole)
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_decoded(root, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_decoded(root, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=int(9.5 * IMAGE_BYTES))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     assert "out needs 0.0 GB more and its disk has 0.0 GB: make room" in refusal(root, tmp_path / "out")
@@ -373,34 +390,60 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_decoded(root, tmp_p
     pack(root, tmp_path / "out")
 
 
-def changed(line: bytes, **facts: object) -> bytes:
-    return json.dumps(json.loads(line) | facts).encode() + b"\n"
+def changed(*names: str, value: object):
+    """Returns a function that sets one entry of a journal."""
+
+    def change(facts: dict) -> dict:
+        entry = facts
+        for name in names[:-1]:
+            entry = entry[name]
+        entry[names[-1]] = value
+        return facts
+
+    return change
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda first, second: [first, b"x" + second],
-        lambda first, second: [b"[]\n", second],
-        lambda first, second: [b"[" * 100_000 + b"\n", second],
-        lambda first, second: [first, b"{}\n"],
-        lambda first, second: [first, b"[1]\n"],
-        lambda first, second: [first, changed(second, split="val")],
-        lambda first, second: [first, changed(second, split=["train"])],
-        lambda first, second: [first, changed(second, chunk=None)],
-        lambda first, second: [first, changed(second, chunk={"num_images": 1})],
-        lambda first, second: [first, changed(second, chunk=json.loads(second)["chunk"] | {"num_images": -1})],
-        lambda first, second: [first, changed(second, chunk=json.loads(second)["chunk"] | {"num_images": "1"})],
-        lambda first, second: [first, changed(second, chunk=json.loads(second)["chunk"] | {"num_images": 1e99})],
-        lambda first, second: [first, changed(second, counts=[[1] * 255] * 3)],
-        lambda first, second: [first, changed(second, counts=[[2**70] * 256] * 3)],
-        lambda first, second: [first, changed(second, counts=[["1"] * 256] * 3)],
-        lambda first, second: [first, changed(second, counts=3)],
+        lambda facts: [],
+        lambda facts: {},
+        lambda facts: 3,
+        changed("origin", value=None),
+        changed("origin", "image_size", value="4"),
+        changed("splits", value=["train"]),
+        changed("splits", "train", value=None),
+        changed("splits", "train", value={"num_images": 1}),
+        changed("splits", "train", "num_images", value=-1),
+        changed("splits", "train", "num_images", value="1"),
+        changed("splits", "train", "chunk_images", value=[1e99, 2]),
+        changed("splits", "train", "chunk_sha256", value=[]),
+        changed("splits", "test", "skipped", value=["a"]),
+        changed("counts", value=[[1] * 255] * 3),
+        changed("counts", value=[[1] * 256] * 3),
+        changed("counts", value=[[2**70] * 256] * 3),
+        changed("counts", value=[["1"] * 256] * 3),
+        changed("counts", value=3),
     ],
 )
-def test_a_damaged_log_is_named(root, tmp_path, damage):
+def test_a_damaged_journal_is_named(root, tmp_path, damage):
     out = tmp_path / "out"
     interrupt(root, out, "decode_resized", 5)
-    first, second, *rest = (out / LOG).read_bytes().splitlines(keepends=True)
-    (out / LOG).write_bytes(b"".join([*damage(first, second), *rest]))
-    assert refusal(root, out) == f"{out / LOG} is damaged: delete {out} and begin anew"
+    (out / JOURNAL).write_text(json.dumps(damage(json.loads((out / JOURNAL).read_text()))))
+    assert_refused_as_damaged(root, out)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff"], ids=["empty", "cut off", "nested", "binary"])
+def test_a_journal_that_is_not_json_is_named(root, tmp_path, content):
+    out = tmp_path / "out"
+    interrupt(root, out, "decode_resized", 5)
+    (out / JOURNAL).write_bytes(content)
+    assert_refused_as_damaged(root, out)
+
+
+def assert_refused_as_damaged(root: Path, out: Path) -> None:
+    before = contents(out)
+    message = refusal(root, out)
+    assert message.startswith(f"{out / JOURNAL} cannot be read (")
+    assert message.endswith(f"): delete {out} and run fastadaad pack again")
+    assert contents(out) == before

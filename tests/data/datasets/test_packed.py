@@ -17,7 +17,7 @@ from image_trees import write_tree
 from rich.console import Console
 
 from fastadaad.data import Augmentation, DataError, Dataset, ResidentPipeline, Sampling, load_dataset, packing
-from fastadaad.data.datasets.packed import FORMAT, LOG, SUMMARY, load_packed, read_pack, verify_pack
+from fastadaad.data.datasets.packed import FORMAT, JOURNAL, SUMMARY, load_packed, read_pack, verify_pack
 from fastadaad.data.datasets.source import Source
 from fastadaad.data.statistics import channel_statistics
 from fastadaad.runtime.file_limits import SUMMARY_BYTES
@@ -119,9 +119,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda out: (out / SUMMARY).unlink(),
         "{out}/pack.json does not exist: set data.root=FOLDER to a folder that fastadaad pack wrote",
     ),
-    "not finished": (
-        lambda out: (out / SUMMARY).rename(out / LOG),
-        "{out} is not finished: run the same fastadaad pack command again, and it goes on where it stopped",
+    "unfinished": (
+        lambda out: (out / SUMMARY).rename(out / JOURNAL),
+        "{out} is unfinished: run the same fastadaad pack command again to resume",
     ),
     "empty summary": (
         lambda out: os.truncate(out / SUMMARY, 0),
@@ -137,11 +137,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "short images": (
         lambda out: os.truncate(out / "train_images.u8", 1343),
-        "{out}/train_images.u8 has 1343 bytes where pack.json promises 1344" + REMEDY,
+        "{out}/train_images.u8 has 1343 bytes, not 1344 as in pack.json" + REMEDY,
     ),
     "long images": (
         lambda out: os.truncate(out / "test_images.u8", 577),
-        "{out}/test_images.u8 has 577 bytes where pack.json promises 576" + REMEDY,
+        "{out}/test_images.u8 has 577 bytes, not 576 as in pack.json" + REMEDY,
     ),
     "no images": (
         lambda out: (out / "test_images.u8").unlink(),
@@ -153,7 +153,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "damaged labels": (
         lambda out: change_byte(out / "train_labels.npy", -8),
-        "{out}/train_labels.npy is damaged (its checksum is another one)" + REMEDY,
+        "{out}/train_labels.npy is damaged (its checksum differs)" + REMEDY,
     ),
     "another label": (
         lambda out: write_labels(out, np.array([0, 2, 1])),
