@@ -1,4 +1,4 @@
-"""A worker that is asked to read damaged files, and asked again where one has ended it."""
+"""Runs a worker process on damaged files, and restarts it after a crash."""
 
 import json
 import os
@@ -14,20 +14,20 @@ from target import Target
 from worker import Outcome
 
 HERE = Path(__file__).parent
-KEPT = HERE.parents[1] / "build" / "fuzz"  # files that showed a fault
-# What ended the process: the timers of worker.py, or a fault of the reader.
+KEPT = HERE.parents[1] / "build" / "fuzz"  # files that caused a fault
+# Signals of worker.py's timers; any other end is a crash of the reader.
 SIGNALS = {signal.SIGPROF: "it hangs (no end of computing)", signal.SIGALRM: "it hangs (no end of waiting)"}
 
 
 class Worker:
-    """Reads by the table TARGETS of a module; `limits` of the time for each reading: CPU_SECONDS, SECONDS."""
+    """Worker process with the table TARGETS of a module; `limits` per read are CPU_SECONDS and SECONDS."""
 
     def __init__(self, module: str, *limits: float) -> None:
         self._command = [sys.executable, str(HERE / "worker.py"), module, *map(str, limits)]
         self._process: subprocess.Popen | None = None
 
     def read(self, name: str, folder: Path) -> Outcome:
-        """How reading `folder` as the target `name` ends."""
+        """Reads `folder` as the target `name`; returns the outcome."""
         process = self._process or self._start()
         process.stdin.write(f"{name}\t{folder}\n")
         process.stdin.flush()
@@ -39,7 +39,7 @@ class Worker:
         return Outcome(SIGNALS.get(-code, f"it crashes ({_name_of(code)})"), "")
 
     def close(self) -> None:
-        """End the process."""
+        """Ends the process."""
         if self._process is not None:
             self._process.stdin.close()
             self._process.wait()
@@ -61,7 +61,7 @@ def _name_of(code: int) -> str:
 def faults(
     worker: Worker, name: str, target: Target, folder: Path, *, seed: int, num_random: int
 ) -> tuple[list[str], Counter[str]]:
-    """Reads damaged versions of a valid set of files: what went wrong, in words, and how many were read or refused."""
+    """Reads damaged versions of valid files; returns the faults in words, and the numbers of read and refused files."""
     target.write(folder)
     found, counts = [], Counter[str]()
     for number, part in enumerate(target.parts):

@@ -1,4 +1,4 @@
-"""Damaged versions of a file, drawn from a seed: first each boundary and length field of its format, then anything."""
+"""Damaged versions of a file, drawn from a seed: each boundary and length field of its format, then random changes."""
 
 import random
 import re
@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 LENGTHS = (0, 2**31 - 1, 2**32 - 1, 2**63)
-MAX_BOUNDARIES = 60  # of one file that it is truncated at; more are drawn from
-MAX_FIELDS = 40  # likewise, of length fields
+MAX_BOUNDARIES = 60  # truncations per file; drawn at random if there are more
+MAX_FIELDS = 40  # length fields per file, drawn in the same way
 
 
 class Field(NamedTuple):
@@ -18,8 +18,8 @@ class Field(NamedTuple):
     order: str = "little"
 
 
-# What a structure begins with -> its fields, relative to there: of zip archives (a file, its entry in the directory,
-# the end of the directory, the same in 64 bits), of numpy's arrays and of PNG's chunks.
+# Signature of a structure -> its fields, relative to the signature: zip archives (a file, its entry in the directory,
+# the end of the directory, its 64-bit form), numpy's arrays and PNG's chunks.
 SIGNATURES: dict[bytes, tuple[Field, ...]] = {
     b"PK\x03\x04": (Field(8, 2), Field(18, 4), Field(22, 4), Field(26, 2), Field(28, 2)),
     b"PK\x01\x02": (Field(10, 2), Field(20, 4), Field(24, 4), Field(28, 2), Field(30, 2), Field(32, 2), Field(42, 4)),
@@ -30,12 +30,12 @@ SIGNATURES: dict[bytes, tuple[Field, ...]] = {
     b"IDAT": (Field(-4, 4, "big"),),
 }
 NUMBER = re.compile(rb"\d+")
-# Below an operation of a pickle: a text, a number, a number of any length, and what was remembered.
+# Operations of a pickle with an argument: a string, numbers, a number of any length, memoized values.
 PICKLED = re.compile(rb"[XJKMjrhq]")
 
 
 def damaged(content: bytes, fields: tuple[Field, ...], seed: int, num_random: int) -> Iterator[bytes]:
-    """Versions of `content`; `fields`: those that no signature leads to."""
+    """Yields damaged versions of `content`; `fields` are the fields without a signature."""
     draw = random.Random(seed)
     found = [*fields, *_fields(content)]
     boundaries = sorted({edge for field in found for edge in (field.offset, field.offset + field.size)})
@@ -69,7 +69,7 @@ def _with_field(content: bytes, field: Field, value: int) -> bytes:
 
 
 def _place(content: bytes, draw: random.Random) -> int:
-    """Every second time near one of the ends, where most formats have what describes the rest."""
+    """Draws an offset, often near one of the ends, where most formats describe the rest."""
     place = draw.randrange(len(content) + 1)
     return draw.choice((place, min(place, draw.randrange(200)), max(place, len(content) - draw.randrange(200))))
 
@@ -116,12 +116,12 @@ def _length_anywhere(content: bytes, draw: random.Random) -> bytes:
 
 
 def _number(content: bytes, draw: random.Random) -> bytes:
-    """Another number in place of one that is written out, as in JSON."""
+    """Replaces a number in decimal digits, as in JSON."""
     return _replaced(content, NUMBER, lambda match: str(draw.choice((*LENGTHS, -1, 1e308, "null"))).encode(), draw)
 
 
 def _pickled(content: bytes, draw: random.Random) -> bytes:
-    """Another argument of an operation of a pickle."""
+    """Changes an argument of an operation of a pickle."""
     return _replaced(content, PICKLED, lambda match: match[0] + draw.randbytes(1), draw)
 
 

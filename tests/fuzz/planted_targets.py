@@ -1,4 +1,4 @@
-"""Readers with a fault each, which the harness must see."""
+"""Readers with one fault each, which the harness must detect."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ TOO_MUCH = 2 * MEMORY_BYTES
 
 
 class PlantedError(ValueError):
-    """The one that is documented."""
+    """The documented error."""
 
 
 def _hang() -> None:
@@ -25,12 +25,12 @@ def _hang() -> None:
 
 
 def _hang_in_c() -> None:
-    """Where no Python code runs, so that Python could handle no signal."""
+    """Hangs outside Python code, so that Python cannot handle a signal."""
     ctypes.CDLL(None).sleep(1_000_000)
 
 
 def _allocate(take: Callable[[int], object]) -> Callable[[], None]:
-    """What does not fit is refused by the reader as if the file were corrupt."""
+    """Returns a reader that reports a failed allocation as a corrupt file."""
 
     def read() -> None:
         try:
@@ -42,7 +42,7 @@ def _allocate(take: Callable[[int], object]) -> Callable[[], None]:
 
 
 def _torch_empty(size: int) -> object:
-    import torch  # here, as it takes longer than the other readings may
+    import torch  # imported here, as it takes longer than the limit of the other reads
 
     return torch.empty(size, dtype=torch.uint8)
 

@@ -1,4 +1,4 @@
-"""What the harness needs to know of a reader."""
+"""Description of a reader for the harness."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ from mutations import Field
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A file that is damaged, or what is packed in it."""
+    """A file to damage, or packed content of a file."""
 
     file: str
     unpack: Callable[[bytes], bytes] = bytes
     pack: Callable[[bytes, bytes], bytes] = lambda whole, inner: inner
-    """(the whole file, what is in it now) -> a whole file."""
+    """(whole file, new content) -> new whole file."""
     fields: tuple[Field, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A reader."""
+    """A reader and valid files for it."""
 
     write: Callable[[Path], None]
-    """Puts valid files into an empty folder."""
+    """Writes valid files to an empty folder."""
     read: Callable[[Path], None]
     parts: tuple[Part, ...]
     error: type[Exception]
-    """The only one that it may raise."""
+    """The only exception that the reader may raise."""

@@ -1,4 +1,4 @@
-"""Every reader of files that may come from strangers: a small valid set for each, and what reads all of it."""
+"""Every reader of untrusted files: small valid files for each, and a function that reads all of them."""
 
 import gzip
 import io
@@ -34,7 +34,7 @@ SHAPE = (8, 6, 3)
 
 
 def member(file: str, name: str) -> Part:
-    """A member of an archive, whose checksum and sizes are made right again."""
+    """Damages a member of an archive, then corrects its checksum and sizes."""
 
     def unpack(whole: bytes) -> bytes:
         return zipfile.ZipFile(io.BytesIO(whole)).read(name)
@@ -50,7 +50,7 @@ def member(file: str, name: str) -> Part:
 
 
 def state_of_a_run(file: str) -> Part:
-    """What a run's checkpoint holds beside the tensors, whose checksum is made right again where it is JSON."""
+    """Damages the JSON of a run's checkpoint, then corrects the checksum if it is still JSON."""
 
     def unpack(whole: bytes) -> bytes:
         length = int.from_bytes(whole[:8], "little")
@@ -73,7 +73,7 @@ def _weights() -> dict[str, torch.Tensor]:
 
 
 def _checkpoint_content() -> dict:
-    """With a view of a storage, a number of numpy and plain values beside the weights."""
+    """Returns weights with a view of a storage, a numpy number and plain values beside them."""
     return {"state_dict": _weights(), "epoch": 3, "accuracy": np.float64(0.5), "view": torch.arange(10.0)[3:6]}
 
 
@@ -82,7 +82,7 @@ def _write_safetensors(folder: Path) -> None:
 
 
 def _read_weights(path: Path) -> None:
-    """As fastadaad inspect does, and every number."""
+    """Reads weights as `fastadaad inspect` does, and every number."""
     weights = read_state_dict(path)
     for tensor in weights.values():
         tensor.double().sum().item()
@@ -90,7 +90,7 @@ def _read_weights(path: Path) -> None:
 
 
 def idx(array: np.ndarray) -> bytes:
-    """An IDX file."""
+    """Returns the content of an IDX file."""
     return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
 
 
@@ -131,7 +131,7 @@ def _write_images(folder: Path) -> None:
 
 
 def _read_images(folder: Path) -> None:
-    """As the torch engine does."""
+    """Reads images as the torch engine does."""
     images = load_dataset("folder", folder, image_size=8).train_images
     for index in range(len(images)):
         decode_resized(images, index)  # type: ignore[arg-type]
@@ -150,8 +150,8 @@ def _read_pack(folder: Path) -> None:
     verify_pack(folder / "pack", read_pack(folder / "pack"), lambda num_images: None)
 
 
-def _read_pack_of_these_labels(folder: Path) -> None:
-    """With the checksum of the labels as they are, as someone would write it who means harm."""
+def _read_pack_with_a_matching_checksum(folder: Path) -> None:
+    """Reads a pack after writing the checksum of the damaged labels, as an attacker would."""
     summary = json.loads((folder / "pack" / SUMMARY).read_text())
     for split in SPLITS:
         content = labels_path(folder / "pack", split).read_bytes()
@@ -230,7 +230,7 @@ TARGETS = {
     ),
     "labels-of-a-pack": Target(
         write=_write_pack,
-        read=_read_pack_of_these_labels,
+        read=_read_pack_with_a_matching_checksum,
         parts=(Part(file="pack/train_labels.npy"),),
         error=DataError,
     ),

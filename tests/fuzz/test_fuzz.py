@@ -1,7 +1,6 @@
 """Damaged files are read, or refused in one line that names the file: no crash, no hang, no memory above the bound.
 
-The bounds are those of worker.py. More than here is tried by, for example,
-`FASTADAAD_FUZZ_CASES=10000 FASTADAAD_FUZZ_SEED=1 pytest tests/fuzz`.
+worker.py has the bounds. `FASTADAAD_FUZZ_CASES=10000 FASTADAAD_FUZZ_SEED=1 pytest tests/fuzz`, for example, tries more.
 """
 
 import os
@@ -11,13 +10,13 @@ import pytest
 from harness import Worker, faults
 from targets import TARGETS
 
-NUM_RANDOM = int(os.environ.get("FASTADAAD_FUZZ_CASES", "200"))  # for each file, beside those that its format gives
+NUM_RANDOM = int(os.environ.get("FASTADAAD_FUZZ_CASES", "200"))  # per file, in addition to the cases of its format
 SEED = int(os.environ.get("FASTADAAD_FUZZ_SEED", "0"))
 
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
-    """The process that reads."""
+    """Yields the process that reads."""
     worker = Worker("targets")
     yield worker
     worker.close()
@@ -33,4 +32,4 @@ def test_valid_files_are_read(worker, tmp_path, name):
 def test_damaged_files_are_read_or_refused(worker, tmp_path, name):
     found, counts = faults(worker, name, TARGETS[name], tmp_path, seed=SEED, num_random=NUM_RANDOM)
     assert not found, "\n".join(found)
-    assert counts["refused"] > sum(counts.values()) / 4  # else they would be hardly damaged
+    assert counts["refused"] > sum(counts.values()) / 4  # otherwise they were hardly damaged

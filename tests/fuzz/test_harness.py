@@ -1,4 +1,4 @@
-"""The harness sees each kind of fault, tells the file, and goes on; a seed gives the same damaged files each time."""
+"""The harness detects each kind of fault, names the file and continues; a seed always gives the same files."""
 
 import shutil
 from collections import Counter
@@ -13,28 +13,28 @@ from planted_targets import FAULTS, TARGETS
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
-    """Half a second of computing for each reading, two in all."""
+    """Yields a worker with 0.5 CPU seconds and 2 seconds per read."""
     worker = Worker("planted_targets", 0.5, 2)
     yield worker
     worker.close()
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_seen(worker, tmp_path, name):
+def test_a_planted_fault_is_detected(worker, tmp_path, name):
     fault, _ = worker.read(name, tmp_path)
     assert fault.startswith(FAULTS[name][1])
     assert bool(fault) == (name not in ("none", "refused"))
     assert worker.read("none", tmp_path) == ("", "")
 
 
-def test_what_torch_cannot_allocate_is_seen(tmp_path):
+def test_a_failed_allocation_of_torch_is_detected(tmp_path):
     worker = Worker("planted_targets")
     fault, _ = worker.read("torch", tmp_path)
     worker.close()
     assert fault.startswith("it asked for too much memory: PlantedError: file <- RuntimeError: ")
 
 
-def test_the_file_that_showed_a_fault_is_kept(worker, tmp_path, monkeypatch):
+def test_the_file_that_caused_a_fault_is_kept(worker, tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "KEPT", tmp_path / "kept")
     folder = tmp_path / "files"
     folder.mkdir()
@@ -59,7 +59,7 @@ def test_damaged_files_are_the_same_for_a_seed():
     assert len(set(first)) > 0.8 * len(first)
 
 
-def test_every_boundary_and_length_comes_up():
+def test_every_boundary_and_length_is_tried():
     found = set(damaged(CONTENT, (Field(100, 8, "big"),), 0, 0))
     for size in (100, 108, 8, 10, 18, 22, 26, 28, 30, 36, 37, 38, 40):
         assert CONTENT[:size] in found

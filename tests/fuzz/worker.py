@@ -1,7 +1,7 @@
-"""Reads damaged files in a process of its own, whose memory and time are bounded.
+"""Reads damaged files in a separate process with bounded memory and time.
 
 `python worker.py MODULE [CPU_SECONDS SECONDS]`; MODULE has a table TARGETS. Each line of the input is the name of a
-target and a folder, with a tab between; each line of the output is an Outcome as JSON.
+target and a folder, separated by a tab; each line of the output is an Outcome as JSON.
 """
 
 import importlib
@@ -16,27 +16,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 MEMORY_BYTES = 2**30
-"""More than when it began the process may not take. An image of file_limits.IMAGE_PIXELS in RGB takes a third of it."""
+"""Memory that a read may add to the process. An image of file_limits.IMAGE_PIXELS in RGB takes a third of it."""
 CPU_SECONDS = 10.0
-"""For each reading."""
+"""CPU time per read."""
 SECONDS = 120.0
-"""In all; whoever computes for less of them on however busy a machine, waits for something."""
+"""Wall-clock time per read; a read that takes longer with less CPU time waits for something."""
 
-# What an allocation that the system refused says, in Python, torch, C++ and Rust.
+# Messages of a failed allocation in Python, torch, C++ and Rust.
 REFUSED_ALLOCATION = re.compile(
     r"MemoryError|can't allocate memory|bad_alloc|not enough memory|[Cc]annot allocate memory"
 )
 
 
 class Outcome(NamedTuple):
-    """How one reading ended: `fault` is empty where it was read, or refused as is documented."""
+    """Result of one read: `fault` is empty if the files were read, or refused with the documented error."""
 
     fault: str
     message: str
 
 
 def read(target, folder: Path) -> Outcome:
-    """Read the files of `target` in `folder`."""
+    """Reads the files of `target` in `folder`."""
     try:
         target.read(folder)
     except target.error as error:
@@ -55,7 +55,7 @@ def read(target, folder: Path) -> Outcome:
 
 
 def _chain(error: BaseException | None) -> str:
-    """An exception and those that led to it."""
+    """Returns the messages of an exception and its causes."""
     texts = []
     while error is not None:
         texts.append(f"{type(error).__name__}: {str(error)[:300]}")
@@ -73,14 +73,14 @@ def main() -> None:
     module, *limits = sys.argv[1:]
     cpu_seconds, seconds = map(float, limits) if limits else (CPU_SECONDS, SECONDS)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # the output of a library is not an answer
     targets = importlib.import_module(module).TARGETS
     warnings.simplefilter("ignore")
     _limit_memory()
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         name, folder = line.rstrip("\n").split("\t")
-        # Python handles neither signal, so that they end the process wherever it is.
+        # Python handles neither signal, so that they end the process in C code too.
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         signal.setitimer(signal.ITIMER_REAL, seconds)
         outcome = read(targets[name], Path(folder))

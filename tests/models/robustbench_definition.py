@@ -1,4 +1,4 @@
-"""RobustBench's networks, restated: the names of their tensors, and their forward from a state dict."""
+"""RobustBench's WideResNet, written again: the names of its tensors, and its forward from a state dict."""
 
 from collections.abc import Mapping
 
@@ -31,7 +31,7 @@ def wide_resnet_shapes(num_blocks: int, width: int, num_classes: int) -> dict[st
 
 
 def wide_resnet_logits(state: Mapping[str, Tensor], x: Tensor, num_blocks: int) -> Tensor:
-    """Eval-mode logits of the state dict at x [B, 3, H, W], after (x - mu) / sigma where the state has these."""
+    """Eval-mode logits of the state dict at x [B, 3, H, W], after (x - mu) / sigma if the state has them."""
 
     def bn_relu(name: str, value: Tensor) -> Tensor:
         mean, var, weight, bias = (

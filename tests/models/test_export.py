@@ -1,4 +1,4 @@
-"""What export writes loads elsewhere: RobustBench's names and logits, and our own load_model."""
+"""Exported files load elsewhere: RobustBench's names and logits, and fastadaad's load_model."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 def saved(tmp_path, name: str = "wrn-10-2", **options):
-    """A network with its weights in a file; batch-norm statistics are not those of a fresh layer."""
+    """Returns a network whose weights are in a file; its batch-norm statistics are not those of a new layer."""
     torch.manual_seed(0)
     model = load_model(name, num_classes=7, **options)
     with torch.no_grad():
@@ -23,7 +23,7 @@ def saved(tmp_path, name: str = "wrn-10-2", **options):
     return model.eval()
 
 
-def test_robustbenchs_form_has_its_names_and_its_logits(tmp_path):
+def test_the_pt_file_has_the_names_and_logits_of_robustbench(tmp_path):
     model = saved(tmp_path)
     lines = export(tmp_path, tmp_path / "student.pt")
     state = torch.load(tmp_path / "student.pt", weights_only=True)
@@ -46,7 +46,7 @@ def test_a_normalisation_becomes_mu_and_sigma(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["wrn-10-1", "resnet18", "preactresnet18", "mobilenet-v2", "cnn-8"])
-def test_safetensors_and_state_dict_come_back_with_the_same_logits(name, tmp_path):
+def test_safetensors_and_state_dict_reload_with_the_same_logits(name, tmp_path):
     model = saved(tmp_path, name, mean=0.5, std=0.25)
     x = torch.rand(2, 3, 32, 32)
     for out in ("student.safetensors", "student.pt"):
@@ -58,7 +58,7 @@ def test_safetensors_and_state_dict_come_back_with_the_same_logits(name, tmp_pat
         assert name in file.metadata()["fastadaad"]
 
 
-def test_what_cannot_be_exported_is_told_and_nothing_is_overwritten(tmp_path):
+def test_impossible_exports_raise_and_overwrite_nothing(tmp_path):
     saved(tmp_path)
     (tmp_path / "old.pt").write_text("precious")
     with pytest.raises(ValueError, match=r"old\.pt exists already: give another name"):

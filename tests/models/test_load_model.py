@@ -1,4 +1,4 @@
-"""Reading weights: formats, wrappers, prefixes, and one readable line for each thing that can be wrong."""
+"""Reading weights: formats, wrappers, prefixes, and a one-line error for each problem."""
 
 import pickle
 import struct
@@ -15,7 +15,7 @@ NAME = "cnn-2"
 
 @pytest.fixture
 def weights() -> dict[str, torch.Tensor]:
-    """A state dict of NAME in which no tensor has its initial value."""
+    """Returns a state dict of NAME; no tensor has its initial value."""
     generator = torch.Generator().manual_seed(0)
     tensors = load_model(NAME).state_dict()
     return {
@@ -73,7 +73,7 @@ def test_only_leading_prefixes_are_stripped(tmp_path):
     assert set(read_state_dict(tmp_path / "w.pt")) == {"a.module.b", "amodule.c"}
 
 
-def test_counters_and_normalisation_may_be_absent(weights, tmp_path):
+def test_counters_and_normalisation_may_be_missing(weights, tmp_path):
     optional = {key for key in weights if "num_batches_tracked" in key or "normalize" in key}
     assert len(optional) == 5
     model = load({key: weights[key] for key in weights if key not in optional}, tmp_path / "w.pt", mean=0.25)
@@ -97,7 +97,7 @@ def test_misfits_are_listed_together_and_nothing_is_loaded(weights, tmp_path):
     assert_equal_weights(model, before)
 
 
-def test_wrong_number_of_classes_is_told(weights, tmp_path):
+def test_wrong_number_of_classes_is_reported(weights, tmp_path):
     save_file(weights, tmp_path / "w.safetensors")
     message = error_of(tmp_path / "w.safetensors", num_classes=100)
     assert "2 of wrong shape (fc.weight [10, 8] instead of [100, 8], fc.bias [10] instead of [100])" in message
@@ -112,7 +112,7 @@ class Attack:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_pickle_that_wants_to_run_code_is_refused_unrun(weights, tmp_path, zipped):
+def test_a_pickle_with_code_is_refused_without_running_it(weights, tmp_path, zipped):
     content = {"state_dict": weights, "args": Attack(tmp_path / "ran")}
     torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
     message = error_of(tmp_path / "w.pt")
@@ -121,7 +121,7 @@ def test_pickle_that_wants_to_run_code_is_refused_unrun(weights, tmp_path, zippe
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_bare_pickle_is_not_run_either(tmp_path):
+def test_a_bare_pickle_is_not_run(tmp_path):
     (tmp_path / "w.pt").write_bytes(pickle.dumps(Attack(tmp_path / "ran")))
     assert "is not a torch.save file or is corrupt" in error_of(tmp_path / "w.pt")
     assert not (tmp_path / "ran").exists()
@@ -130,7 +130,7 @@ def test_bare_pickle_is_not_run_either(tmp_path):
 @pytest.mark.parametrize(
     ("kept", "suffix"), [(0, "pt"), (0.5, "pt"), (0.99, "pt"), (0, "safetensors"), (0.5, "safetensors")]
 )
-def test_truncated_file_is_told(weights, tmp_path, kept, suffix):
+def test_a_truncated_file_is_reported(weights, tmp_path, kept, suffix):
     path = tmp_path / f"w.{suffix}"
     {"pt": torch.save, "safetensors": save_file}[suffix](weights, path)
     content = path.read_bytes()
@@ -139,33 +139,33 @@ def test_truncated_file_is_told(weights, tmp_path, kept, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-def test_web_page_is_told(tmp_path, suffix):
+def test_a_web_page_is_reported(tmp_path, suffix):
     path = tmp_path / f"w.{suffix}"
     path.write_text("<!DOCTYPE html><html></html>")
     assert "is a web page, not weights" in error_of(path)
 
 
 @pytest.mark.parametrize("length", [0x3C, 0x3C20])
-def test_a_header_whose_length_reads_like_a_tag_is_no_web_page(tmp_path, length):
-    """Its bytes, little-endian, are "<", or a space and "<"."""
+def test_a_header_whose_length_reads_like_a_tag_is_not_a_web_page(tmp_path, length):
+    """The bytes of the length, little-endian, are "<", or a space and "<"."""
     path = tmp_path / "w.safetensors"
     path.write_bytes(struct.pack("<Q", length) + b'{"__metadata__": {}}'.ljust(length))
     assert read_state_dict(path) == {}
 
 
-def test_absent_file_and_folder_are_told(tmp_path):
+def test_a_missing_file_and_a_folder_are_reported(tmp_path):
     assert error_of(tmp_path / "w.pt").endswith("does not exist: give a .safetensors, .pt or .pth file")
     assert error_of(tmp_path).endswith("is a folder: give a .safetensors, .pt or .pth file")
 
 
 @pytest.mark.parametrize("content", [{"epoch": 3}, [torch.zeros(1)], {"model": {"a": 1}}, {0: torch.zeros(1)}])
-def test_file_without_state_dict_is_told(tmp_path, content):
+def test_a_file_without_a_state_dict_is_reported(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
     assert "holds no state dict, neither directly nor under state_dict, model_state_dict, model, " in error_of(
         tmp_path / "w.pt"
     )
 
 
-def test_two_networks_in_one_file_are_told(weights, tmp_path):
+def test_two_networks_in_one_file_are_reported(weights, tmp_path):
     torch.save(weights | {f"module.{key}": value for key, value in weights.items()}, tmp_path / "w.pt")
     assert "holds more than one network" in error_of(tmp_path / "w.pt")

@@ -1,4 +1,4 @@
-"""Models against parameter counts derived on paper and forwards written out with torch's functions."""
+"""Networks against parameter counts derived on paper and forwards written with torch's functions."""
 
 import pytest
 import timm
@@ -13,7 +13,7 @@ def num_parameters(model: torch.nn.Module) -> int:
 
 
 def with_random_state(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """The model in eval mode and fp64; no weight and no batch-norm statistic has the value it is initialised with."""
+    """Returns the model in eval mode and fp64; no weight and no batch-norm statistic has its initial value."""
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
     with torch.no_grad():
@@ -27,7 +27,7 @@ def with_random_state(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 class Layers:
-    """torch's functions on the tensors of a state dict."""
+    """Applies torch's functions to the tensors of a state dict."""
 
     def __init__(self, model: torch.nn.Module):
         self.tensors = dict(model.state_dict())
@@ -44,7 +44,7 @@ class Layers:
         return F.conv2d(x, self.get(f"{name}.weight"), stride=stride, padding=padding)
 
     def bn(self, name, x):
-        """Written out: (x - running_mean) / sqrt(running_var + 1e-5) * weight + bias."""
+        """Returns (x - running_mean) / sqrt(running_var + 1e-5) * weight + bias."""
         mean, var, weight, bias = (
             self.get(f"{name}.{part}")[:, None, None] for part in ("running_mean", "running_var", "weight", "bias")
         )
@@ -73,7 +73,7 @@ def basic_block(net: Layers, name: str, x, stride: int):
 
 
 def stage_blocks(name: str):
-    """Prefix and stride of every block of a ResNet."""
+    """Yields prefix and stride of every block of a ResNet."""
     for stage, num_blocks in enumerate(NUM_BLOCKS[name], start=1):
         for block in range(num_blocks):
             yield f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
@@ -115,7 +115,7 @@ def test_rescnn_logits():
 
 
 def test_mobilenet_v2_logits():
-    """Expansion, channels, blocks and stride as in the table of the paper, but for the strides that CIFAR lowers."""
+    """Expansion, channels, blocks and strides are those of the paper's table, except the strides lowered for CIFAR."""
     model, x = with_random_state(load_model("mobilenet-v2", num_classes=7)), images(3, 16)
     net = Layers(model)
     out, layer = F.relu(net.bn("bn1", net.conv("conv1", net.normalize(x)))), 0
@@ -126,7 +126,7 @@ def test_mobilenet_v2_logits():
             name, stride = f"layers.{layer}", s if block == 0 else 1
             wide = F.relu(net.bn(f"{name}.bn1", net.conv(f"{name}.conv1", out, padding=0)))
             assert wide.shape[1] == t * out.shape[1]
-            # Depthwise: every channel by itself.
+            # Depthwise: one filter per channel.
             kernel = net.get(f"{name}.conv2.weight")
             wide = F.conv2d(wide, kernel, stride=stride, padding=1, groups=wide.shape[1])
             wide = F.relu(net.bn(f"{name}.bn2", wide))
@@ -140,7 +140,7 @@ def test_mobilenet_v2_logits():
     net.assert_all_used()
 
 
-def test_a_timm_model_is_timms_own_behind_the_normalisation():
+def test_a_timm_model_is_timms_own_after_the_normalisation():
     model = load_model("timm/resnet10t", num_classes=7, in_channels=2, mean=0.5, std=0.25).eval()
     own = timm.create_model("resnet10t", num_classes=7, in_chans=2).eval()
     own.load_state_dict(model.network.state_dict())
@@ -202,7 +202,7 @@ def test_rescnn_has_the_derived_number_of_parameters():
 
 @pytest.mark.parametrize(("depth", "width", "known"), [(16, 4, 2_748_890), (28, 10, 36_479_194), (34, 10, 46_160_474)])
 def test_wide_resnet_has_the_known_number_of_parameters(depth, width, known):
-    """Per stage of n blocks from i to o channels: 3x3 convolutions, 1x1 shortcut, two batch-norms a block."""
+    """A stage of n blocks from i to o channels has 3x3 convolutions, a 1x1 shortcut and two batch-norms per block."""
     num_blocks, total = (depth - 4) // 6, 3 * 16 * 9
     for i, o in ((16, 16 * width), (16 * width, 32 * width), (32 * width, 64 * width)):
         total += 9 * (i * o + (2 * num_blocks - 1) * o * o) + i * o + 2 * (i + (2 * num_blocks - 1) * o)
@@ -228,7 +228,7 @@ def test_every_listed_name_is_a_model_for_its_images(name):
         assert model.training
 
 
-def test_initial_weights_are_a_function_of_the_global_seed():
+def test_initial_weights_depend_on_the_global_seed():
     def first_convolution(seed):
         torch.manual_seed(seed)
         return load_model("wrn-10-1").conv1.weight
@@ -237,7 +237,7 @@ def test_initial_weights_are_a_function_of_the_global_seed():
     assert not torch.equal(first_convolution(1), first_convolution(2))
 
 
-def test_wide_resnet_starts_with_hes_scale_and_no_bias():
+def test_wide_resnet_starts_with_hes_scale_and_a_zero_bias():
     model = WideResNet(16, 4)
     weight = model.block3.layer[1].conv2.weight  # 256 -> 256 channels
     assert weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
@@ -253,7 +253,7 @@ def test_normalisation_is_inside_the_model_and_saved_with_it():
     assert load_model("cnn-4", mean=mean, std=std).state_dict()["normalize.std"].flatten().tolist() == list(std)
 
 
-def test_one_number_normalises_every_channel_and_the_default_none():
+def test_one_number_normalises_every_channel_and_the_default_changes_nothing():
     x = images(3, 4).float()
     assert torch.equal(Normalize(3, 0.5, 0.25)(x), (x - 0.5) / 0.25)
     assert torch.equal(Normalize(3)(x), x)
@@ -290,7 +290,7 @@ def test_pixels_get_a_gradient():
         (lambda: SmallCNN(4, std=0.0), "std 0.0 is not positive: give the standard deviation of the pixels"),
     ],
 )
-def test_mistakes_are_named(build, message):
+def test_mistakes_are_reported(build, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole message is compared)
         build()
     assert str(caught.value).startswith(message)

@@ -1,4 +1,4 @@
-"""The shipped teachers are the files their page describes, and as good as it says."""
+"""The shipped teachers are the files that their page describes, with the accuracies that it states."""
 
 import hashlib
 import json
@@ -26,27 +26,27 @@ def test_every_shipped_file_is_described():
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_file_has_the_sum_that_its_page_gives(name):
+def test_file_has_the_checksum_of_its_page(name):
     assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == ROWS[name][1]
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_file_was_made_by_the_recipe_as_it_stands(name, tmp_path):
+def test_file_was_made_by_the_present_recipe(name, tmp_path):
     with safe_open(FOLDER / name, "pt") as file:
         made_by = json.loads(file.metadata()["fastadaad"])["config"]
-    # Settings younger than the file are read with their defaults.
+    # Settings that are newer than the file are read with their defaults.
     (tmp_path / "config.json").write_text(json.dumps(made_by))
     recipe = recipes.get(name.removesuffix(".safetensors"))
     assert replace(read_config(tmp_path / "config.json"), mode=recipe.mode) == recipe
 
 
-def test_demo_teacher_is_as_accurate_as_its_page_says():
+def test_demo_teacher_has_the_accuracy_of_its_page():
     config = recipes.get("demo")
     data = training_data(config, torch.device("cpu"))
     model = build_model(config.teacher, data, torch.device("cpu"))
     results = evaluate_on_test_set(model, config, data, Console(quiet=True), "teacher")
     promised = [float(accuracy) for accuracy in ROWS["demo-teacher.safetensors"][0]]
-    # Another processor rounds otherwise, and an attack of 20 signs of gradients may then tip a few of the 360 images.
+    # Another processor rounds differently: after 20 steps of gradient signs, a few of the 360 images may change sides.
     assert [100 * result.accuracy for result in results] == pytest.approx(promised, abs=500 / 360 + 0.05)
 
 

@@ -1,4 +1,4 @@
-"""Weights files that ask for more than they hold: refused in one line, before anything is allocated or called."""
+"""Weights files that claim more than they hold are refused in one line, before anything is allocated or called."""
 
 import argparse
 import collections
@@ -21,7 +21,7 @@ from fastadaad.models.weights_checks import check_safetensors, check_torch_save
 from fastadaad.models.weights_reading import HARMLESS
 from fastadaad.runtime.file_limits import SAFETENSORS_HEADER_BYTES
 
-MANY = 2**33  # bytes: more than a test may take
+MANY = 2**33  # bytes: more than a test may allocate
 
 
 def error_of(path: Path) -> str:
@@ -44,7 +44,7 @@ def entry(shape: list[int], begin: int, end: int) -> dict:
 
 
 @pytest.mark.parametrize("surplus", [-1, 1, 4, 5, 2**31 - 1, 2**32 - 1, 2**63, 2**64 - 100])
-def test_a_safetensors_header_that_is_not_all_there_is_refused(tmp_path, surplus):
+def test_an_incomplete_safetensors_header_is_refused(tmp_path, surplus):
     path = tmp_path / "w.safetensors"
     whole = safetensors({"a": entry([1], 0, 4)}, bytes(4))
     path.write_bytes(struct.pack("<Q", len(whole) - 12 + surplus) + whole[8:])
@@ -55,7 +55,7 @@ def test_a_long_safetensors_header_is_refused_unread(tmp_path):
     path = tmp_path / "w.safetensors"
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", SAFETENSORS_HEADER_BYTES + 1))
-        file.truncate(2 * SAFETENSORS_HEADER_BYTES)  # of zeros that take no room
+        file.truncate(2 * SAFETENSORS_HEADER_BYTES)  # zeros of a sparse file, which use no disk space
     assert f"its header claims {SAFETENSORS_HEADER_BYTES + 1} bytes" in error_of(path)
 
 
@@ -74,14 +74,14 @@ def test_a_long_safetensors_header_is_refused_unread(tmp_path):
     ],
     ids=str,
 )
-def test_a_tensor_that_is_not_in_its_safetensors_file_is_refused(tmp_path, shape, begin, end):
+def test_a_tensor_outside_its_safetensors_file_is_refused(tmp_path, shape, begin, end):
     path = tmp_path / "w.safetensors"
     path.write_bytes(safetensors({"a": entry(shape, begin, end)}, bytes(4)))
     assert error_of(path).startswith("is not a safetensors file or is corrupt (")
 
 
 def archive(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
-    """A torch.save file around a pickle."""
+    """Writes a torch.save file around a pickle."""
     with zipfile.ZipFile(path, "w", compression) as file:
         for name, content in (("data.pkl", pickled), ("version", b"3\n"), ("byteorder", b"little")):
             file.writestr(f"w/{name}", content)
@@ -95,7 +95,7 @@ def saved(content: object, **options) -> bytes:
 
 
 def called(module: str, name: str, *arguments: bytes) -> bytes:
-    """A pickle that calls a function."""
+    """Returns a pickle that calls a function."""
     return b"\x80\x02c%s\n%s\n%s%sR." % (module.encode(), name.encode(), b"".join(arguments), b"t")
 
 
@@ -119,15 +119,15 @@ def test_a_call_that_could_fill_the_memory_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("kind", ["V8589934592", "S8589934592", "O"])
-def test_a_number_of_numpy_is_a_number(tmp_path, kind):
+def test_a_numpy_scalar_must_be_a_number(tmp_path, kind):
     dtype = b"cnumpy\ndtype\nX" + struct.pack("<I", len(kind)) + kind.encode() + b"\x85R"
     path = archive(tmp_path / "w.pt", called("numpy._core.multiarray", "scalar", b"(", dtype, b"N"))
     assert error_of(path) == "is not a torch.save file or is corrupt: fetch it again"
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_training_programs_save_beside_the_weights_does_no_harm(tmp_path, zipped):
-    """Every number that HARMLESS names among it."""
+def test_values_that_training_programs_save_beside_the_weights_are_accepted(tmp_path, zipped):
+    """The values include every number type that HARMLESS names."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], momentum=0.9)
     content = {
         "model": {"a": torch.ones(2), "b": torch.nn.Parameter(torch.ones(3)), "c": torch.ones(1, dtype=torch.bfloat16)},
@@ -148,7 +148,7 @@ def test_what_training_programs_save_beside_the_weights_does_no_harm(tmp_path, z
     }
 
 
-def test_numbers_of_numpy_come_back_as_they_were(tmp_path):
+def test_numpy_numbers_are_read_unchanged(tmp_path):
     numbers = [np.dtype(kind).type(3) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u4", "u8", "b1")]
     torch.save(numbers, tmp_path / "w.pt")
     with torch.serialization.safe_globals(HARMLESS):
@@ -158,34 +158,34 @@ def test_numbers_of_numpy_come_back_as_they_were(tmp_path):
 
 
 def numpys_number(state: tuple, content: bytes) -> bytes:
-    """The pickle of a float64 whose type is built from `state`."""
+    """Returns the pickle of a float64 whose type is built from `state`."""
     kind = b"cnumpy\ndtype\nX\x02\0\0\0f8\x89\x88\x87R" + pickle.dumps(state, 2)[2:-1] + b"b"
     encoded = b"c_codecs\nencode\nX\x08\0\0\0" + content + b"X\x06\0\0\0latin1\x86R"
     return called("numpy._core.multiarray", "scalar", b"(", kind, encoded)
 
 
 @pytest.mark.parametrize(("order", "content"), [("<", b"\0\0\0\0\0\0\x08@"), (">", b"@\x08\0\0\0\0\0\0")])
-def test_a_number_of_numpy_may_be_in_either_byte_order(tmp_path, order, content):
+def test_a_numpy_number_may_have_either_byte_order(tmp_path, order, content):
     state = (3, order, None, None, None, -1, -1, 0)
     with torch.serialization.safe_globals(HARMLESS):
         assert torch.load(archive(tmp_path / "w.pt", numpys_number(state, content)), weights_only=True) == 3
 
 
-# In the first a value is missing, which crashes numpy.
+# The first state lacks a value, which crashes numpy.
 @pytest.mark.parametrize("state", [(3, "N", None, -1, -1, 0), (3,), (), (3, None), 3, (3, 7)], ids=str)
 def test_numpys_types_are_not_built_from_a_file(tmp_path, state):
     path = archive(tmp_path / "w.pt", numpys_number(state, bytes(8)))
     assert error_of(path).startswith(("is not a torch.save file or is corrupt", "holds no state dict"))
 
 
-def test_a_compressed_archive_is_refused_unpacked(tmp_path):
+def test_a_compressed_archive_is_refused_without_unpacking(tmp_path):
     path = archive(tmp_path / "w.pt", b"\x80\x02}." + bytes(2**26), zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 2**17
     assert error_of(path) == "is not a torch.save file or is corrupt: fetch it again"
 
 
 def directory_entry(content: bytearray, name: bytes) -> int:
-    """Where the entry of a member is in the directory of an archive."""
+    """Returns the offset of a member's entry in the directory of an archive."""
     return content.rindex(b"PK\x01\x02", 0, content.rindex(name))
 
 
@@ -200,7 +200,7 @@ def test_a_member_larger_than_its_archive_is_refused(tmp_path, size):
 
 
 def test_an_archive_behind_another_file_is_refused(tmp_path):
-    """Where its offsets count from the beginning of the archive, Python and torch find different directories."""
+    """If its offsets count from the start of the archive, Python and torch find different directories."""
     path = tmp_path / "w.pt"
     whole = saved({"a": torch.ones(5)})
     path.write_bytes(whole)
@@ -210,7 +210,7 @@ def test_an_archive_behind_another_file_is_refused(tmp_path):
 
 
 def with_count(content: bytes, old: int, new: int) -> bytes:
-    """A torch.save file in the old format in which a storage is said to have another number of elements."""
+    """Returns an old-format torch.save file whose storage claims another number of elements."""
     before = b"K" + bytes([old]) + b"Nt"  # the last two members of a tuple
     assert content.count(before) == 1
     return content.replace(before, b"\x8a\x05" + new.to_bytes(5, "little") + b"Nt")
@@ -230,11 +230,11 @@ def test_a_storage_larger_than_a_file_in_the_old_format_is_refused(tmp_path, cou
     "change",
     [
         lambda content: content.replace(b"K\x05Nt", b"K\x05K\x05t"),  # a view of a storage
-        lambda content: content.replace(b"K\x05Nt", b"K\x05q\xff0h\xffNt"),  # a number that was remembered
-        lambda content: content.replace(b"Q", b"0h\x07Q", 1),  # a tuple that was remembered
+        lambda content: content.replace(b"K\x05Nt", b"K\x05q\xff0h\xffNt"),  # a memoized number
+        lambda content: content.replace(b"Q", b"0h\x07Q", 1),  # a memoized tuple
     ],
 )
-def test_a_storage_that_is_described_in_another_way_is_refused(tmp_path, change: Callable[[bytes], bytes]):
+def test_a_storage_described_in_another_way_is_refused(tmp_path, change: Callable[[bytes], bytes]):
     content = saved({"a": torch.ones(5)}, _use_new_zipfile_serialization=False)
     path = tmp_path / "w.pt"
     path.write_bytes(change(content))
@@ -243,7 +243,7 @@ def test_a_storage_that_is_described_in_another_way_is_refused(tmp_path, change:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_tensor_that_repeats_one_number_may_not_be_of_any_size(tmp_path, zipped):
+def test_a_tensor_that_repeats_one_number_has_a_size_limit(tmp_path, zipped):
     path = tmp_path / "w.pt"
     path.write_bytes(saved({"a": torch.ones(1).expand(2**20, 2**20)}, _use_new_zipfile_serialization=zipped))
     assert error_of(path) == f"holds a of {2**40} elements, more than its bytes: fetch it again"
@@ -260,7 +260,7 @@ def test_a_dict_that_holds_itself_is_refused(tmp_path, zipped):
     assert error_of(path).startswith("holds no state dict")
 
 
-def test_metadata_of_safetensors_is_no_code(tmp_path):
+def test_metadata_of_safetensors_is_not_executed(tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(save({"a": torch.ones(1)}, {"config": "!!python/object/apply:os.system [exit]"}))
     assert read_state_dict(path)["a"].tolist() == [1]
@@ -272,14 +272,14 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         check_safetensors(tmp_path / "w.safetensors")
 
 
-def test_a_long_name_is_no_work(tmp_path):
-    """A million letters, which a pattern that tries each norm in it for itself would go over as often."""
+def test_a_long_name_is_read_in_linear_time(tmp_path):
+    """The name has a million letters; a pattern that tries each of its "norm" separately takes quadratic time."""
     path = tmp_path / "w.safetensors"
     path.write_bytes(safetensors({250_000 * "norm": entry([1], 0, 4)}, bytes(4)))
     assert list(map(len, read_state_dict(path))) == [10**6]
 
 
-# A tuple of twice the tuple before, sixty times; and a list of 10,000 items.
+# A tuple that holds the tuple before it twice, nested sixty times; and a list of 10,000 items.
 DOUBLED = b"X\1\0\0\0xq\0" + b"".join(b"(h%ch%ctq%c" % (i, i, i + 1) for i in range(60)) + b"h\x3c"
 LONG = b"]q\0(" + 10_000 * b"K\1" + b"e"
 
@@ -292,8 +292,8 @@ LONG = b"]q\0(" + 10_000 * b"K\1" + b"e"
     ],
     ids=["key", "set", "tuple", "counters"],
 )
-def test_a_pickle_that_takes_for_ever_is_refused(tmp_path, pickled):
-    """Each is below 300 kB; to hash one of the first three takes years, the last one counts 100 million items."""
+def test_a_pickle_that_would_take_years_is_refused(tmp_path, pickled):
+    """Each file is below 300 kB; hashing one of the first three takes years, the last one counts 100 million items."""
     path = archive(tmp_path / "w.pt", b"\x80\2" + pickled + b".")
     assert path.stat().st_size < 300_000
     with pytest.raises(ValueError, match="values, most of them repeatedly"):
@@ -301,8 +301,8 @@ def test_a_pickle_that_takes_for_ever_is_refused(tmp_path, pickled):
     assert error_of(path) == "is not a torch.save file or is corrupt: fetch it again"
 
 
-def test_a_pickle_that_holds_much_is_read(tmp_path):
-    """Long, deep, and with values that many others share."""
+def test_a_large_pickle_is_read(tmp_path):
+    """The pickle is long and deep, and many of its values share others."""
     shared = (0.9, 0.999)
     content = {f"{number}": {"step": number, "betas": shared, "items": list(range(50))} for number in range(3_000)}
     deep: list = []

@@ -1,4 +1,4 @@
-"""crop_flip: bit for bit what padding, slicing, flipping and erasing each image gives."""
+"""crop_flip equals padding, slicing, flipping and erasing each image, bit for bit."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from fastadaad import ops
 
 
 def one_by_one(images: Tensor, indices: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Pad, slice, flip: one image after the other."""
+    """Pads, slices and flips one image after the other."""
     height, width = images.shape[1:3]
     samples = [torch.empty(0, images.shape[3], height, width)]
     for index, first_row, first_column, mirrored in zip(indices, top, left, flip, strict=True):
@@ -22,7 +22,7 @@ def one_by_one(images: Tensor, indices: Tensor, top: Tensor, left: Tensor, flip:
 
 
 def erased(x_natural: Tensor, cutout: int, cutout_center: Tensor) -> Tensor:
-    """A black square over one sample after the other, on a canvas so wide that no square needs clipping."""
+    """Draws black squares on one sample after the other, on a wide canvas, so that no square needs clipping."""
     canvas = F.pad(x_natural, (cutout,) * 4)
     first = (cutout_center + cutout - cutout // 2).tolist()
     black = torch.zeros(1)
@@ -31,12 +31,12 @@ def erased(x_natural: Tensor, cutout: int, cutout_center: Tensor) -> Tensor:
 
 
 def every_center(height: int, width: int) -> Tensor:
-    """int64 [height * width, 2]: all pixels, those of the borders and corners among them."""
+    """Returns all pixels as int64 [height * width, 2], including borders and corners."""
     return torch.cartesian_prod(torch.arange(height), torch.arange(width))
 
 
 def public(*arguments) -> Tensor:
-    """ops.crop_flip with the arguments of the operation in order."""
+    """Calls ops.crop_flip with the positional arguments of the operation."""
     names = "cutout", "cutout_center", "channels_last"
     return ops.crop_flip(*arguments[:6], **dict(zip(names, arguments[6:], strict=True)))
 
@@ -53,7 +53,7 @@ def draw(batch: int, shape: tuple[int, ...], padding: int):
 @pytest.mark.parametrize("batch", [0, 1, 129])
 @pytest.mark.parametrize("shape", [(8, 8, 1), (7, 12, 3), (1, 1, 2)], ids=str)
 @pytest.mark.parametrize("padding", [0, 1, 4, 13])
-def test_bit_for_bit_what_slices_give(run, batch, shape, padding):
+def test_equals_slices_bit_for_bit(run, batch, shape, padding):
     arguments = draw(batch, shape, padding)
     x_natural = run("crop_flip", *arguments)
     assert x_natural.dtype == torch.float32
@@ -81,7 +81,7 @@ def test_any_strides(run):
 @every_implementation
 @pytest.mark.parametrize("shape", [(8, 8, 1), (7, 12, 3), (1, 1, 2)], ids=str)
 @pytest.mark.parametrize("cutout", [1, 2, 5, 8, 30])
-def test_cutout_is_bit_for_bit_what_erasing_gives(run, shape, cutout):
+def test_cutout_equals_erasing_bit_for_bit(run, shape, cutout):
     center = every_center(*shape[:2])
     arguments = draw(len(center), shape, 2)
     x_natural = run("crop_flip", *arguments, cutout, center)
@@ -91,7 +91,7 @@ def test_cutout_is_bit_for_bit_what_erasing_gives(run, shape, cutout):
 
 @every_implementation
 def test_place_of_even_and_odd_squares(run):
-    """Side 4 around (2, 3): rows 0 to 3, columns 1 to 4; side 3: rows 1 to 3, columns 2 to 4."""
+    """Side 4 around (2, 3) has rows 0 to 3 and columns 1 to 4; side 3 has rows 1 to 3 and columns 2 to 4."""
     images, zero = torch.full((1, 6, 7, 1), 255, dtype=torch.uint8), torch.zeros(1).long()
     for cutout, rows, columns in ((4, slice(0, 4), slice(1, 5)), (3, slice(1, 4), slice(2, 5))):
         expected = torch.ones(1, 1, 6, 7)

@@ -1,4 +1,4 @@
-"""cross_entropy_grad against float64 autograd, and where logits are extreme, masked, strided or wrong."""
+"""cross_entropy_grad against float64 autograd, and with extreme, masked, strided or invalid logits."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ INF = float("inf")
 
 
 def autograd(student_logits: Tensor, labels: Tensor, dtype: torch.dtype):
-    """loss and its gradient by autograd through torch's own loss."""
+    """Returns loss and gradient by autograd through torch's own loss."""
     logits = student_logits.detach().to(dtype).requires_grad_()
     loss = F.cross_entropy(logits, labels, reduction="none")
     return loss.detach(), *torch.autograd.grad(loss.sum(), logits)
@@ -102,7 +102,7 @@ def test_masked_label_has_infinite_loss_and_finite_gradient(run):
 @every_implementation
 @every_float_dtype
 @pytest.mark.parametrize("wrong", [float("nan"), INF])
-def test_not_a_number_stays_in_its_own_sample(run, dtype, wrong):
+def test_nan_and_inf_stay_in_their_own_sample(run, dtype, wrong):
     student_logits, labels = draw(5, 33, dtype)
     clean = run("cross_entropy_grad", student_logits, labels)
     student_logits[2, 20] = wrong
@@ -125,7 +125,7 @@ def test_registration():
 
 @pytest.mark.parametrize("run", CPP)
 @pytest.mark.parametrize("label", [-1, 10])
-def test_label_that_is_no_class(run, label):
+def test_label_out_of_range(run, label):
     with pytest.raises(RuntimeError, match=rf"labels\[1\] is {label}: it must be in \[0, 10\)"):
         run("cross_entropy_grad", torch.zeros(3, 10), torch.tensor([0, label, 0]))
 

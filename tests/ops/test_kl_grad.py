@@ -1,4 +1,4 @@
-"""kl_grad against float64 autograd, and where logits are extreme, masked, strided or wrong."""
+"""kl_grad against float64 autograd, and with extreme, masked, strided or invalid logits."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ INF = float("inf")
 
 
 def autograd(student_logits: Tensor, teacher_logits: Tensor, temperature: float, dtype: torch.dtype):
-    """kl and its two gradients by autograd through torch's own loss."""
+    """Returns kl and its two gradients by autograd through torch's own loss."""
     student = student_logits.detach().to(dtype).requires_grad_()
     teacher = teacher_logits.detach().to(dtype).requires_grad_()
     log_p, log_q = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
@@ -93,7 +93,7 @@ def test_equal_distributions_have_no_divergence_and_no_gradient(run):
 
 
 @every_implementation
-def test_class_masked_in_both_is_as_if_it_were_not_there(run):
+def test_class_masked_in_both_counts_as_absent(run):
     student_logits, teacher_logits = draw(9, 20)
     kept = torch.arange(20) % 3 != 1
     masked = [logits.masked_fill(~kept, -INF) for logits in (student_logits, teacher_logits)]
@@ -147,7 +147,7 @@ def test_student_that_masks_all_classes(run):
 @every_float_dtype
 @pytest.mark.parametrize("wrong", [float("nan"), INF])
 @pytest.mark.parametrize("network", [0, 1])
-def test_not_a_number_stays_in_its_own_sample(run, dtype, wrong, network):
+def test_nan_and_inf_stay_in_their_own_sample(run, dtype, wrong, network):
     logits = draw(5, 33, dtype)
     clean = run("kl_grad", *logits, 1.0)
     logits[network][2, 20] = wrong

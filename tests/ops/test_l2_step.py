@@ -1,4 +1,4 @@
-"""l2_step_ against float64, inside the ball and the box whatever comes in."""
+"""l2_step_ against float64, and inside the ball and the bounds for every input."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ NUMBERS = (0.3, 0.5, 0.0, 1.0)  # step_size, epsilon, lower, upper
 
 
 def in_torch(x_adv: Tensor, x_natural: Tensor, grad_x: Tensor, step_size, epsilon, lower, upper) -> Tensor:
-    """The step as programs of the field write it, with torch.renorm as the projection."""
+    """Computes the step in the usual way, with torch.renorm as the projection."""
     gradient = grad_x.to(x_adv.dtype).flatten(1)
     direction = gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1e-12)
     delta = x_adv.flatten(1) + step_size * direction - x_natural.flatten(1)
@@ -30,7 +30,7 @@ def in_torch(x_adv: Tensor, x_natural: Tensor, grad_x: Tensor, step_size, epsilo
 
 
 def in_double(x_adv: Tensor, x_natural: Tensor, grad_x: Tensor, step_size, epsilon, lower, upper) -> Tensor:
-    """Sample by sample in float64."""
+    """Computes the step sample by sample in float64."""
     results = []
     for adv, natural, gradient in zip(x_adv.double(), x_natural.double(), grad_x.double(), strict=True):
         delta = adv + step_size * gradient / max(float(gradient.pow(2).sum() ** 0.5), 1e-12) - natural
@@ -87,7 +87,7 @@ def test_inside_the_ball_a_zero_gradient_changes_nothing(run):
 
 
 @every_implementation
-def test_just_outside_the_ball_is_brought_back(run):
+def test_a_sample_just_outside_the_ball_is_projected(run):
     _, x_natural, direction = draw(5, 3, 8, 8)
     x_natural = 0.5 * x_natural + 0.25
     lengths = 0.5 + torch.tensor([0.0, 1e-5, 1e-4, 1e-3, 1e-2])
@@ -107,7 +107,7 @@ def test_layouts(run):
 
 @every_implementation
 @pytest.mark.parametrize("position", [0, 1, 2])
-def test_not_a_number_makes_its_own_sample_not_a_number(run, position):
+def test_nan_makes_its_own_sample_nan(run, position):
     tensors = draw(3, 3, 7, 7)
     clean = tensors[0].clone()
     run("l2_step_", clean, *tensors[1:], *NUMBERS)
@@ -125,7 +125,7 @@ def test_not_a_number_makes_its_own_sample_not_a_number(run, position):
     lower=st.floats(-1, 0.25, width=32),
     width=st.floats(0, 2, width=32),
 )
-def test_never_leaves_ball_or_bounds_and_a_second_projection_changes_nothing(seed, step_size, epsilon, lower, width):
+def test_stays_in_ball_and_bounds_and_a_second_projection_changes_nothing(seed, step_size, epsilon, lower, width):
     generator = torch.Generator().manual_seed(seed)
     upper = lower + width
     x_natural = lower + width * torch.rand(2, 3, 5, 5, generator=generator)
@@ -133,7 +133,7 @@ def test_never_leaves_ball_or_bounds_and_a_second_projection_changes_nothing(see
     for run in IMPLEMENTATIONS:
         x_adv = start.clone()
         run("l2_step_", x_adv, x_natural, grad_x, step_size, epsilon, lower, upper)
-        # An ulp of each pixel: x_natural + delta is rounded.
+        # One ulp per pixel is allowed: x_natural + delta is rounded.
         length = (x_adv - x_natural).double().flatten(1).norm(dim=1)
         assert (length <= epsilon * (1 + 1e-6) + 75**0.5 * 2**-23).all()
         assert (x_adv >= torch.tensor(lower)).all()

@@ -1,4 +1,4 @@
-"""linf_step_: bit for bit what torch computes, inside the ball and the box whatever comes in."""
+"""linf_step_ equals torch bit for bit, and stays inside the ball and the bounds for every input."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ NAN = float("nan")
 
 
 def in_torch(x_adv: Tensor, x_natural: Tensor, grad_x: Tensor, step_size, epsilon, lower, upper) -> Tensor:
-    """The step as programs of the field write it."""
+    """Computes the step in the usual way."""
     x_adv = x_adv + step_size * torch.sign(grad_x.float())
     x_adv = torch.min(torch.max(x_adv, x_natural - epsilon), x_natural + epsilon)
     return torch.clamp(x_adv, lower, upper)
@@ -38,7 +38,7 @@ def assert_exact(run, x_adv: Tensor, x_natural: Tensor, grad_x: Tensor, *numbers
 @pytest.mark.parametrize(
     "shape", [(129, 3, 8, 8), (1, 3, 5, 7), (0, 3, 8, 8), (3, 0), (37,), (2, 3, 4, 5, 6), (2, 3, 150, 150)], ids=str
 )
-def test_bit_for_bit_what_torch_computes(run, dtype, shape):
+def test_equals_torch_bit_for_bit(run, dtype, shape):
     x_adv, x_natural, grad_x = draw(*shape)
     assert_exact(run, x_adv, x_natural, grad_x.to(dtype), *NUMBERS)
 
@@ -74,7 +74,7 @@ def test_zero_gradient_only_projects(run):
 @every_implementation
 @pytest.mark.parametrize("wrong", [NAN, float("inf"), -float("inf")])
 @pytest.mark.parametrize("position", [0, 1, 2])
-def test_not_a_number_stays_in_its_own_pixel(run, wrong, position):
+def test_nan_and_inf_stay_in_their_own_pixel(run, wrong, position):
     tensors = draw(3, 3, 7, 7)
     tensors[position][1, 2, 3, 4] = wrong
     assert_exact(run, *tensors, *NUMBERS)
@@ -92,7 +92,7 @@ def test_not_a_number_stays_in_its_own_pixel(run, wrong, position):
     lower=st.floats(-1, 0.25, width=32),
     width=st.floats(0, 2, width=32),
 )
-def test_never_leaves_ball_or_bounds_and_a_second_projection_changes_nothing(seed, step_size, epsilon, lower, width):
+def test_stays_in_ball_and_bounds_and_a_second_projection_changes_nothing(seed, step_size, epsilon, lower, width):
     generator = torch.Generator().manual_seed(seed)
     upper = lower + width
     x_natural = lower + width * torch.rand(2, 3, 5, 5, generator=generator)
@@ -117,7 +117,7 @@ def test_registration():
     assert_registered("linf_step_", ops.linf_step_, *draw(2, 3, 4, 4), *NUMBERS)
 
 
-def test_returns_the_tensor_that_it_changes_also_where_it_requires_a_gradient():
+def test_returns_the_tensor_that_it_changes_even_if_it_requires_a_gradient():
     x_adv, x_natural, grad_x = draw(2, 3, 4, 4)
     expected = in_torch(x_adv, x_natural, grad_x, *NUMBERS)
     assert ops.linf_step_(x_adv, x_natural, grad_x, 0.02, 0.1) is x_adv

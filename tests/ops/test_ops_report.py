@@ -1,4 +1,4 @@
-"""report() says what really runs, and all operations pass through torch.compile in one graph."""
+"""report() states the backends that run, and all operations compile into one graph with torch.compile."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ STEMS = {"crop_flip", "cross_entropy_grad", "kl_grad", "l2_step", "linf_step", "
 
 
 def report_with(choice: str) -> subprocess.CompletedProcess:
-    """What a fresh process prints as report() with FASTADAAD_KERNELS set to `choice`."""
+    """Prints report() in a new process with FASTADAAD_KERNELS set to `choice`."""
     program = "from fastadaad import ops\nfor row in ops.report(): print(*row, sep='|')"
     environment = os.environ | {"FASTADAAD_KERNELS": choice}
     return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
@@ -30,7 +30,7 @@ def test_one_row_for_each_operation_and_kind_of_device():
 
 
 @pytest.mark.parametrize("row", ops.report(), ids=lambda row: f"{row.op}-{row.device}")
-def test_backend_is_what_the_dispatcher_holds(row):
+def test_backend_is_the_one_in_the_dispatcher(row):
     op = f"fastadaad::{row.op}"
     op = op if hasattr(torch.ops.fastadaad, row.op) else f"{op}_"
     own_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(op, row.device.upper())
@@ -51,7 +51,7 @@ def test_unknown_choice_is_refused():
     assert result.stderr.splitlines()[-1] == "ValueError: FASTADAAD_KERNELS is 'fast': set it to auto or reference"
 
 
-def test_an_operation_that_is_switched_off_is_served_by_its_reference(monkeypatch):
+def test_a_switched_off_operation_uses_its_reference(monkeypatch):
     arguments = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
     name, reference = registration._references["kl_grad"]
     calls = []
@@ -61,7 +61,7 @@ def test_an_operation_that_is_switched_off_is_served_by_its_reference(monkeypatc
     expected, before = compiled(*arguments), ops.report()
     registration.switch_off("kl_grad", "cpu", "it failed")
     try:
-        torch.testing.assert_close(compiled(*arguments), expected)  # compiled before it was switched off
+        torch.testing.assert_close(compiled(*arguments), expected)  # compiled before the operation was switched off
         ops.kl_grad(*arguments)
         assert len(calls) == 2
         changed = [row for row in ops.report() if row not in before]
@@ -74,7 +74,7 @@ def test_an_operation_that_is_switched_off_is_served_by_its_reference(monkeypatc
 
 
 def all_operations(student_logits, teacher_logits, labels, images, indices, corners, flip):
-    """One function with every operation in it."""
+    """Calls every operation."""
     x_natural = ops.crop_flip(images, indices, corners, corners, flip, 2)
     x_adv = ops.random_start_(torch.empty_like(x_natural), x_natural, x_natural.sin(), 0.01)
     kl, grad_student_logits, grad_teacher_logits = ops.kl_grad(student_logits, teacher_logits, 2.0)
@@ -97,7 +97,7 @@ def test_all_operations_compile_into_one_graph(backend):
     torch.testing.assert_close(compiled(*arguments), expected, rtol=0, atol=1e-6)
 
 
-def test_number_of_threads_changes_no_bit():
+def test_number_of_threads_does_not_change_the_bits():
     tensors = draw(64, 3, 32, 32)
     logits = torch.randn(2, 500, 100, generator=torch.Generator().manual_seed(1))
     threads = torch.get_num_threads()
@@ -114,6 +114,6 @@ def test_number_of_threads_changes_no_bit():
 
 
 @pytest.mark.parametrize("run", CPP)
-def test_kernels_refuse_logits_that_they_cannot_read(run):
+def test_kernels_refuse_unsupported_dtypes_of_logits(run):
     with pytest.raises(RuntimeError, match=r"logits must be torch.float32.*convert them"):
         run("kl_grad", torch.zeros(2, 3).double(), torch.zeros(2, 3), 1.0)

@@ -1,4 +1,4 @@
-"""random_start_: bit for bit what torch computes."""
+"""random_start_ equals torch bit for bit."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ INF = float("inf")
 @every_float_dtype
 @pytest.mark.parametrize("shape", [(129, 3, 8, 8), (1, 3, 5, 7), (0, 3, 8, 8), (37,)], ids=str)
 @pytest.mark.parametrize("numbers", [(0.001, -INF, INF), (0.5, 0.0, 1.0), (0.0, 0.25, 0.5), (-0.5, 0.0, INF)])
-def test_bit_for_bit_what_torch_computes(run, dtype, shape, numbers):
+def test_equals_torch_bit_for_bit(run, dtype, shape, numbers):
     x_adv, x_natural, noise = draw(*shape)
     noise = noise.to(dtype)
     scale, lower, upper = numbers
@@ -32,7 +32,7 @@ def test_layouts(run):
 
 
 @every_implementation
-def test_what_x_adv_held_does_not_matter_and_a_wrong_pixel_stays_alone(run):
+def test_old_values_of_x_adv_do_not_matter_and_a_nan_stays_in_its_pixel(run):
     x_adv, x_natural, noise = draw(3, 3, 7, 7)
     x_adv.fill_(float("nan"))
     noise[1, 2, 3, 4] = float("nan")

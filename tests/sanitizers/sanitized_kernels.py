@@ -1,6 +1,6 @@
-"""A plugin of pytest: the C++ kernels of the tests are those of the library $SANITIZED_KERNELS.
+"""pytest plugin that loads the C++ kernels of the library $SANITIZED_KERNELS.
 
-To be loaded with FASTADAAD_KERNELS=reference, so that the installed library is not.
+Use it with FASTADAAD_KERNELS=reference, so that the installed library is not loaded.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The C++ kernels under the sanitizers of addresses and undefined behaviour: all of their tests, and planted faults."""
+"""C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer: all of their tests, and planted faults."""
 
 import os
 import re
@@ -17,12 +17,12 @@ from fastadaad import ops
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
-# What is loaded first: the sanitizer, and what it must find to pass exceptions on.
+# Libraries to preload: the sanitizer, and the library that it needs to pass exceptions on.
 PRELOADED = ("libasan.so", "libstdc++.so")
 
 
 def _found(library: str) -> str | None:
-    """Its path as g++ knows it, where there is one."""
+    """Returns the path of the library in g++'s folders, or None."""
     path = subprocess.run(["g++", f"-print-file-name={library}"], capture_output=True, text=True).stdout.strip()
     return path if os.path.isabs(path) else None
 
@@ -39,7 +39,7 @@ pytestmark = [
 
 
 def _build(name: str, sources: Path) -> Path:
-    """The library of `sources`, built as setup.py does but for the sanitizers."""
+    """Builds the library of `sources` as setup.py does, with the sanitizers added."""
     folder = ROOT / "build" / name
     configure = ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
     configure += [f"-DTORCH_DIR={Path(torch.__file__).parent}", f"-DKERNELS_DIR={sources}"]
@@ -51,12 +51,12 @@ def _build(name: str, sources: Path) -> Path:
 
 
 def _run(*arguments: str, library: Path) -> subprocess.CompletedProcess:
-    """Python with the sanitizers, which end it at the first fault."""
+    """Runs Python with the sanitizers, which end it at the first fault."""
     environment = os.environ | {
         "FASTADAAD_KERNELS": "reference",
         "SANITIZED_KERNELS": str(library),
         "LD_PRELOAD": " ".join(filter(None, map(_found, PRELOADED))),
-        # Leaks: those of Python, which keeps what it needs to its end. The gap: CUDA needs it.
+        # Leak detection is off, as Python keeps memory until it ends; the shadow gap is unprotected, as CUDA uses it.
         "ASAN_OPTIONS": "detect_leaks=0:protect_shadow_gap=0",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "PYTHONPATH": str(HERE),
@@ -66,11 +66,11 @@ def _run(*arguments: str, library: Path) -> subprocess.CompletedProcess:
 
 
 def test_the_kernels_pass_their_tests():
-    """In odd sizes, without rows, strided and channels-last, in the version for any processor and in the best one."""
+    """The tests have odd sizes, no rows, strides and channels-last, in the baseline and in the best version."""
     files = sorted({f"tests/ops/test_{row.op}.py" for row in ops.report()})
     assert len(files) == 6
     library = _build("sanitized", ROOT / "kernels" / "cpu")
-    # Of Python's own output alone: what the sanitizers say is to come here.
+    # Only Python's own output is captured, so that the sanitizers' reports reach stderr.
     options = ["-q", "--capture=sys", "-p", "sanitized_kernels", "-p", "no:cacheprovider"]
     result = _run("-m", "pytest", *options, *files, library=library)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
@@ -79,7 +79,7 @@ def test_the_kernels_pass_their_tests():
 
 @pytest.fixture(scope="module")
 def call() -> Callable[[str], subprocess.CompletedProcess]:
-    """Calls a planted kernel with a tensor of 13 numbers."""
+    """Returns a function that calls a planted kernel with a tensor of 13 numbers."""
     library = _build("planted", HERE / "planted")
     program = "import os, sys, torch; torch.ops.load_library(os.environ['SANITIZED_KERNELS']); "
     program += "getattr(torch.ops.planted, sys.argv[1])(torch.ones(13)); print('done')"
@@ -92,7 +92,7 @@ def test_a_kernel_without_a_fault_passes(call):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "said"),
+    ("kernel", "report"),
     [
         ("read_past", "AddressSanitizer: heap-buffer-overflow"),
         ("read_before", "AddressSanitizer: heap-buffer-overflow"),
@@ -103,9 +103,9 @@ def test_a_kernel_without_a_fault_passes(call):
         ("misaligned", "runtime error: load of misaligned address"),
     ],
 )
-def test_a_planted_fault_is_seen(call, kernel, said):
+def test_a_planted_fault_is_detected(call, kernel, report):
     result = call(kernel)
     assert result.returncode != 0
     assert result.stdout == ""
-    assert said in result.stderr
+    assert report in result.stderr
     assert "planted.cpp" in result.stderr

@@ -1,7 +1,7 @@
-"""A guard for Triton's interpreter: what a kernel loads or stores must be an element of a tensor of its launch.
+"""Bounds guard for Triton's interpreter: each load and store must touch an element of a tensor of the launch.
 
-For the time of a launch each tensor moves into a buffer of its own with a margin on both sides, so that an
-overrun ends in a margin and not unseen in a neighbouring tensor.
+During a launch each tensor is in its own buffer with a margin on both sides, so that an overrun ends in a margin
+instead of a neighbouring tensor.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ import torch
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
 MARGIN_BYTES = 1 << 20
-# What touches memory -> where its pointers and its mask are among the arguments; None: it touches all of them.
+# Memory access -> positions of its pointers and of its mask among the arguments; mask None: every pointer is accessed.
 ACCESSES = {
     "create_load": (0, None),
     "create_store": (0, None),
@@ -32,16 +32,16 @@ class OutOfBoundsError(Exception):
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch that the guard has seen."""
+    """A launch that the guard has recorded."""
 
     kernel: str
     arguments: tuple[Any, ...]
     repeat: Callable[..., None]
-    """Once more, with the arguments that are given."""
+    """Repeats the launch with other arguments."""
 
 
 def _offsets(tensor: torch.Tensor) -> np.ndarray:
-    """Of all elements, from the first one in memory, in elements."""
+    """Returns the sorted offsets of all elements from the first one, in elements."""
     offsets = np.zeros((), np.int64)
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         offsets = offsets[..., None] + stride * np.arange(size)
@@ -49,7 +49,7 @@ def _offsets(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _with_margins(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's values and strides in the middle of a new buffer."""
+    """Returns a copy with the same strides in the middle of a new buffer."""
     margin = MARGIN_BYTES // tensor.element_size()
     span = _offsets(tensor).max(initial=-1) + 1
     buffer = torch.zeros(int(span) + 2 * margin, dtype=tensor.dtype)
@@ -58,13 +58,13 @@ def _with_margins(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _addresses(tensors: list[torch.Tensor]) -> np.ndarray:
-    """Of all elements, in order."""
+    """Returns the sorted addresses of all elements."""
     found = [tensor.data_ptr() + tensor.element_size() * _offsets(tensor) for tensor in tensors]
     return np.sort(np.concatenate([np.zeros(0, np.int64), *found]))
 
 
 def _check(pointers: np.ndarray, allowed: np.ndarray) -> None:
-    """`allowed`: in order."""
+    """Raises OutOfBoundsError unless all pointers are in `allowed`, which is sorted."""
     addresses = pointers.astype(np.int64)
     outside = np.append(allowed, -1)[np.searchsorted(allowed, addresses)] != addresses
     if outside.any():
@@ -73,9 +73,9 @@ def _check(pointers: np.ndarray, allowed: np.ndarray) -> None:
 
 @contextmanager
 def bounds_guard() -> Iterator[list[Launch]]:
-    """Within it each interpreted launch raises (with OutOfBoundsError in its message) where it leaves its tensors.
+    """Makes each interpreted launch raise, with OutOfBoundsError in its message, if it leaves its tensors.
 
-    Yields the launches, of which there are more and more.
+    Yields the list of launches, which grows with each launch.
     """
     launch, launches = GridExecutor.__call__, []
     allowed = np.zeros(0, np.int64)

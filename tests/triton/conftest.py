@@ -1,4 +1,4 @@
-"""Kernel tests run on the GPU where there is one, otherwise in Triton's interpreter, under a guard of all addresses."""
+"""Runs the kernel tests on the GPU if there is one, otherwise in Triton's interpreter under the bounds guard."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ collect_ignore = [] if INTERPRETED else ["test_bounds.py"]  # the guard is the i
 
 @pytest.fixture(autouse=True)
 def guarded_kernels() -> Iterator[list]:
-    """Guard every interpreted launch, and list them; numpy's warnings about inf - inf are no news."""
+    """Guards and lists every interpreted launch; silences numpy's warnings about inf - inf."""
     if not INTERPRETED:
         yield []
         return
@@ -25,5 +25,5 @@ def guarded_kernels() -> Iterator[list]:
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where the kernels run: CUDA, or the CPU when they are interpreted."""
+    """Returns the device of the kernels: CUDA, or the CPU if they are interpreted."""
     return torch.device("cpu" if INTERPRETED else "cuda")

@@ -1,4 +1,4 @@
-"""Prints the resources of two kernels with a fault each: one reads its input twice, one has too much for the registers.
+"""Prints the resources of two kernels with one fault each: one reads its input twice, one exceeds the registers.
 
 Run as a program, without TRITON_INTERPRET, by test_static.py.
 """
@@ -17,7 +17,7 @@ from bench.static import Case, measure
 def _reads_twice_kernel(x_adv_ptr, out_ptr, BLOCK_PIXELS: tl.constexpr):
     pixels = tl.program_id(0) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
     first = tl.load(x_adv_ptr + pixels)
-    tl.debug_barrier()  # or the compiler would see that both are one
+    tl.debug_barrier()  # otherwise the compiler merges the two loads
     tl.store(out_ptr + pixels, first + tl.load(x_adv_ptr + pixels))
 
 

@@ -1,4 +1,4 @@
-"""The guard of the interpreter sees each way to leave a tensor, in both directions, and every kernel runs under it."""
+"""The bounds guard detects every access outside a tensor, in both directions, and every kernel runs under it."""
 
 import importlib
 import pkgutil
@@ -29,7 +29,7 @@ def _copy_kernel(source_ptr, target_ptr, first_read, end_read, first_write, end_
 
 
 def _copy(first_read: int, end_read: int, first_write: int, end_write: int) -> None:
-    both = torch.arange(140.0)  # neighbours in memory: an overrun of one lands in the other
+    both = torch.arange(140.0)  # neighbours in memory: an overrun of one ends in the other
     _copy_kernel[(2,)](both[:70], both[70:], first_read, end_read, first_write, end_write, BLOCK=64)
     assert torch.equal(both[70:], both[:70])
 
@@ -79,7 +79,7 @@ def _atomic_cas_kernel(x_ptr, offset, num_blocks, BLOCK: tl.constexpr):
     ids=lambda kernel: kernel.__name__,
 )
 @pytest.mark.parametrize("by_name", [False, True], ids=["", "by name"])
-def test_without_a_mask_and_in_atomics_off_by_one_is_caught(kernel, by_name: bool):
+def test_off_by_one_is_caught_without_a_mask_and_in_atomics(kernel, by_name: bool):
     def launch(offset: int) -> None:
         x = torch.zeros(100)[20:36]
         if by_name:
@@ -93,14 +93,14 @@ def test_without_a_mask_and_in_atomics_off_by_one_is_caught(kernel, by_name: boo
             launch(offset)
 
 
-def test_between_the_elements_of_a_tensor_is_outside():
+def test_an_address_between_the_elements_of_a_tensor_is_outside():
     x = torch.zeros(32)[::2]
     with pytest.raises(InterpreterError, match=r"OutOfBoundsError\(.8 of 16 "):
         _store_kernel[(1,)](x, 0, 1, 16)
 
 
-def test_whatever_touches_memory_is_guarded():
-    """Descriptors call the masked ones."""
+def test_every_memory_access_is_guarded():
+    """Descriptor loads and stores call the masked ones."""
     touching = {name for name in dir(InterpreterBuilder) if name.endswith(("load", "store", "cas", "rmw"))}
     assert touching - {"create_descriptor_load", "create_descriptor_store"} == set(ACCESSES)
 
@@ -114,13 +114,13 @@ def _logits(num_classes: int) -> torch.Tensor:
 
 
 def _crop() -> tuple[torch.Tensor, ...]:
-    """images, indices, top, left, flip; the last pixel of the last image is seen."""
+    """Returns images, indices, top, left, flip; the last pixel of the last image is read."""
     zeros = torch.zeros(3, dtype=torch.int64)
     return torch.zeros(3, 5, 7, 3, dtype=torch.uint8), torch.arange(3), zeros, zeros, zeros.bool()
 
 
 CORNERS = torch.zeros(3, 2, dtype=torch.int64)
-# Every kernel of the package -> a launch of it, with tensors without gaps of which every element is touched.
+# Every kernel of the package -> a launch with gapless tensors that accesses every element.
 LAUNCHES: dict[str, Callable[[], object]] = {
     "_crop_flip_kernel": lambda: crop_flip(*_crop(), 0),
     "_crop_flip_cutout_kernel": lambda: crop_flip(*_crop(), 0, 2, CORNERS),
@@ -145,7 +145,7 @@ def test_every_kernel_is_in_the_table():
 
 @pytest.mark.parametrize("kernel", LAUNCHES)
 def test_every_tensor_of_every_kernel_is_guarded(kernel: str, guarded_kernels: list[Launch]):
-    """As it is launched it stays inside; said to be shorter by its last element, each tensor is left."""
+    """The launch stays inside its tensors; with any tensor declared one element shorter, it is caught."""
     LAUNCHES[kernel]()
     (launch,) = guarded_kernels
     assert launch.kernel == kernel

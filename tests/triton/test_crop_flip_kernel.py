@@ -18,7 +18,7 @@ def _one_by_one(images: Tensor, indices: Tensor, top: Tensor, left: Tensor, flip
 
 
 def _erased(x_natural: Tensor, cutout: int, cutout_center: Tensor) -> Tensor:
-    """On a canvas so wide that no square needs clipping."""
+    """Draws the squares on a wide canvas, so that no square needs clipping."""
     canvas = F.pad(x_natural, [cutout] * 4)
     for sample, (y, x) in zip(canvas, (cutout_center.cpu() + cutout - cutout // 2).tolist(), strict=True):
         sample[:, y : y + cutout, x : x + cutout] = 0
@@ -26,7 +26,7 @@ def _erased(x_natural: Tensor, cutout: int, cutout_center: Tensor) -> Tensor:
 
 
 def _draw(shape: tuple[int, ...], padding: int, device: torch.device) -> list[Tensor]:
-    """images, indices, top, left, flip of nine samples; every corner of the padded image is cropped at least once."""
+    """Returns images, indices, top, left, flip of nine samples; every corner of the padded image is cropped."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     indices = torch.randint(shape[0], (9,), generator=generator)
@@ -37,12 +37,12 @@ def _draw(shape: tuple[int, ...], padding: int, device: torch.device) -> list[Te
 
 
 def _centers(height: int, width: int, device: torch.device) -> Tensor:
-    """Of nine samples: the corners, the middles of the borders and of the image."""
+    """Returns nine centers: the corners, the middles of the borders and of the image."""
     rows, columns = (torch.tensor([0, size // 2, size - 1], device=device) for size in (height, width))
     return torch.cartesian_prod(rows, columns)
 
 
-# (5, 21, 18, 3) takes two programs a sample.
+# (5, 21, 18, 3) takes two programs per sample.
 _shapes = pytest.mark.parametrize(
     ("shape", "padding"), [((7, 8, 6, 3), 2), ((3, 28, 28, 1), 0), ((5, 21, 18, 3), 4), ((2, 1, 1, 1), 1)], ids=str
 )

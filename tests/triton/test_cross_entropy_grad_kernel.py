@@ -1,4 +1,4 @@
-"""cross_entropy_grad's Triton kernels against float64 autograd, and against the reference where values are special."""
+"""cross_entropy_grad's Triton kernels against float64 autograd, and against the reference for special values."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_extreme_logits(num_classes: int, scale: float, device: torch.device):
 
 @pytest.mark.parametrize("num_classes", [10, LOOPED])
 def test_masked_classes(num_classes: int, device: torch.device):
-    """Rows: another class is masked, the label is masked, all but the label are masked."""
+    """Masks, per row: other classes, the label, all classes but the label."""
     student_logits, labels = _batch(3, num_classes, device)
     labels[:] = num_classes - 2
     student_logits[0, :3] = student_logits[1, -2] = -torch.inf

@@ -1,4 +1,4 @@
-"""kl_grad's Triton kernels against float64 autograd, and against the reference where the values are special."""
+"""kl_grad's Triton kernels against float64 autograd, and against the reference for special values."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def _logits(num_rows: int, num_classes: int, device: torch.device, dtype=torch.f
 
 
 def _double(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """kl and both gradients by float64 autograd."""
+    """Returns kl and both gradients by float64 autograd."""
     leaves = [logits.double().requires_grad_() for logits in (student_logits, teacher_logits)]
     student_log_probs, teacher_log_probs = (torch.log_softmax(leaf / temperature, dim=1) for leaf in leaves)
     kl = (teacher_log_probs.exp() * (teacher_log_probs - student_log_probs)).sum(dim=1)
@@ -57,8 +57,8 @@ def test_extreme_logits(num_classes: int, scale: float, device: torch.device):
     _assert_accurate(scale * student_logits.sign(), scale * teacher_logits.sign() + 1e4, temperature=1.0)
 
 
-def test_peak_that_rises_by_much_in_a_later_block(device: torch.device):
-    """The online sums must move with the peaks: the student's rises first, then the teacher's, each by thousands."""
+def test_peak_that_rises_by_thousands_in_a_later_block(device: torch.device):
+    """The online sums must follow the peaks: the student's peak rises first, then the teacher's."""
     student_logits, teacher_logits = _logits(2, LOOPED, device)
     student_logits[:, 4_096:] += 5e3
     teacher_logits[:, 8_192:] += 5e3
@@ -68,7 +68,7 @@ def test_peak_that_rises_by_much_in_a_later_block(device: torch.device):
 
 @pytest.mark.parametrize("num_classes", [10, LOOPED])
 def test_masked_classes(num_classes: int, device: torch.device):
-    """Rows: masked by the student only, by the teacher only, by both, nearly all by both, not at all."""
+    """Masks, per row: student only, teacher only, both, both for nearly all classes, none."""
     student_logits, teacher_logits = _logits(5, num_classes, device)
     student_logits[0, 1:4] = student_logits[2, 2:5] = student_logits[3, :-2] = -torch.inf
     teacher_logits[1, 1:4] = teacher_logits[2, 2:5] = teacher_logits[3, :-2] = -torch.inf
@@ -84,7 +84,7 @@ def test_masked_classes(num_classes: int, device: torch.device):
 
 @pytest.mark.parametrize("num_classes", [10, LOOPED])
 def test_lowest_finite_logit_masks_like_infinity(num_classes: int, device: torch.device):
-    """Divided by a temperature below 1 it overflows."""
+    """A temperature below 1 makes the logit overflow to -inf."""
     logits = torch.stack(_logits(2, num_classes, device))
     masked, lowest = logits.clone(), logits.clone()
     masked[:, :, :4], lowest[:, :, :4] = -torch.inf, torch.finfo(torch.float32).min

@@ -1,4 +1,4 @@
-"""The machine code of every launched configuration: no spills, vector access where it is due, nothing moved twice."""
+"""Machine code of every launched configuration: no spills, vector access, no byte moved twice."""
 
 import json
 import os
@@ -13,14 +13,14 @@ KERNELS = {
     *("kl_grad", "kl_grad_looped", "cross_entropy_grad", "cross_entropy_grad_looped"),
     *("linf_step", "l2_step", "l2_step_looped", "random_start", "crop_flip", "crop_flip_cutout"),
 }
-# Their tensors are aligned and contiguous in every case of the table.
-UNFUSED = {"linf_step", "random_start"}  # as torch rounds: each product and sum by itself
+UNFUSED = {"linf_step", "random_start"}  # as in torch, each product and each sum is rounded
+# Kernels whose tensors are aligned and contiguous in every case of the table.
 VECTORISED = {"linf_step", "l2_step", "l2_step_looped", "random_start"}
 WRITTEN_WIDE = VECTORISED | {"crop_flip", "crop_flip_cutout"}  # these two read single bytes
 
 
 def _resources(*command: str) -> list[dict]:
-    """JSON that a fresh process prints: this one interprets kernels and cannot compile them any more."""
+    """Returns the JSON that a new process prints, as this process interprets kernels and cannot compile them."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     result = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -29,9 +29,9 @@ def _resources(*command: str) -> list[dict]:
 
 
 def _faults(row: dict) -> list[str]:
-    """What is wrong with the machine code of one row, in words."""
+    """Returns the faults of one row's machine code in words."""
     expected = {"spills": 0, "local_bytes": 0, "stack_bytes": 0, "store_bytes": row["store_bytes_min"]}
-    # Of an int64 that is used as an int32 the compiler may read one half.
+    # The compiler may read half of an int64 that is used as an int32.
     expected["load_bytes"] = min(row["load_bytes"], row["load_bytes_min"])
     if row["kernel"] in VECTORISED:
         expected |= {"loads_128": row["loads"]}

@@ -1,4 +1,4 @@
-"""linf_step and random_start: bit for bit what torch computes; l2_step: as accurate as torch; in every layout."""
+"""linf_step and random_start equal torch bit for bit, l2_step is as accurate as torch; in every layout."""
 
 import math
 
@@ -29,7 +29,7 @@ BITWISE = ["linf_step", "random_start"]
 
 
 def _pixels(shape: tuple[int, ...], device: torch.device, dtype=torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """x_adv around x_natural, both with pixels at 0 and 1, and a normal third tensor with some zeros."""
+    """Returns x_adv near x_natural, both with pixels at 0 and 1, and a normal third tensor with some zeros."""
     generator = torch.Generator().manual_seed(math.prod(shape))
     x_natural = (1.2 * torch.rand(shape, generator=generator) - 0.1).clamp(0, 1)
     x_adv = (x_natural + 0.05 * torch.randn(shape, generator=generator)).clamp(0, 1)
@@ -39,7 +39,7 @@ def _pixels(shape: tuple[int, ...], device: torch.device, dtype=torch.float32) -
 
 
 def _both(step: str, x_adv: Tensor, x_natural: Tensor, third: Tensor, scalars=None) -> tuple[Tensor, Tensor]:
-    """Results of the kernel and of the reference from copies of x_adv; its strides are kept."""
+    """Returns the results of kernel and reference from copies of x_adv with its strides."""
     kernel, reference, default_scalars = STEPS[step]
     scalars = default_scalars if scalars is None else scalars
     results = [x_adv.clone(), x_adv.clone()]
@@ -79,7 +79,7 @@ def test_l2_step_without_samples(device: torch.device):
 
 @pytest.mark.parametrize("step", STEPS)
 def test_each_operand_in_its_own_layout(step: str, device: torch.device):
-    """x_adv has gaps, x_natural is channels-last and the third tensor has its batch axis inside."""
+    """x_adv has gaps, x_natural is channels-last, and the batch axis of the third tensor is the fastest."""
     x_adv, x_natural, third = _pixels((4, 3, 6, 5), device)
     expected, _ = _both(step, x_adv, x_natural, third)
     backing = torch.full((4, 3, 12, 5), 7.0, device=device)
@@ -97,7 +97,7 @@ def test_channels_last_is_stepped_in_place(step: str, device: torch.device):
     expected, _ = _both(step, *pixels)
     result, _ = _both(step, *(x.contiguous(memory_format=torch.channels_last) for x in pixels))
     assert is_dense(result)
-    # The norms of l2_step add up the pixels in another order.
+    # The norms of l2_step sum the pixels in another order.
     torch.testing.assert_close(result, expected, rtol=0, atol=0 if step in BITWISE else 2e-7)
 
 
@@ -125,7 +125,7 @@ def test_zero_gradient_inside_the_ball_changes_nothing(step: str, shape: tuple[i
 
 @pytest.mark.parametrize("step", STEPS)
 def test_nan_as_in_torch(step: str, device: torch.device):
-    """A NaN in x_adv, x_natural and the third tensor, each in a sample of its own."""
+    """x_adv, x_natural and the third tensor have one NaN each, in different samples."""
     pixels = _pixels((4, 3, 5, 5), device)
     for sample, x in enumerate(pixels):
         x[sample, 1, 2, 3] = torch.nan

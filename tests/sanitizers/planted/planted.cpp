@@ -1,4 +1,4 @@
-// Kernels with a fault each, which the sanitizers must see; `clean` has none.
+// Kernels with one fault each, which the sanitizers must detect; `clean` has no fault.
 #include <cstring>
 
 #include <torch/csrc/stable/library.h>
@@ -8,7 +8,7 @@ using torch::stable::Tensor;
 
 namespace {
 
-// The compiler knows neither value, nor that nobody reads `sink`.
+// volatile: the compiler knows neither value and must keep the writes to `sink`.
 volatile int64_t one = 1, sixty_four = 64;
 volatile float sink;
 

@@ -1,4 +1,4 @@
-"""Weights as other programs publish them: every wrapper, prefix and normalisation of a small WideResNet."""
+"""Third-party weights of a small WideResNet: every wrapper, prefix and normalisation."""
 
 import argparse
 
@@ -19,7 +19,7 @@ IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 def published(seed: int = 0) -> dict[str, Tensor]:
-    """A state dict with RobustBench's names in which no tensor has its initial value."""
+    """Returns a state dict with RobustBench's names; no tensor has its initial value."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in wide_resnet_shapes(NUM_BLOCKS, WIDTH, NUM_CLASSES).items():
@@ -38,7 +38,7 @@ def save_and_load(content: object, folder, **options) -> nn.Module:
 
 
 def assert_function(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """The model computes what RobustBench's definition computes with `state`."""
+    """Asserts that the model's logits are those of RobustBench's definition with `state`."""
     expected = wide_resnet_logits(state, IMAGES, NUM_BLOCKS)
     torch.testing.assert_close(model.eval()(IMAGES), expected, rtol=1e-4, atol=1e-5)
 
@@ -73,7 +73,7 @@ def test_every_wrapper(wrapper, tmp_path):
     assert_function(save_and_load({wrapper: state, **others}, tmp_path), state)
 
 
-def test_of_plain_and_averaged_weights_the_plain_are_read(tmp_path):
+def test_plain_weights_are_preferred_to_averaged_weights(tmp_path):
     state = published()
     assert_function(save_and_load({"ema": published(1), "state_dict": state}, tmp_path), state)
 
@@ -86,7 +86,7 @@ def test_every_prefix(prefix, tmp_path):
     assert_function(save_and_load({prefix + name: tensor for name, tensor in state.items()}, tmp_path), state)
 
 
-def test_averaged_weights_of_torch_carry_a_counter_that_is_left_out(tmp_path):
+def test_the_counter_of_torchs_averaged_weights_is_left_out(tmp_path):
     state = published()
     model = save_and_load(state, tmp_path)
     averaged = torch.optim.swa_utils.AveragedModel(nn.DataParallel(model))
@@ -113,25 +113,25 @@ NORMALIZED = published() | {
     ],
 )
 @pytest.mark.parametrize("shape", [(3,), (3, 1, 1), (1, 3, 1, 1)])
-def test_every_normalisation_goes_inside_the_model(names, network, shape, tmp_path):
+def test_every_normalisation_is_loaded_into_the_model(names, network, shape, tmp_path):
     state = {network + name: tensor for name, tensor in published().items()}
     values = (torch.tensor(values).reshape(shape) for values in (MEAN, STD))
     model = save_and_load(state | dict(zip(names, values, strict=True)), tmp_path)
     assert_function(model, NORMALIZED)
 
 
-def test_without_a_normalisation_in_the_file_that_of_the_caller_stays(tmp_path):
+def test_without_a_normalisation_in_the_file_the_callers_is_kept(tmp_path):
     assert_function(save_and_load(published(), tmp_path, mean=MEAN, std=STD), NORMALIZED)
 
 
-def test_arguments_and_numpy_accuracies_beside_the_weights_do_no_harm(tmp_path):
+def test_arguments_and_numpy_accuracies_beside_the_weights_are_accepted(tmp_path):
     state = published()
     arguments = argparse.Namespace(lr=0.1, dataset="cifar10")
     content = {"net": state, "args": arguments, "acc": np.float64(0.5), "epoch": np.int64(3), "best_acc": np.float32(1)}
     assert_function(save_and_load(content, tmp_path), state)
 
 
-def test_a_checkpoint_of_another_width_names_what_does_not_fit(tmp_path):
+def test_a_checkpoint_of_another_width_names_the_misfits(tmp_path):
     torch.save({"state_dict": published()}, tmp_path / "w.pt")
     with pytest.raises(WeightsError) as caught:
         load_model("wrn-16-4", num_classes=NUM_CLASSES, checkpoint=tmp_path / "w.pt")
@@ -178,7 +178,7 @@ def test_a_network_is_recognised_by_its_weights(name):
     assert recognize(weights) == [Recognized(name=known, num_classes=100, in_channels=1) for known in names]
 
 
-def test_a_network_with_something_missing_or_more_is_not_recognised():
+def test_a_network_with_a_missing_or_extra_tensor_is_not_recognised():
     weights = load_model("rescnn-4").state_dict()
     assert recognize(weights)
     assert not recognize({name: tensor for name, tensor in weights.items() if name != "block1.bn1.weight"})
@@ -186,7 +186,7 @@ def test_a_network_with_something_missing_or_more_is_not_recognised():
     assert not recognize({"head.weight": torch.zeros(10, 4)})
 
 
-def test_every_listed_teacher_is_a_network_of_ours():
+def test_load_model_builds_the_network_of_every_listed_teacher():
     known = {teacher.network for teacher in ROBUST_TEACHERS}
     assert known == {"wrn-28-10", "wrn-34-10", "wrn-34-20", "wrn-70-16", "resnet18"}
     with torch.device("meta"):
@@ -198,8 +198,8 @@ def test_every_listed_teacher_is_a_network_of_ours():
 
 @pytest.mark.parametrize("shape", [(0, 3, 3, 3), (2**62, 0, 3, 3), (16, 0, 2**62, 1), (0, 0, 0, 0)], ids=str)
 @pytest.mark.parametrize("name", ["conv1.weight", "block1.layer.0.conv1.weight", "fc.weight"])
-def test_no_network_has_a_tensor_without_elements(name, shape):
-    """Its other sizes would be those of the network that is tried."""
+def test_a_tensor_without_elements_is_not_recognised(name, shape):
+    """Otherwise its remaining sizes, which may be huge, would be the sizes of the network to build."""
     state = {key.removeprefix("module."): tensor for key, tensor in published().items()}
     assert recognize(state)
     assert name in state
@@ -207,7 +207,7 @@ def test_no_network_has_a_tensor_without_elements(name, shape):
     assert recognize(state) == []
 
 
-def test_a_network_that_is_too_large_to_be_built_is_not_recognised():
+def test_a_network_above_the_size_limit_is_not_recognised():
     with torch.device("meta"):
         assert recognize(SmallCNN(999).state_dict())[0] == Recognized(name="cnn-999", num_classes=10, in_channels=3)
         for network in (SmallCNN(1_000), WideResNet(10, 200)):
