@@ -16,7 +16,6 @@ from bench.measures import measures_table
 from bench.policy_table import policy_lines, table
 from fastadaad import cli, load_model, methods, recipes
 from fastadaad.config_io import override
-from fastadaad.inner.step import pixel_gradient, tape_vjp
 from fastadaad.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +93,10 @@ def test_the_example_method_is_what_its_docstrings_say(capsys, monkeypatch, tmp_
     student64, teacher64 = (copy.deepcopy(network).double() for network in (student, teacher))
     value = (student64(x) - teacher64(x)).square().sum() / 2
     (expected,) = torch.autograd.grad(value, x)
-    gradient = pixel_gradient(tape_vjp, (student, teacher), row.objective, x.detach().float(), None)
+    x32 = x.detach().float().requires_grad_()
+    logits = student(x32), teacher(x32)
+    _, logit_gradients = row.objective.logit_gradients(tuple(output.detach() for output in logits), None)
+    (gradient,) = torch.autograd.grad(logits, x32, logit_gradients)
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
     x_natural, x_adv = torch.rand(4, 3, 32, 32), x.detach().float()
     loss = row.outer_loss(student, teacher, x_natural, x_adv)
