@@ -1,23 +1,12 @@
-"""fastadaad: robust students from robust teachers, by adversarial distillation at speed."""
+"""fastadaad: robust students from robust teachers, by adversarial distillation at speed.
 
-from fastadaad import methods, ops
-from fastadaad.config import InnerConfig, ThreatModel
-from fastadaad.inner.maximizer import InnerMaximizer, adaad_inner_loss
-from fastadaad.models import load_model
-from fastadaad.training.distiller import Distiller, StepResult
-from fastadaad.training.nonfinite import NonFiniteError
+Names are imported when they are used, so that `import fastadaad` and the command line's help do not import torch.
+"""
 
-__version__ = "0.1.0"
+import lazy_loader
 
-__all__ = [
-    "Distiller",
-    "InnerConfig",
-    "InnerMaximizer",
-    "NonFiniteError",
-    "StepResult",
-    "ThreatModel",
-    "adaad_inner_loss",
-    "load_model",
-    "methods",
-    "ops",
-]
+from fastadaad.runtime.version import version
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+__version__ = version("fastadaad")

@@ -1,12 +1,16 @@
-"""The settings of a training step, as frozen keyword-only dataclasses that check themselves.
+"""Settings of a training step, as frozen keyword-only dataclasses that check themselves.
 
-Radii and step sizes are in pixel units: pixels lie in [0, 1], so the usual CIFAR radius is 8/255.
+Radii and step sizes are in pixel units: pixels lie in [0, 1], so the usual CIFAR radius is 8/255. A radius or a step
+size may be written as a string, `"8/255"`.
 """
 
+import difflib
+import functools
 import math
 import re
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar, get_args
 
 Norm = Literal["linf", "l2"]
 Start = Literal["gaussian", "uniform", "natural"]
@@ -20,26 +24,89 @@ OnNonfinite = Literal["stop", "skip"]
 BatchNorm = Literal["local", "sync"]
 
 
+Class = TypeVar("Class", bound=type)
+
+_NUMBER = r"\s*((?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*"
+
+
 def require(condition: bool, message: str) -> None:
+    """Raises ValueError with `message` unless `condition` holds."""
     if not condition:
         raise ValueError(message)
 
 
 def require_choice(name: str, value: object, choices: Any) -> None:
-    """`choices`: a Literal."""
+    """Raises ValueError unless `value` is one of `choices`, a Literal."""
     *others, last = get_args(choices)
     require(value in (*others, last), f"{name} is {value!r}: choose {', '.join(others)} or {last}")
 
 
+def parse_pixels(text: str | float) -> float:
+    """Converts a radius or step size as people write it, `"8/255"` or `"0.031"`, to a number.
+
+    Raises:
+        ValueError: `text` is neither a decimal nor a fraction of two decimals.
+    """
+    match = re.fullmatch(rf"{_NUMBER}(?:/{_NUMBER})?", str(text))
+    if match is not None:
+        numerator, denominator = float(match[1]), float(match[2] or 1)
+        if denominator > 0 and all(map(math.isfinite, (numerator, denominator, numerator / denominator))):
+            return numerator / denominator
+    raise ValueError(f"{text!r} is not a radius in pixel units: write it as 8/255 or 0.031")
+
+
+def hinted(**spellings: str) -> Callable[[Class], Class]:
+    """Class decorator of a dataclass: an unknown keyword raises one line that names the field that was meant.
+
+    Args:
+        **spellings: The name that another library uses -> the field's name here.
+    """
+
+    def decorate(cls: Class) -> Class:
+        init = cls.__init__  # type: ignore[misc]
+        names = [field.name for field in fields(cls)]
+
+        @functools.wraps(init)
+        def checked_init(self: object, *arguments: Any, **settings: Any) -> None:
+            for name in settings:
+                if name not in names:
+                    close = spellings.get(name) or next(iter(difflib.get_close_matches(name, names, n=1)), None)
+                    remedy = f"did you mean {close}?" if close else f"its settings are {', '.join(names)}"
+                    raise TypeError(f"{cls.__name__} has no setting {name!r}: {remedy}")
+            init(self, *arguments, **settings)
+
+        cls.__init__ = checked_init  # type: ignore[misc]
+        return cls
+
+    return decorate
+
+
+def _convert(settings: object, name: str, convert: Callable[[str], Any]) -> None:
+    """Replaces the field `name` of a frozen dataclass by convert(field) if it is a string."""
+    value = getattr(settings, name)
+    if isinstance(value, str):
+        object.__setattr__(settings, name, convert(value))
+
+
+@hinted(eps="epsilon", radius="epsilon", max_norm="epsilon", p="norm", ord="norm")
 @dataclass(frozen=True, kw_only=True)
 class ThreatModel:
-    """The set an adversarial image may come from: the ball of radius `epsilon` in `norm` around the natural image."""
+    """Set of admissible adversarial images: the ball of radius `epsilon` in `norm` around the natural image.
+
+    Args:
+        norm: `linf` or `l2`.
+        epsilon: Radius in pixel units, a number or a string such as `"8/255"`.
+
+    Raises:
+        ValueError: An unknown norm, or a radius that is negative, not finite, or above 1 in `linf`.
+    """
 
     norm: Norm = "linf"
     epsilon: float = 8 / 255
 
     def __post_init__(self) -> None:
         require_choice("norm", self.norm, Norm)
+        _convert(self, "epsilon", parse_pixels)
         require(
             math.isfinite(self.epsilon) and self.epsilon >= 0,
             f"epsilon is {self.epsilon}: it must be a finite radius, 0 or more",
@@ -50,43 +117,72 @@ class ThreatModel:
         )
 
 
+@hinted(
+    steps="num_steps",
+    nb_iter="num_steps",
+    alpha="step_size",
+    eps_step="step_size",
+    eps="threat_model=ThreatModel(epsilon=...)",
+    epsilon="threat_model=ThreatModel(epsilon=...)",
+    norm="threat_model=ThreatModel(norm=...)",
+)
 @dataclass(frozen=True, kw_only=True)
 class InnerConfig:
-    """The inner maximisation: `num_steps` projected steps of `step_size` inside `threat_model`."""
+    """Settings of the inner maximisation: `num_steps` projected steps of `step_size` inside `threat_model`.
+
+    Raises:
+        ValueError: A value that makes no sense, such as a step longer than the radius.
+    """
 
     threat_model: ThreatModel = field(default_factory=ThreatModel)
     step_size: float = 2 / 255
+    """Length of one step in pixel units, a number or a string such as `"2/255"`."""
     num_steps: int = 10
     start: Start | None = None
-    """Where the loop begins; None: the method's own start (see methods.py)."""
+    """First point of the loop. Default: the method's own start (see methods/table.py)."""
     student_eval: bool = True
     """Student in eval mode during the loop, so that batch-norm uses its running statistics."""
     lower: float = 0.0
+    """Smallest admissible pixel."""
     upper: float = 1.0
+    """Largest admissible pixel."""
 
     def __post_init__(self) -> None:
+        _convert(self, "step_size", parse_pixels)
         epsilon = self.threat_model.epsilon
         require(self.num_steps >= 1, f"num_steps is {self.num_steps}: at least one step is needed")
         require(
             math.isfinite(self.step_size) and self.step_size >= 0,
             f"step_size is {self.step_size}: it must be finite, 0 or more",
         )
-        # Of several steps none has to be longer than the radius. One-step training takes 1.25 epsilon from a random
-        # start, and a step of twice epsilon is as long as the ball is wide.
+        # With several steps, no step needs to be longer than the radius. One-step training takes 1.25 epsilon from a
+        # random start, and a step of twice epsilon is as long as the ball is wide.
         limit, words = (2 * epsilon, "more than twice") if self.num_steps == 1 else (epsilon, "more than")
         require(
             epsilon == 0 or self.step_size <= limit,
-            f"step_size {self.step_size:.4f} is {words} epsilon {epsilon:.4f}: are the two swapped? Else set "
-            "inner.step_size to a quarter of epsilon, say",
+            f"step_size {self.step_size:.4f} is {words} epsilon {epsilon:.4f}: are the two swapped? Otherwise "
+            "set inner.step_size to about epsilon / 4",
         )
         if self.start is not None:
             require_choice("start", self.start, Start)
         require(self.lower < self.upper, f"lower {self.lower} is not below upper {self.upper}: swap them")
 
+    @classmethod
+    def parse(cls, given: "InnerConfig | dict[str, Any] | None") -> "InnerConfig":
+        """Returns `given`; a dict holds settings by name, with `epsilon` and `norm` of the threat model among them."""
+        if not isinstance(given, dict):
+            return given or cls()
+        ball = {name: given[name] for name in ("epsilon", "norm") if name in given}
+        settings = {name: value for name, value in given.items() if name not in ball}
+        if ball:
+            settings["threat_model"] = ThreatModel(**ball)
+        return cls(**settings)
 
+
+@hinted()
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
-    """The arithmetic of each network; pixels, first convolutions, losses and steps are fp32 whatever it says."""
+    """Arithmetic of each network. Pixels, first convolutions, losses and steps are always fp32."""
 
     student: Precision = "fp32"
     teacher: Precision = "fp32"
@@ -95,19 +191,27 @@ class PrecisionConfig:
         for name, precision in (("student", self.student), ("teacher", self.teacher)):
             require_choice(f"precision.{name}", precision, Precision)
 
+    @classmethod
+    def parse(cls, given: "PrecisionConfig | str | None") -> "PrecisionConfig":
+        """Returns `given`; a string such as `"bf16"` is the precision of both networks, None is fp32."""
+        if isinstance(given, str):
+            return cls(student=given, teacher=given)  # type: ignore[arg-type]
+        return given or cls()
 
+
+@hinted(interval="every", k="top", name="kind")
 @dataclass(frozen=True, kw_only=True)
 class TeacherPolicy:
-    """How often the inner loop asks the teacher, and what stands in for it between (see teacher_policies.py).
+    """Interval at which the inner loop queries the teacher, and its substitute in between (inner/teacher_policies.py).
 
-    As text: exact, refreshed, refreshed(every=5), linearized(top=3,every=10).
+    As a string: exact, refreshed, refreshed(every=5), linearized(top=3,every=10).
     """
 
     kind: PolicyKind = "exact"
     every: int | None = None
-    """Inner steps from one answer of the teacher to the next; None: as many as its measured error allows."""
+    """Inner steps between two queries of the teacher. Default: adapted to the measured error."""
     top: int = 3
-    """Of `linearized`: so many of the teacher's most likely classes are expanded."""
+    """Number of the teacher's most likely classes that `linearized` expands."""
 
     def __post_init__(self) -> None:
         require(
@@ -116,15 +220,24 @@ class TeacherPolicy:
         )
         require(self.every is None or self.every >= 1, f"every is {self.every}: it must be 1 or more, or left out")
         require(self.top >= 1, f"top is {self.top}: it must be 1 or more")
-        require(self.kind != "exact" or self.every is None, "policy exact asks in every step: leave out every")
+        require(
+            self.kind != "exact" or self.every is None,
+            "policy exact queries the teacher in every step: leave out every",
+        )
         require(
             self.kind == "linearized" or self.top == TeacherPolicy.top,
             f"top belongs to linearized, not to {self.kind}: leave it out",
         )
 
     @classmethod
-    def parse(cls, text: str) -> "TeacherPolicy":
-        """The policy that `text` writes as KIND or KIND(every=INT,top=INT). Raises ValueError for any other text."""
+    def parse(cls, text: "str | TeacherPolicy | None") -> "TeacherPolicy":
+        """Reads a policy from KIND or KIND(every=INT,top=INT); None is exact, and a policy is returned unchanged.
+
+        Raises:
+            ValueError: The string is in another form.
+        """
+        if not isinstance(text, str):
+            return text or cls()
         match = re.fullmatch(r"\s*([\w-]+)\s*(?:\(([^()]*)\))?\s*", text)
         parts = match[2].split(",") if match and match[2] else []
         settings = [re.fullmatch(r"\s*(every|top)\s*=\s*([0-9]+)\s*", part) for part in parts]
@@ -136,7 +249,7 @@ class TeacherPolicy:
         return cls(kind=match[1], **numbers)  # type: ignore[arg-type]
 
     def check(self, through_teacher: bool, method: str) -> None:
-        """Raises ValueError where the inner loop of `method` does not go through the teacher."""
+        """Raises ValueError if the inner loop of `method` does not go through the teacher."""
         require(
             self.kind == "exact" or through_teacher,
             f"teacher policy {self}: the inner loop of {method} does not go through the teacher; set "
@@ -145,6 +258,7 @@ class TeacherPolicy:
 
     @property
     def is_adaptive(self) -> bool:
+        """True if the interval follows the measured error."""
         return self.kind != "exact" and self.every is None
 
     def __str__(self) -> str:

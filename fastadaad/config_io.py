@@ -17,11 +17,10 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from fastadaad.config import TeacherPolicy
+from fastadaad.config import TeacherPolicy, parse_pixels
 from fastadaad.run_config import RunConfig
 from fastadaad.runtime.file_limits import CONFIG_BYTES, check_size
 from fastadaad.runtime.text import printable
-from fastadaad.units import parse_pixels
 
 PIXEL_FIELDS = ("epsilon", "step_size")
 _LETTERS = r"""-\w.+/()~"'="""

@@ -257,9 +257,9 @@ class RunConfig:
             self.teacher is not None or not method.needs_teacher,
             f"method {self.method} needs a teacher: set teacher.name and teacher.checkpoint",
         )
-        method.require_parts(self.optim.micro_batch)
+        method.check_micro_batch(self.optim.micro_batch)
         if self.teacher is not None:
-            self.teacher.policy.check(method.objective.through_teacher, self.method)
+            self.teacher.policy.check(method.through_teacher, self.method)
         require_choice("layout", self.layout, Layout)
         for name in ("log_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: it must be 1 or more")

@@ -1,4 +1,4 @@
-"""Shared by all tests. Without a GPU, Triton kernels run in its interpreter, which must be chosen before its import."""
+"""Settings of all tests. Without a GPU, Triton kernels run in Triton's interpreter, chosen before its import."""
 
 import os
 import tempfile
@@ -12,7 +12,15 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def machine_memory_of_its_own(tmp_path_factory) -> None:
-    """Tests neither read nor write what the user's machine remembers; their compiled graphs last for the next run."""
+def own_machine_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps the tests out of the user's cache of fastadaad. Compiled graphs stay for the next run of the tests."""
     os.environ["FASTADAAD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "fastadaad-tests-compile"))
+    graphs = Path(tempfile.gettempdir()) / f"fastadaad-tests-compile-{os.getuid()}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(graphs))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Lets the processes of pytest-xdist start with the files that hold slow tests, so that they end together."""
+    if hasattr(config, "workerinput"):
+        slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow_files)

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from fastadaad.config_io import read_config
-from fastadaad.runtime.distributed import joined_processes
+from fastadaad.runtime.distributed import joined_process_group
 from fastadaad.training.trainer import Trainer
 
 
@@ -62,10 +62,10 @@ def run_task(folder: Path, task: dict, rank: int) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    with joined_processes(os.environ.get("DEVICE", "cpu"), float(os.environ.get("RANK_TIMEOUT_S", "60"))) as processes:
-        (folder / f"pid{processes.rank}").write_text(str(os.getpid()))
+    with joined_process_group(os.environ.get("DEVICE", "cpu"), float(os.environ.get("RANK_TIMEOUT_S", "60"))) as process_group:
+        (folder / f"pid{process_group.rank}").write_text(str(os.getpid()))
         for task in json.loads((folder / "tasks.json").read_text()):
-            run_task(folder, task, processes.rank)
+            run_task(folder, task, process_group.rank)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ REFUSED = [
     (lambda: TeacherPolicy(kind="lazy"), "teacher policy 'lazy'.*linearized"),
     (lambda: TeacherPolicy(kind="refreshed", every=0), "every is 0"),
     (lambda: TeacherPolicy(kind="linearized", top=0), "top is 0"),
-    (lambda: TeacherPolicy(every=2), "exact asks in every step.*leave out every"),
+    (lambda: TeacherPolicy(every=2), "exact queries the teacher in every step.*leave out every"),
     (lambda: TeacherPolicy(kind="refreshed", top=2), "top belongs to linearized, not to refreshed"),
     (
         lambda: run_config(method="rslad", teacher=replace(TEACHER, policy=TeacherPolicy(kind="refreshed"))),

@@ -13,7 +13,7 @@ from fastadaad import recipes
 from fastadaad.config import PrecisionConfig, TeacherPolicy
 from fastadaad.config_io import override, read_config
 from fastadaad.runtime.file_limits import CONFIG_BYTES
-from fastadaad.units import parse_pixels
+from fastadaad.config import parse_pixels
 
 DEMO = recipes.get("demo")
 
@@ -120,7 +120,7 @@ def test_null_takes_a_setting_away_and_the_last_override_of_a_setting_counts():
         ("teacher.policy=refreshed(5)", r"'refreshed\(5\)' cannot be read: write exact"),
         ("teacher.policy=refreshed(every=0)", "every is 0"),
         ("teacher.policy=refreshed(top=9)", "top belongs to linearized"),
-        ("teacher.policy.every=8", "exact asks in every step"),
+        ("teacher.policy.every=8", "exact queries the teacher in every step"),
         ("precision.teacher=int8", "^precision.teacher is 'int8': give fp32, tf32, bf16 or fp16$"),
         ("layout=NHWC", "layout.*channels_last"),
     ],

@@ -1,4 +1,8 @@
-"""The command line: `fastadaad COMMAND`, one module of fastadaad/commands per command."""
+"""Command line: `fastadaad COMMAND`, one module of fastadaad/cli per command.
+
+A command's module has its help as docstring, an EXAMPLE, `add_arguments(parser)` and `run(arguments, console)`. Heavy
+imports belong into `run`, so that --help answers at once.
+"""
 
 import argparse
 import difflib
@@ -11,8 +15,10 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from fastadaad.runtime.messages import LEVELS, messages_on
 from fastadaad.runtime.signals import Interrupted
 from fastadaad.runtime.text import line_of, printable
+from fastadaad.runtime.version import version
 
 COMMANDS = (
     "train", "evaluate", "compare", "sweep-epsilon", "recipes", "methods", "teachers", "inspect", "export",
@@ -22,7 +28,7 @@ COMMANDS = (
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line instead of the whole usage; exit code 2."""
+        """Exits with one line instead of the whole usage, and exit code 2."""
         self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
@@ -32,7 +38,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Robust students from robust teachers, fast; example: fastadaad train demo",
         formatter_class=partial(argparse.HelpFormatter, max_help_position=20),  # a line for the longest command too
     )
-    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    parser.add_argument("--version", action="version", version=f"fastadaad {version('fastadaad')}")
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--log-level", choices=LEVELS, metavar="LEVEL", help=f"{', '.join(LEVELS)}; default: $FASTADAAD_LOG, or info"
+    )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND ARGUMENTS", parser_class=_Parser)
     for name in COMMANDS:
         module = importlib.import_module(f"fastadaad.cli.{name.replace('-', '_')}")
@@ -46,10 +56,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments, with overrides anywhere on the line."""
+    """Parses the command line, with overrides anywhere on it."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    # argparse gives `overrides` only those that directly follow the recipe; the ones after an option are left over.
+    # argparse gives `overrides` only the words that directly follow the recipe; words after an option are left over.
     if any(word.startswith("-") for word in rest) or (rest and "overrides" not in arguments):
         arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}{_suggestion(rest, arguments.options)}")
     if rest:
@@ -60,16 +70,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _suggestion(words: Sequence[str], options: Sequence[str]) -> str:
-    """The option of the command that is closest to the first of `words` that is like one."""
+    """Suggests the option of the command that is closest to one of `words`."""
     close = [match for word in words for match in difflib.get_close_matches(word.partition("=")[0], options, n=1)]
     return f": did you mean {close[0]}?" if close else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for a user's mistake, 130 after SIGINT, 143 after SIGTERM."""
+    """Runs the command line.
+
+    Returns:
+        Exit code: 0, 2 for a user's mistake, 130 after SIGINT, 143 after SIGTERM.
+    """
     arguments = parse(argv)
+    console = Console()
     try:
-        arguments.run(arguments, Console())
+        with messages_on(console, arguments.log_level):
+            arguments.run(arguments, console)
     except (ValueError, OSError) as error:
         if arguments.traceback:
             raise
@@ -85,6 +101,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(line: str) -> None:
-    """Of several processes on a node that all end alike, the first speaks."""
+    """Prints an error, on local rank 0 only."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"fastadaad: {line}", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fastadaad.cli.arguments import add_download, add_overrides, add_recipe, commas, recipe_and_overrides, seeds
-from fastadaad.runtime.text import say
+from fastadaad.runtime.text import print_line
 
 if TYPE_CHECKING:
     from fastadaad.cli.comparison.cells import Cell
@@ -51,6 +51,6 @@ def run(arguments: argparse.Namespace, console: Console) -> "list[Cell]":
         from_scratch=arguments.from_scratch,
         console=console,
     )
-    say(console, f"table: {folder / 'table.md'}")
-    say(console, f"pictures: {folder / 'table.png'}, {folder / 'curves.png'}")
+    print_line(console, f"table: {folder / 'table.md'}")
+    print_line(console, f"pictures: {folder / 'table.png'}, {folder / 'curves.png'}")
     return cells

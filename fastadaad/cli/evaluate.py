@@ -71,7 +71,7 @@ def _config_and_weights(arguments: argparse.Namespace) -> "tuple[RunConfig, Path
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     from fastadaad.evaluation.report import print_attacks, write_json, write_results
-    from fastadaad.runtime.distributed import joined_processes
+    from fastadaad.runtime.distributed import joined_process_group
     from fastadaad.runtime.output_files import check_output
 
     config, weights = _config_and_weights(arguments)
@@ -80,17 +80,17 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     state = None if arguments.state is None else Path(arguments.state)
     if state is not None and state.exists() and not state.is_dir():
         raise ValueError(f"{state} is no folder: give a folder, new or of an evaluation that goes on")
-    with joined_processes(config.device, config.rank_timeout_s) as processes:
-        if not processes.is_first:
+    with joined_process_group(config.device, config.rank_timeout_s) as process_group:
+        if not process_group.is_first:
             console = Console(quiet=True)
-        if arguments.shard and processes.count > 1:
+        if arguments.shard and process_group.size > 1:
             raise ValueError("--shard is for processes that are started one by one: leave it out under torchrun")
         results = _results(arguments, config, weights, state, console)
         print_attacks(console, results)
         name = Path(arguments.run_or_weights).name
-        if arguments.csv and processes.is_first:
+        if arguments.csv and process_group.is_first:
             write_results(Path(arguments.csv), [(name, results)])
-        if arguments.json and processes.is_first:
+        if arguments.json and process_group.is_first:
             write_json(Path(arguments.json), name, results)
 
 

@@ -1,22 +1,20 @@
 """What this machine has: versions, devices, which backend each operation uses, what is missing and how to get it."""
 
-import importlib.util
 import os
 import platform
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-import fastadaad
 from fastadaad import ops
 from fastadaad.data.engines import dali_status
 from fastadaad.inner import layout
 from fastadaad.runtime.compile import compile_cache
-from fastadaad.runtime.machine_cache import version
+from fastadaad.runtime.version import version
 from fastadaad.training import self_check
+from fastadaad.training.optimizers import apex_status
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "scikit-learn", "safetensors", "tensorboard", "matplotlib")
 
@@ -26,17 +24,6 @@ def _devices() -> str:
         return f"cpu ({torch.get_num_threads()} of {os.cpu_count()} threads, {torch.backends.cpu.get_cpu_capability()})"
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return ", ".join(names)
-
-
-def apex_status() -> str:
-    """NVIDIA apex, which is built from its source; PyPI's `apex` is an unrelated web toolkit and is named as such."""
-    spec = importlib.util.find_spec("apex")
-    if spec is None:
-        return "missing (optional): build it from NVIDIA's source; PyPI's apex is something else"
-    # Looked up on disk: find_spec("apex.optimizers") would import apex, and importing the unrelated one fails.
-    if not any(Path(folder, "optimizers").is_dir() for folder in spec.submodule_search_locations or ()):
-        return "this apex is not NVIDIA's but an unrelated package: pip uninstall apex"
-    return "found"
 
 
 def compile_cache_status() -> str:
@@ -72,7 +59,7 @@ def verify(console: Console) -> self_check.SelfCheckResult:
 def print_report(console: Console) -> None:
     """Print the whole report; operations that the self-check found wrong here are switched off first."""
     result = _known_self_check()
-    table = Table(title=f"fastadaad {fastadaad.__version__}", show_header=False)
+    table = Table(title=f"fastadaad {version('fastadaad')}", show_header=False)
     table.add_row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in PACKAGES:
         table.add_row(package, version(package))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fastadaad.cli.arguments import positive
-from fastadaad.runtime.text import say
+from fastadaad.runtime.text import print_line
 
 if TYPE_CHECKING:
     from fastadaad.data.datasets.packed import Pack
@@ -72,7 +72,7 @@ def verify(folder: Path, console: Console) -> None:
     num_images = sum(split.num_images for split in pack.splits.values())
     with image_progress(console, f"verifying {folder.name}", num_images) as progress:
         verify_pack(folder, pack, progress.advance)
-    say(console, f"{folder} is whole: all checksums agree")
+    print_line(console, f"{folder} is whole: all checksums agree")
 
 
 def report(pack: "Pack", folder: Path, console: Console) -> None:
@@ -80,16 +80,16 @@ def report(pack: "Pack", folder: Path, console: Console) -> None:
     train, test = pack.splits["train"], pack.splits["test"]
     size = pack.origin.image_size
     megabytes = (train.num_images + test.num_images) * pack.origin.image_bytes / 1e6
-    say(
+    print_line(
         console,
         f"{folder}: {train.num_images:,} training and {test.num_images:,} test images of {size}x{size} pixels in "
         f"{len(pack.class_names)} classes, {megabytes:,.1f} MB",
     )
     reasons = [*train.skipped.values(), *test.skipped.values()]
     if reasons:
-        say(console, f"files that were left out: {len(reasons)}")
+        print_line(console, f"files that were left out: {len(reasons)}")
     for reason in reasons[:NUM_SHOWN]:
-        say(console, f"  {reason}")
+        print_line(console, f"  {reason}")
     if len(reasons) > NUM_SHOWN:
-        say(console, f"  and {len(reasons) - NUM_SHOWN} more, see {folder / 'pack.json'}")
-    say(console, f"to train from it: fastadaad train RECIPE data.name=packed data.root={folder}")
+        print_line(console, f"  and {len(reasons) - NUM_SHOWN} more, see {folder / 'pack.json'}")
+    print_line(console, f"to train from it: fastadaad train RECIPE data.name=packed data.root={folder}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fastadaad.cli.arguments import add_download, add_overrides, positive
-from fastadaad.runtime.text import say
+from fastadaad.runtime.text import print_line
 
 EXAMPLE = "fastadaad show-batch demo data.padding=2 --images 6 --output batch.png"
 
@@ -49,4 +49,4 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         console.print("only natural images are shown: the teacher has no weights, set teacher.checkpoint=FILE")
     student = f"untrained {config.student.name}" if config.student.checkpoint is None else config.student.name
     plot_batch(arguments.output, batch, f"{config.recipe}, {config.method}, student: {student}")
-    say(console, f"drawn: {arguments.output}")
+    print_line(console, f"drawn: {arguments.output}")

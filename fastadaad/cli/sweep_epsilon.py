@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fastadaad.cli.arguments import add_download, add_overrides, add_recipe, commas, recipe_and_overrides, seeds
-from fastadaad.runtime.text import say
+from fastadaad.runtime.text import print_line
 
 if TYPE_CHECKING:
     from fastadaad.cli.comparison.cells import Cell
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> "list[Cell]":
     """Returns the cells, the teacher's first."""
     from fastadaad.cli.comparison.sweep import sweep_epsilon
-    from fastadaad.units import parse_pixels
+    from fastadaad.config import parse_pixels
 
     recipe, overrides = recipe_and_overrides(arguments)
     epsilons = sorted({parse_pixels(text) for text in commas(arguments.epsilons)})
@@ -48,6 +48,6 @@ def run(arguments: argparse.Namespace, console: Console) -> "list[Cell]":
         seeds=arguments.seeds,
         console=console,
     )
-    say(console, f"table: {folder / 'table.md'}")
-    say(console, f"picture: {folder / 'epsilon.png'}")
+    print_line(console, f"table: {folder / 'table.md'}")
+    print_line(console, f"picture: {folder / 'epsilon.png'}")
     return cells

@@ -7,12 +7,16 @@ import argparse
 import json
 from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from fastadaad.cli.arguments import add_download, add_overrides
-from fastadaad.runtime.text import say
+from fastadaad.runtime.messages import messages_on
+from fastadaad.runtime.text import print_line
+
+if TYPE_CHECKING:
+    from fastadaad.run_config import RunConfig
 
 EXAMPLE = "fastadaad train fashion-mnist optim.epochs=12 teacher.policy=linearized"
 
@@ -36,41 +40,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
-    from fastadaad.runtime.distributed import started_by_torchrun
-    from fastadaad.runtime.signals import stopped_by_signals
-
-    # torchrun sends signals itself, also to processes that wait for each other, where none would be heard.
-    with nullcontext() if started_by_torchrun() else stopped_by_signals():
-        _train(arguments, console)
-
-
-def _train(arguments: argparse.Namespace, console: Console) -> None:
-    from fastadaad import recipes
-    from fastadaad.cli.comparison.compare import train_and_evaluate
+    """Trains one student in a new folder, or resumes a run, and evaluates it on the test set."""
     from fastadaad.cli.machine_report import summarize_ops
-    from fastadaad.config_io import override
     from fastadaad.evaluation.report import print_accuracies, write_results
-    from fastadaad.runtime.distributed import joined_processes, restarted_by_torchrun
+    from fastadaad.runtime.distributed import joined_process_group, restarted_by_torchrun, started_by_torchrun
+    from fastadaad.runtime.signals import stopped_by_signals
     from fastadaad.training.folders import RESULTS, choose_run_folder
+    from fastadaad.training.trainer import Trainer
 
-    method = {} if arguments.method is None else {"method": arguments.method}
-    short = [f"{name}={value}" for name in SETTINGS if (value := getattr(arguments, name)) is not None]
-    config = override(recipes.get(arguments.recipe, **method), [*arguments.overrides, *short])
+    config = _config(arguments)
     if arguments.print_config:
         console.print_json(json.dumps(asdict(config)))
         return
-    with joined_processes(config.device, config.rank_timeout_s) as processes:
-        if not processes.is_first:
+    with (
+        # torchrun sends signals itself, also to ranks that wait for each other and could not handle one.
+        nullcontext() if started_by_torchrun() else stopped_by_signals(),
+        joined_process_group(config.device, config.rank_timeout_s) as group,
+        messages_on(console if group.is_first else Console(quiet=True)),
+    ):
+        if not group.is_first:
             console = Console(quiet=True)
-        resume = arguments.resume or any(processes.gathered(restarted_by_torchrun()))
-        folder = None
-        if processes.is_first:
-            folder = choose_run_folder(arguments.run_folder, config, resume=resume, say=partial(say, console))
-        folder = processes.from_first(folder)
+        resume = arguments.resume or any(group.all_gather(restarted_by_torchrun()))
+        chosen = choose_run_folder(arguments.run_folder, config, resume=resume) if group.is_first else None
+        folder = group.broadcast(chosen)
         assert folder is not None
         console.print(summarize_ops())
-        rows = [(config.method, train_and_evaluate(config, folder, console, config.method, resume=resume))]
-        if processes.is_first:
+        trainer = Trainer(config, folder, console, resume=resume)
+        result = trainer.train()
+        console.print(result.line(config.method))
+        rows = [(config.method, trainer.evaluate_best(config.method))]
+        if group.is_first:
             write_results(folder / RESULTS, rows)
         print_accuracies(console, rows)
-        say(console, f"run folder: {folder}")
+        print_line(console, f"run folder: {folder}")
+
+
+def _config(arguments: argparse.Namespace) -> "RunConfig":
+    from fastadaad import recipes
+    from fastadaad.config_io import override
+
+    method = {} if arguments.method is None else {"method": arguments.method}
+    short = [f"{name}={value}" for name in SETTINGS if (value := getattr(arguments, name)) is not None]
+    return override(recipes.get(arguments.recipe, **method), [*arguments.overrides, *short])

@@ -1,9 +1,10 @@
-"""Accuracy under attack, over all images of a set, each exactly once."""
+"""Accuracy of a network under attack, over a set of images."""
 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,38 @@ from torch import Tensor, nn
 from fastadaad.config import ThreatModel
 from fastadaad.evaluation.attacks import AttackSpec, GradientAttack, check_attacks, correct, parse_attack
 from fastadaad.evaluation.autoattack import AutoAttackStage
+from fastadaad.evaluation.batches import Batches, Images, batches_of, has_fixed_order
 from fastadaad.evaluation.survival import Keeper, attack_survivors, fingerprint
 from fastadaad.inner.caller import bare
 from fastadaad.inner.checks import check_values
 from fastadaad.inner.folding import fold
-from fastadaad.inner.maximizer import frozen
+from fastadaad.inner.frozen import frozen
 
-Batches = Iterable[tuple[Tensor, Tensor]]
 Progress = Callable[[str, int], None]
 
-# A gap this wide between gradient ascent and AutoAttack means that the gradients mislead. Adversarially trained
-# networks show one to five points (the paper's own table: at most 5.4).
+DEFAULT_ATTACKS = ("natural", "pgd20")
+DEFAULT_THREAT_MODEL = ThreatModel()
+# A gap above this between gradient ascent and AutoAttack means that the gradients mislead. Adversarially trained
+# networks show one to five points (the table of the AdaAD paper: at most 5.4).
 MASKING_GAP = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackResult:
-    """One row of the table of results."""
+    """Accuracy of a network under one attack: a row of the table of results.
+
+    Attributes:
+        attack: Name of the attack.
+        restarts: Number of restarts; 1 for an attack without a random start.
+        norm: Norm of the threat model.
+        epsilon: Radius of the threat model, in pixel units.
+        num_images: Number of images evaluated.
+        accuracy: Fraction of all images that are classified correctly before the attack and after each of its restarts
+            and stages.
+        seconds: Duration of the attack; a resumed one includes the time before the interruption.
+        parts: Name, accuracy after it and seconds of each stage, for an attack with several stages.
+        notes: Facts that a reader of the accuracy needs, such as a stage that was left out.
+    """
 
     attack: str
     restarts: int
@@ -37,63 +53,92 @@ class AttackResult:
     epsilon: float
     num_images: int
     accuracy: float
-    """Share of images classified correctly, before the attack and after each restart and part of it."""
     seconds: float
     parts: tuple[tuple[str, float, float], ...] = ()
-    """Of an attack in several parts: name, accuracy after it, its seconds."""
     notes: tuple[str, ...] = ()
-    """What a reader of the figure must know."""
 
     @property
     def margin(self) -> float:
-        """Half the width of the 95 % interval that so many images leave (normal approximation of the binomial)."""
+        """Half the width of the 95 % interval of the accuracy (normal approximation of the binomial)."""
         return 1.96 * math.sqrt(self.accuracy * (1 - self.accuracy) / self.num_images)
 
     def row(self) -> dict:
-        """The fields as columns of a table; parts and notes as text."""
+        """Returns the fields and the margin as columns of a table; parts and notes become strings."""
         row = asdict(self) | {"margin": self.margin}
-        row["parts"] = "; ".join(f"{part} {accuracy:.4f} in {seconds:.1f} s" for part, accuracy, seconds in self.parts)
+        row["parts"] = "; ".join(
+            f"{stage} {accuracy:.4f} in {seconds:.1f} s" for stage, accuracy, seconds in self.parts
+        )
         row["notes"] = "; ".join(self.notes)
         return row
 
     @classmethod
     def from_json(cls, fields: dict) -> "AttackResult":
-        """The inverse of dataclasses.asdict through JSON, which knows no tuples."""
-        parts = tuple((part, accuracy, seconds) for part, accuracy, seconds in fields["parts"])
+        """Builds a result from the JSON of dataclasses.asdict, which has lists instead of tuples."""
+        parts = tuple((stage, accuracy, seconds) for stage, accuracy, seconds in fields["parts"])
         return cls(**fields | {"parts": parts, "notes": tuple(fields["notes"])})
 
 
 def evaluate(
     model: nn.Module,
-    batches: Callable[[], Batches],
-    attacks: Iterable[str],
+    data: Images,
+    attacks: str | Iterable[str] = DEFAULT_ATTACKS,
     *,
-    threat_model: ThreatModel,
+    threat_model: ThreatModel = DEFAULT_THREAT_MODEL,
     restarts: int = 1,
     seed: int = 0,
-    progress: Progress = lambda part, num_images: None,
+    batch_size: int = 500,
+    progress: Progress = lambda stage, num_images: None,
     state: Path | None = None,
 ) -> list[AttackResult]:
-    """One result per attack on all images of `batches()`, which yields (x_natural [B, C, H, W], labels [B]).
+    """Evaluates the accuracy of a network on all images of `data` under each attack.
 
-    The model is evaluated in eval mode, without a wrapper of DistributedDataParallel or torch.compile, and comes back
-    in its own; the caller may be in any grad mode or in inference mode. `progress(part, num_images)` is called after
-    each batch of each part of an attack. In the folder `state` the attacks in parts keep what they have done, so that
-    they go on from there. Raises ValueError for an unknown attack (before anything runs), one that does not fit the
-    threat model, no images, or pixels outside [0, 1] in the first batch.
+    The network runs in eval mode, without a wrapper of torch.compile, DistributedDataParallel or DataParallel, and has
+    its own mode again afterwards. The caller may be in any grad mode or in inference mode.
+
+    Args:
+        model: Network from pixels [B, C, H, W] in [0, 1] to logits [B, N]; a normalisation belongs inside it.
+        data: Images, fp32 in [0, 1], and class numbers, int64, as one of
+
+            - a DataLoader whose batches are (x_natural [B, C, H, W], labels [B]). It is iterated once per attack, and
+              may shuffle. Images that it leaves out (drop_last) are not counted;
+            - a torch Dataset whose samples are (image [C, H, W], label), read in its order;
+            - a pair of tensors (x_natural [N, C, H, W], labels [N]);
+            - a function without arguments that returns batches as those of a DataLoader. It is called once per attack.
+
+            Batches are moved to the device of the model, except those of a function, which have to be there already.
+        attacks: Names of attacks; see `parse_attack`. A single string is one attack.
+        threat_model: Norm and radius of the attacks; default: l_inf with 8/255.
+        restarts: Number of restarts of an attack with a random start. An image counts as robust if it survives all.
+        seed: Seed of the first restart; the others have the seeds after it.
+        batch_size: Images per batch of a Dataset or a pair.
+        progress: Function that is called with the name of the attack stage and the number of images after each batch.
+        state: Folder in which cw, cw-l2 and AutoAttack's stages save their progress after each batch, so that the same
+            call resumes them. Needs images in a fixed order.
+
+    Returns:
+        One result per attack, in the order of `attacks`.
+
+    Raises:
+        ValueError: An attack is unknown, does not fit the threat model or lacks its library (raised before anything
+            runs), `data` is of another kind, holds no images or has pixels outside [0, 1] in its first batch.
     """
-    specs = [parse_attack(name) for name in attacks]
+    specs = [parse_attack(name) for name in ([attacks] if isinstance(attacks, str) else attacks)]
     check_attacks([spec.name for spec in specs], threat_model)
-    device = next(model.parameters()).device
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}: give a torch.nn.Module, and the images after it")
+    if state is not None and not has_fixed_order(data):
+        raise ValueError("state needs images in a fixed order, and data shuffles: use a DataLoader with shuffle=False")
+    device = _device(model)
+    batches = batches_of(data, device, batch_size)
     results, model = [], bare(model)
     with torch.inference_mode(False), torch.enable_grad(), frozen(model):
         for spec in specs:
             num_restarts = restarts if any(attack.is_random for _, attack in spec.stages) else 1
-            # One per restart, so that more restarts only add to the starts of fewer.
+            # One generator per restart, so that further restarts keep the starts of the first ones.
             generators = [torch.Generator(device).manual_seed(seed + restart) for restart in range(num_restarts)]
             attack = spec.stages[0][1]
             checked = _checked(batches())
-            if isinstance(attack, GradientAttack):  # then it is the only part
+            if isinstance(attack, GradientAttack):  # always the only stage
                 measured = _on_batches(model, attack, threat_model, checked, generators, spec.name, progress)
             else:
                 measured = _on_survivors(model, spec, threat_model, checked, generators, progress, state)
@@ -107,6 +152,11 @@ def evaluate(
                 )
             )
     return results
+
+
+def _device(model: nn.Module) -> torch.device:
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def _checked(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
@@ -129,8 +179,8 @@ def _on_batches(
     name: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """num_images, accuracy and seconds of an attack that takes the images as they come."""
-    device = next(model.parameters()).device
+    """Returns num_images, accuracy and seconds of an attack that needs one pass over the batches."""
+    device = _device(model)
     started, num_images, num_robust = time.perf_counter(), 0, torch.zeros((), dtype=torch.int64, device=device)
     for x_natural, labels in batches:
         survives = attack.survives(model, threat_model, x_natural, labels, generators)
@@ -152,9 +202,10 @@ def _on_survivors(
     progress: Progress,
     state: Path | None,
 ) -> dict[str, Any]:
-    """num_images, accuracy, seconds, parts and notes of an attack whose parts get the survivors only.
+    """Returns num_images, accuracy, seconds, parts and notes of an attack whose stages attack the survivors only.
 
-    All images are on the device at once; the batches are as large as the first of `batches`.
+    `batches` is read once, so all stages have the same images in the same order. All images are on the device at once;
+    batches of survivors are as large as the first of `batches`.
     """
     pairs = list(batches)
     if not pairs:
@@ -178,7 +229,7 @@ def _on_survivors(
         keeper=Keeper(state, spec.name, facts),
         progress=progress,
     )
-    names = [part for part, _ in spec.stages]
+    names = [stage for stage, _ in spec.stages]
     return {
         "num_images": len(labels),
         "accuracy": survival.accuracies[-1],
@@ -189,11 +240,19 @@ def _on_survivors(
 
 
 def merge(shards: Sequence[AttackResult]) -> AttackResult:
-    """The result on all images, from those of the same attack on disjoint parts of them; seconds add up."""
+    """Merges the results of one attack on disjoint shards of the images.
+
+    Args:
+        shards: One result per shard, all of the same attack, threat model and restarts.
+
+    Returns:
+        The result on all images, with the accuracy that one evaluation of all of them gives. Seconds are the sum;
+        notes are joined without duplicates.
+    """
     num_images = sum(shard.num_images for shard in shards)
 
     def mean(values: Iterable[float]) -> float:
-        # Each is a whole number of images: counted, not averaged, they give what one evaluation of all would give.
+        # Each value is an integer number of images; counting them makes the merged accuracy exact.
         return sum(round(value * shard.num_images) for value, shard in zip(values, shards, strict=True)) / num_images
 
     return replace(
@@ -202,20 +261,28 @@ def merge(shards: Sequence[AttackResult]) -> AttackResult:
         accuracy=mean(shard.accuracy for shard in shards),
         seconds=sum(shard.seconds for shard in shards),
         parts=tuple(
-            (part[0][0], mean(accuracy for _, accuracy, _ in part), sum(seconds for _, _, seconds in part))
-            for part in zip(*(shard.parts for shard in shards), strict=True)
+            (stage[0][0], mean(accuracy for _, accuracy, _ in stage), sum(seconds for _, _, seconds in stage))
+            for stage in zip(*(shard.parts for shard in shards), strict=True)
         ),
         notes=tuple(dict.fromkeys(note for shard in shards for note in shard.notes)),
     )
 
 
 def num_stages(attacks: Iterable[str]) -> int:
-    """How often `evaluate` passes over the images: once for each part of each attack."""
+    """Returns the number of passes of `evaluate` over the images: one for each stage of each attack."""
     return sum(len(parse_attack(name).stages) for name in attacks)
 
 
 def masking_warning(results: Iterable[AttackResult]) -> str | None:
-    """What to say where AutoAttack, or its gradient-free part, falls far below gradient ascent on the same images."""
+    """Returns a warning if the gradients of the network seem masked.
+
+    Args:
+        results: Results of one network on the same images.
+
+    Returns:
+        One line if the accuracy under AutoAttack, or under its gradient-free stage square, is more than MASKING_GAP
+        below that under gradient ascent (fgsm, pgd or cw-linf); otherwise None.
+    """
     accuracy = {result.attack: result.accuracy for result in results}
     ascent = [name for name in accuracy if name == "fgsm" or name.startswith(("pgd", "cw-linf"))]
     strong = [name for name in ("autoattack", "square") if name in accuracy]
@@ -225,6 +292,6 @@ def masking_warning(results: Iterable[AttackResult]) -> str | None:
     if accuracy[weakest] - accuracy[strongest] <= MASKING_GAP:
         return None
     return (
-        f"{strongest} leaves {100 * accuracy[strongest]:.1f} % where {weakest} leaves {100 * accuracy[weakest]:.1f} %: "
-        "the gradients of this model are masked, and its accuracy under gradient attacks means little"
+        f"accuracy is {100 * accuracy[strongest]:.1f} % under {strongest} and {100 * accuracy[weakest]:.1f} % under "
+        f"{weakest}: the gradients of this model are masked, and its accuracy under gradient attacks is not reliable"
     )

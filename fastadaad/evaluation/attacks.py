@@ -38,7 +38,7 @@ class GradientAttack:
 
     @property
     def is_random(self) -> bool:
-        """Returns True if another restart can find more adversarial images."""
+        """True if another restart can find more adversarial images."""
         return self.start == "uniform"
 
     def maximizer(self, model: nn.Module, threat_model: ThreatModel) -> InnerMaximizer:
@@ -50,7 +50,7 @@ class GradientAttack:
             start=self.start,
         )
         method = replace(methods.get("pgd-at"), name="attack", objective=self.objective)
-        return InnerMaximizer(model, method=method, inner=inner)
+        return InnerMaximizer(model, method=method, inner=inner, mode="eager")
 
     def survives(
         self,

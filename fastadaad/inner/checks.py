@@ -1,30 +1,36 @@
-"""What a search is asked to work on: images, labels, a radius and two networks that go together.
+"""Checks of the input of a search: images, labels, radius, and two networks that fit each other.
 
-Shapes and dtypes are looked at in every call, which costs nothing. To read a value is to wait for the device, so values
-and classes are looked at once for each pair of networks and shape of images.
+Shapes and dtypes are checked in every call, which costs nothing. Reading a value waits for the device, so values and
+classes are checked once for each pair of networks and each shape of images.
 """
 
 import math
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from fastadaad.config import ThreatModel
+from fastadaad.config import InnerConfig, ThreatModel
+from fastadaad.inner.frozen import frozen
+from fastadaad.methods.outer_batch import check_network_output
 
-if TYPE_CHECKING:
-    from fastadaad.inner.maximizer import InnerMaximizer
+PIXEL_TOLERANCE = 1e-6  # rounding in an augmentation
 
-PIXEL_TOLERANCE = 1e-6  # of rounding in an augmentation
-
-# What was looked at; it goes when the student goes.
-_known: weakref.WeakKeyDictionary[nn.Module, set[tuple]] = weakref.WeakKeyDictionary()
+# Combinations that passed; an entry goes when its student goes.
+_passed: weakref.WeakKeyDictionary[nn.Module, set[tuple]] = weakref.WeakKeyDictionary()
 
 
 def check_batch(x_natural: Tensor, labels: Tensor | None) -> None:
-    """x_natural is fp32 [B, C, H, W], labels int64 [B] or None. Raises ValueError; reads no value."""
+    """Checks types and shapes of a batch without reading a value.
+
+    Args:
+        x_natural: Images, which must be fp32 [B, C, H, W].
+        labels: Class numbers, which must be int64 [B], or None.
+
+    Raises:
+        ValueError: A tensor has another type, dtype or shape.
+    """
     for name, given in {"x_natural": x_natural, **({} if labels is None else {"labels": labels})}.items():
         if not isinstance(given, Tensor):
             raise ValueError(f"{name} is a {type(given).__name__}: give a tensor, such as torch.as_tensor({name})")
@@ -46,24 +52,33 @@ def check_batch(x_natural: Tensor, labels: Tensor | None) -> None:
 
 
 def check_first_call(
-    maximizer: "InnerMaximizer",
+    owners: tuple[nn.Module, nn.Module | None],
     networks: tuple[nn.Module, nn.Module | None],
     x_natural: Tensor,
     labels: Tensor | None,
+    inner: InnerConfig,
 ) -> None:
-    """The values of a batch, the radius and the classes of `networks`, as maximizer.networks gives them.
+    """Checks the values of a batch, the radius, and the classes of both networks.
 
-    Raises ValueError. Waits for the device once, at the first call for the networks and the shape of the images.
+    Waits for the device once, at the first call for `owners`, `inner` and the shape of the images.
+
+    Args:
+        owners: Student and teacher of the caller; the teacher is None if the method needs none.
+        networks: The same networks as the search runs them.
+        x_natural: Images, fp32 [B, C, H, W].
+        labels: Class numbers, int64 [B], or None if the method needs none.
+        inner: Threat model and limits of the pixels.
+
+    Raises:
+        ValueError: A value is out of range, or the networks have different classes.
     """
-    inner, method = maximizer.inner, maximizer.method
-    labels = labels if method.needs_labels else None
-    teacher = maximizer.teacher if method.needs_teacher else None
-    known = _known.setdefault(maximizer.student, set())
-    facts = (
+    student, teacher = owners
+    passed = _passed.setdefault(student, set())
+    key = (
         None if teacher is None else weakref.ref(teacher), x_natural.shape[1:], labels is None,
         inner.threat_model, inner.lower, inner.upper,
     )  # fmt: skip
-    if facts in known or not len(x_natural):
+    if key in passed or not len(x_natural):
         return
     check_radius(inner.threat_model, x_natural.shape[1:])
     num_classes = logits_of("student", networks[0], x_natural[:1]).shape[1]
@@ -71,11 +86,11 @@ def check_first_call(
         assert networks[1] is not None
         check_same_classes(num_classes, logits_of("teacher", networks[1], x_natural[:1]).shape[1])
     check_values(x_natural, labels, num_classes, lower=min(inner.lower, 0.0), upper=max(inner.upper, 1.0))
-    known.add(facts)
+    passed.add(key)
 
 
 def check_radius(threat_model: ThreatModel, image_shape: Sequence[int]) -> None:
-    """Raises ValueError where a ball in l2 is larger than the box of all images [C, H, W]."""
+    """Raises ValueError if a ball in l2 is larger than the box of all images [C, H, W]."""
     diagonal = math.sqrt(math.prod(image_shape))
     if threat_model.norm == "l2" and threat_model.epsilon > diagonal:
         raise ValueError(
@@ -85,7 +100,7 @@ def check_radius(threat_model: ThreatModel, image_shape: Sequence[int]) -> None:
 
 
 def check_same_classes(num_student_classes: int, num_teacher_classes: int) -> None:
-    """Raises ValueError where the two networks tell different numbers of classes."""
+    """Raises ValueError if the two numbers of classes differ."""
     if num_student_classes != num_teacher_classes:
         raise ValueError(
             f"student has {num_student_classes} classes and teacher {num_teacher_classes}: give both networks the "
@@ -101,9 +116,12 @@ def check_values(
     lower: float = 0.0,
     upper: float = 1.0,
 ) -> None:
-    """Pixels lie in [lower, upper], labels in 0..num_classes - 1. Raises ValueError; waits for the device once.
+    """Checks that pixels lie in [lower, upper] and labels in 0..num_classes - 1. Waits for the device once.
 
-    NaN passes: it may come in any step, and who looks for it in every step says in which it came.
+    NaN passes: it may come in any step, and a training checks every step for it.
+
+    Raises:
+        ValueError: A value is out of range.
     """
     extremes = [*x_natural.aminmax()]
     if labels is not None:
@@ -123,9 +141,11 @@ def check_values(
 
 
 def logits_of(name: str, network: nn.Module, x_natural: Tensor) -> Tensor:
-    """The logits [B, N] of `network` in eval mode, without gradient. Raises ValueError where it gives none."""
-    from fastadaad.inner.maximizer import frozen  # here, as that module imports this one
+    """Logits [B, N] of the network called `name` in eval mode, without gradient.
 
+    Raises:
+        ValueError: The network cannot take the images, or does not return logits.
+    """
     try:
         with torch.no_grad(), frozen(network):
             logits = network(x_natural)
@@ -136,7 +156,7 @@ def logits_of(name: str, network: nn.Module, x_natural: Tensor) -> Tensor:
         raise ValueError(
             f"{name} cannot take images {list(x_natural.shape[1:])} ({reason}): {_network_remedy(name, network)}"
         ) from error
-    check_logits(name, logits)
+    check_network_output(name, logits)
     return logits
 
 
@@ -145,14 +165,6 @@ def _network_remedy(name: str, network: nn.Module) -> str:
     if dtype != torch.float32:
         return f"its weights are {dtype}, use {name}.float(), and precision for its arithmetic"
     return "give images and networks for each other"
-
-
-def check_logits(name: str, logits: Any) -> None:
-    """What a network returned is one tensor [B, N]. Raises ValueError."""
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"{name} returns {type(logits).__name__}: let it return its logits [B, N] alone")
-    if logits.dim() != 2:
-        raise ValueError(f"{name} returns logits of shape {list(logits.shape)}: let it return [B, N], one per class")
 
 
 def _pixel_remedy(least: float, most: float) -> str:

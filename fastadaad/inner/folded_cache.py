@@ -119,5 +119,6 @@ def _tensors(network: nn.Module) -> list[Tensor]:
 
 def _versions(tensors: list[Tensor]) -> list[int | None]:
     """None where torch's count cannot be relied on: it has none of an inference tensor, and fused optimisers do not
-    count, so whatever may be trained is taken to have changed."""
+    count, so whatever may be trained is taken to have changed.
+    """
     return [None if tensor.is_inference() or tensor.requires_grad else tensor._version for tensor in tensors]

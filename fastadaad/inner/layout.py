@@ -8,6 +8,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from fastadaad.inner.frozen import frozen
 from fastadaad.runtime import machine_cache as machine_memory
 
 SECTION = "layout"
@@ -99,8 +100,6 @@ def _alternating_medians_ms(networks: dict[str, nn.Module], pixels: Tensor, cloc
 
 def _seconds(network: nn.Module, pixels: Tensor, clock: Clock) -> float:
     """One forward and one gradient to the pixels of the frozen network; waits for the device."""
-    from fastadaad.inner.maximizer import frozen  # imported here: inner_maximization asks for a layout
-
     with torch.inference_mode(False), torch.enable_grad(), frozen(network):
         _wait_for(pixels.device)
         begin = clock()

@@ -1,112 +1,35 @@
-"""x_natural -> x_adv: the projected search for the point where a method's inner objective is largest."""
+"""x_natural -> x_adv: the projected search for the point at which a method's inner objective is largest."""
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastadaad import methods, ops
-from fastadaad.config import InnerConfig, Layout, Mode, Precision, PrecisionConfig, Start, TeacherPolicy, ThreatModel
-from fastadaad.inner.caller import bare, check_devices, check_networks, device_type, uncompiled, usable
+from fastadaad import methods
+from fastadaad.config import InnerConfig, Layout, Mode, Precision, PrecisionConfig, TeacherPolicy, ThreatModel
+from fastadaad.inner.caller import bare, check_devices, check_networks, device_type, usable
 from fastadaad.inner.checks import check_batch, check_first_call
 from fastadaad.inner.folded_cache import Form, inner_network
-from fastadaad.inner.step import Search, Steps
-from fastadaad.inner.teacher_policies import USES, first_interval
+from fastadaad.inner.frozen import frozen
+from fastadaad.inner.search import Search, tape_vjp, traceable_vjp
+from fastadaad.inner.start import drawing_generator, start_point
+from fastadaad.inner.teacher_policies import POLICIES, first_interval
+from fastadaad.runtime.compile import one_graph
 from fastadaad.runtime.cuda_graph import CapturedCall
-from fastadaad.runtime.distributed import Processes
+from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.runtime.precision import gradient_scale, tensor_cores
 
-# Numbers that each of several processes draws for the start of one step, at most: 512 MiB. Then it does not matter how
-# many they are. Beyond it they draw for their own images, each the same numbers.
-MAX_COMMON_DRAW = 2**27
-
-# Standard deviation of the Gaussian start, in pixel units: the authors' program.
-GAUSSIAN_START_SCALE = 0.001
-
-
-@contextmanager
-def frozen(*networks: nn.Module, evaluation: bool = True) -> Iterator[None]:
-    """No parameter of `networks` requires a gradient inside; with `evaluation`, every module is in eval mode.
-
-    Each module's own mode and each parameter's own `requires_grad` come back afterwards, also after an exception.
-    """
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    parameters = [
-        (parameter, parameter.requires_grad)
-        for network in networks
-        for parameter in network.parameters()
-        if not parameter.is_inference()  # its requires_grad cannot come back, and no gradient reaches it
-    ]
-    try:
-        for module, _ in modes:
-            module.training = module.training and not evaluation
-        for parameter, _ in parameters:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, requires_grad in parameters:
-            parameter.requires_grad_(requires_grad)
-
-
-def start_point(
-    x_natural: Tensor,
-    start: Start,
-    inner: InnerConfig,
-    generator: torch.Generator | None = None,
-    processes: Processes | None = None,
-) -> Tensor:
-    """x_adv before the first step, fp32 [B, C, H, W], for each start of METHODS' table.
-
-    gaussian: x_natural + 0.001 N(0, 1), not clipped, as the authors leave it (each step clips).
-    uniform: a uniformly drawn point of the ball, clipped to [lower, upper].
-    natural: x_natural itself.
-
-    With several processes each takes its rows of a draw for the images of all, from equal generators.
-    """
-    if start == "natural":
-        return x_natural.clone()
-    processes = _drawing_together(x_natural, processes)
-    x_adv = torch.empty_like(x_natural)
-    drawn = x_natural.new_empty(len(x_natural) * processes.count, *x_natural.shape[1:])
-    if start == "gaussian":
-        noise = drawn.normal_(generator=generator)[processes.rank :: processes.count]
-        return ops.random_start_(x_adv, x_natural, noise, GAUSSIAN_START_SCALE)
-    noise = uniform_noise(drawn, inner.threat_model, generator)[processes.rank :: processes.count]
-    return ops.random_start_(x_adv, x_natural, noise, inner.threat_model.epsilon, inner.lower, inner.upper)
-
-
-def _drawing_together(x_natural: Tensor, processes: Processes | None) -> Processes:
-    """Those who draw with this one; none where the draw for all of their images would be too large to be worth it."""
-    if processes is None or x_natural.numel() * processes.count > MAX_COMMON_DRAW:
-        return Processes()
-    return processes
-
-
-def uniform_noise(x: Tensor, threat_model: ThreatModel, generator: torch.Generator | None) -> Tensor:
-    """Points drawn uniformly from the unit ball of the threat model's norm, shaped as x [B, C, H, W]."""
-    noise = x.new_empty(x.shape)
-    if threat_model.norm == "linf":
-        return noise.uniform_(-1, 1, generator=generator)
-    # Uniform in a ball of d dimensions: a uniform direction, and a radius distributed as u^(1/d).
-    direction = noise.normal_(generator=generator).flatten(1)
-    radius = x.new_empty(len(x), 1).uniform_(generator=generator) ** (1 / max(direction.shape[1], 1))
-    return (direction * (radius / direction.norm(dim=1, keepdim=True))).view(x.shape)
-
-
-def drawing_generator(generator: torch.Generator | None, device: torch.device) -> torch.Generator:
-    """The generator that draws on a CUDA device where `generator` is given or, as None, torch's own."""
-    return generator or torch.cuda.default_generators[device.index]
+Networks = tuple[nn.Module, nn.Module | None]
 
 
 def resolve_mode(mode: Mode, device_type: str) -> Mode:
-    """`auto` as what it stands for: compiled on CUDA; eager elsewhere, where compiling takes minutes.
+    """Replaces `auto` by `compiled` on CUDA and `eager` elsewhere: on a CPU compiling takes minutes.
 
-    Raises ValueError for an unknown mode, or for `graph` where there is no CUDA device.
+    Raises:
+        ValueError: Unknown mode, or `graph` without a CUDA device.
     """
     if mode not in ("eager", "compiled", "graph", "auto"):
         raise ValueError(f"mode is {mode!r}: choose eager, compiled, graph or auto")
@@ -116,37 +39,53 @@ def resolve_mode(mode: Mode, device_type: str) -> Mode:
 
 
 class InnerResult(NamedTuple):
-    """What a search leaves behind."""
+    """Result of a search."""
 
     x_adv: Tensor
     """[B, C, H, W], without gradient."""
     teacher_logits_natural: Tensor | None
-    """T(x_natural) [B, N] where the objective needed it, for the outer loss to reuse."""
+    """T(x_natural) [B, N] if the objective needed it, for the outer loss to reuse."""
     teacher_logits_assumed: Tensor | None
-    """What a teacher policy took for T(x_adv) [B, N]; None: the policy is exact."""
+    """The teacher policy's approximation of T(x_adv) [B, N]; None: the policy is exact."""
 
     def clone(self) -> "InnerResult":
-        """The same in tensors of its own."""
+        """Returns a copy in new tensors."""
         x_adv, *others = self
         return InnerResult(x_adv.clone(), *(None if logits is None else logits.clone() for logits in others))
 
 
 class InnerMaximizer:
-    """x_natural [B, C, H, W] fp32 in [0, 1] -> x_adv, for any networks that return logits [B, N].
+    """Search for adversarial images: x_natural [B, C, H, W] fp32 in [0, 1] -> x_adv, for networks that return logits.
 
-    One backward pass per step, seeded with the analytic gradients of the logits; no weight gradients, no tape through
-    the loss, no host synchronisation. The loop runs on folded twins of both networks (folding.py), whose own modes,
-    `.grad` and `requires_grad` it does not touch; a network that cannot be folded runs frozen, and is the same
-    afterwards. mode and `compile_options` as in Distiller; the attribute `mode` tells which it became.
+    Each step takes one backward pass, seeded with the analytic gradients of the logits: no weight gradients, no tape
+    through the loss, no host synchronisation. The loop runs on folded copies of both networks (inner/folding.py) and
+    does not touch the mode, `.grad` and `requires_grad` of the networks. A network that cannot be folded runs frozen,
+    and is restored afterwards.
 
-    teacher_policy: how often the teacher is asked; `asking_interval` is the number of steps from one time to the next
-    and may be changed between searches. precision: the arithmetic of each network. layout: that of the convolutions;
-    `auto` measures once per machine and network. processes: those that search on shares of the same batches, where
-    process r of n has its rows r, r + n, ...: then they start where one process would.
+    A network may be wrapped by DistributedDataParallel or torch.compile; the loop runs on the network inside. The
+    caller may be in any grad mode, in inference mode or under autocast. Under autocast the networks compute in its
+    dtype, the convolution of the pixels too, which `precision` would keep in fp32. Nothing is moved between devices.
 
-    A network may come in the wrapper of DistributedDataParallel or torch.compile, which the loop leaves out. The caller
-    may be in any grad mode, in inference mode or under autocast, where the networks compute in its dtype, the pixels'
-    convolution too: `precision` keeps that one in fp32. Nothing is moved between devices.
+    Args:
+        student: Network that returns logits [B, N].
+        teacher: Teacher with the same classes, or None for a method without one.
+        method: Row of the table of methods, by name or as a Method.
+        inner: Threat model, step size and number of steps; a dict of settings or an InnerConfig. Default: 10 steps of
+            2/255 in linf 8/255.
+        teacher_policy: Interval of the teacher queries, such as `"refreshed(every=5)"`. Default: exact.
+        precision: Arithmetic of each network, a PrecisionConfig or one string for both. Default: fp32.
+        layout: Memory layout of the convolutions; `auto` measures once per machine and network.
+        mode: `eager`, `compiled`, `graph`, or `auto`: compiled on CUDA, else eager. The attribute `mode` holds the mode
+            in use.
+        compile_options: Keyword arguments of torch.compile.
+        process_group: Ranks that search on shards of the same batches: rank r of n has rows r, r + n, ... Their starts
+            are then the starts of a single process.
+
+    Attributes:
+        query_interval: Number of steps between two queries of the teacher; may be changed between searches.
+
+    Raises:
+        ValueError: Settings that contradict each other, or a network that is not a torch.nn.Module.
     """
 
     def __init__(
@@ -155,27 +94,42 @@ class InnerMaximizer:
         teacher: nn.Module | None = None,
         *,
         method: str | methods.Method = "adaad",
-        inner: InnerConfig | None = None,
-        teacher_policy: TeacherPolicy | None = None,
-        precision: PrecisionConfig | None = None,
+        inner: InnerConfig | dict[str, Any] | None = None,
+        teacher_policy: TeacherPolicy | str | None = None,
+        precision: PrecisionConfig | str | None = None,
         layout: Layout = "auto",
-        mode: Mode = "eager",
-        compile_options: dict | None = None,
-        processes: Processes | None = None,
+        mode: Mode = "auto",
+        compile_options: dict[str, Any] | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         check_networks(student, teacher)
         self.mode = resolve_mode(mode, device_type(student))
-        self.method = methods.get(method) if isinstance(method, str) else method
-        self.inner, self.processes = inner or InnerConfig(), processes
-        self.teacher_policy = teacher_policy or TeacherPolicy()
-        self.precision, self.layout = precision or PrecisionConfig(), layout
+        self.method = (methods.get(method) if isinstance(method, str) else method).resolved()
+        self.inner, self.process_group = InnerConfig.parse(inner), process_group
+        self.teacher_policy = TeacherPolicy.parse(teacher_policy)
+        self.precision, self.layout = PrecisionConfig.parse(precision), layout
         self.student, self.teacher = bare(student), None if teacher is None else bare(teacher)
         self.method.require_teacher(teacher)
-        self.teacher_policy.check(self.method.objective.through_teacher, self.method.name)
+        self.teacher_policy.check(self.method.through_teacher, self.method.name)
         self._check_student_eval()
-        self.asking_interval = first_interval(self.teacher_policy, self.inner.num_steps)
-        self._steps = Steps(self.mode, compile_options or {})
+        self.query_interval = first_interval(self.teacher_policy, self.inner.num_steps)
+        self._policy = POLICIES[self.teacher_policy.kind]
+        options = compile_options or {}
+        if self.mode == "eager" or options.get("disable"):
+            self._vjp, self._query, self._reuse = tape_vjp, self._policy.query, self._policy.reuse
+        else:
+            self._vjp = traceable_vjp
+            self._query, self._reuse = (one_graph(step, **options) for step in (self._policy.query, self._policy.reuse))
         self._captured: dict[tuple, CapturedCall] = {}
+
+    def __repr__(self) -> str:
+        teacher = "" if self.teacher is None else f" from {type(self.teacher).__name__}"
+        return (
+            f"InnerMaximizer({type(self.student).__name__}{teacher}, method={self.method.name}, mode={self.mode}, "
+            f"norm={self.inner.threat_model.norm}, epsilon={self.inner.threat_model.epsilon:.4g}, "
+            f"step_size={self.inner.step_size:.4g}, num_steps={self.inner.num_steps}, policy={self.teacher_policy}, "
+            f"precision={self.precision.student}/{self.precision.teacher})"
+        )
 
     def _check_student_eval(self) -> None:
         if self.inner.student_eval:
@@ -193,9 +147,18 @@ class InnerMaximizer:
     def __call__(
         self, x_natural: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The adversarial images, without gradient. `generator` draws the start; None: torch's own for the device.
+        """Searches the adversarial images.
 
-        Raises ValueError where the method needs labels [B] and gets None, and for tensors on different devices.
+        Args:
+            x_natural: Natural images, fp32 [B, C, H, W] in [0, 1].
+            labels: Class numbers, int64 [B], for methods that need them.
+            generator: Random numbers of the start; default: torch's generator of the device.
+
+        Returns:
+            x_adv [B, C, H, W], without gradient.
+
+        Raises:
+            ValueError: Labels are needed and missing, tensors are on different devices, or values are out of range.
         """
         return self.search(x_natural, labels, generator=generator).x_adv
 
@@ -207,33 +170,39 @@ class InnerMaximizer:
         generator: torch.Generator | None = None,
         replay: bool = True,
     ) -> InnerResult:
-        """As the call itself, with what the search knows beside x_adv. In mode graph the next search overwrites it.
+        """Searches as a call does, and returns everything that the search knows. See __call__ for arguments and errors.
 
-        replay False: in mode graph, for a caller who captures more than the search.
+        In mode graph the next search overwrites the result. `replay=False` runs uncaptured in mode graph, for a caller
+        that captures more than the search.
         """
-        return uncompiled(self._search)(x_natural, labels, generator, replay)
-
-    def _search(
-        self, x_natural: Tensor, labels: Tensor | None, generator: torch.Generator | None, replay: bool
-    ) -> InnerResult:
-        # Whatever grad mode the caller is in, the loop needs its own.
+        if torch.compiler.is_compiling():
+            # The caller's torch.compile would give student and teacher the same folded copy. Compiled calls inside the
+            # search stay compiled.
+            return torch.compiler.disable(self.search)(x_natural, labels, generator=generator, replay=replay)
+        # The loop needs a grad mode of its own.
         with torch.inference_mode(False), torch.enable_grad():
             x_natural, labels = self.admit(x_natural, labels)
             with tensor_cores(self.precision, x_natural.device), self.networks(x_natural) as networks:
-                check_first_call(self, networks, x_natural, labels)
+                self._check_first_call(networks, x_natural, labels)
                 maximize = self._replay if replay and self.mode == "graph" else self._maximize
                 return maximize(networks, x_natural.detach(), labels, generator)
 
+    def _check_first_call(self, networks: Networks, x_natural: Tensor, labels: Tensor | None) -> None:
+        teacher = self.teacher if self.method.needs_teacher else None
+        check_first_call(
+            (self.student, teacher), networks, x_natural, labels if self.method.needs_labels else None, self.inner
+        )
+
     def admit(self, x_natural: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The batch as a search and a loss can use it, outside of inference mode. Errors as in a call."""
+        """Checks a batch and returns it as tensors that autograd accepts. Errors as in __call__."""
         self.method.require_labels(labels)
         check_batch(x_natural, labels if self.method.needs_labels else None)
         check_devices(self.student, self.teacher, x_natural, labels)
         return usable(x_natural), None if labels is None else usable(labels)
 
     @contextmanager
-    def networks(self, x_natural: Tensor) -> Iterator[tuple[nn.Module, nn.Module | None]]:
-        """Student and teacher as the loop runs them: twins with the present weights, or themselves, frozen inside."""
+    def networks(self, x_natural: Tensor) -> Iterator[Networks]:
+        """Student and teacher of the loop: folded copies with the present weights, or the networks, frozen inside."""
         student, teacher = self.student, self.teacher_network(x_natural)
         if self.inner.student_eval:
             student = inner_network(student, x_natural, self.form(self.precision.student))
@@ -244,11 +213,11 @@ class InnerMaximizer:
             yield student, teacher
 
     def form(self, precision: Precision) -> Form:
-        """What a twin of this loop is made to be."""
+        """Returns the form of this loop's folded copies in `precision`."""
         return Form(precision=precision, layout=self.layout, compiled=self.mode != "eager")
 
     def teacher_network(self, x: Tensor) -> nn.Module | None:
-        """The teacher as the loop runs it, for batches such as x [B, C, H, W]: its twin, or itself where there is none.
+        """Returns the teacher's folded copy for batches like x [B, C, H, W], or the teacher if it cannot be folded.
 
         The caller freezes it.
         """
@@ -256,49 +225,52 @@ class InnerMaximizer:
             return None
         return inner_network(self.teacher, x, self.form(self.precision.teacher))
 
-    def _maximize(
-        self,
-        networks: tuple[nn.Module, nn.Module | None],
-        x_natural: Tensor,
-        labels: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> InnerResult:
-        inner, objective = self.inner, self.method.objective
-        use = USES[self.teacher_policy.kind]
+    def new_search(self, networks: Networks, x_natural: Tensor, labels: Tensor | None) -> Search:
+        """Returns the search on `networks` from x_natural, with the objective's target computed."""
         student, teacher = networks
+        objective: Any = self.method.objective
         with torch.no_grad():
             target = objective.fixed_target(student, teacher, x_natural, labels)
-        x_adv = start_point(x_natural, inner.start or self.method.start, inner, generator, self.processes)
-        search = Search(
-            networks=(student, teacher) if objective.through_teacher and teacher is not None else (student,),
+        return Search(
+            networks=(student, teacher) if self.method.through_teacher and teacher is not None else (student,),
             objective=objective,
-            inner=inner,
-            top=self.teacher_policy.top,
+            target=target,
+            x_natural=x_natural,
+            inner=self.inner,
+            vjp=self._vjp,
             gradient_scale=gradient_scale(self.precision),
+            top=self.teacher_policy.top,
         )
-        kept = None
-        for step in range(inner.num_steps):
-            if step % self.asking_interval == 0:
-                kept = self._steps.ask(use, search, x_adv, x_natural, target)
+
+    def start_point(self, x_natural: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Draws x_adv before the first step."""
+        start = self.inner.start or self.method.start
+        return start_point(x_natural, start, self.inner, generator, self.process_group)
+
+    def _maximize(
+        self, networks: Networks, x_natural: Tensor, labels: Tensor | None, generator: torch.Generator | None
+    ) -> InnerResult:
+        search = self.new_search(networks, x_natural, labels)
+        x_adv = self.start_point(x_natural, generator)
+        state = None
+        for step in range(self.inner.num_steps):
+            if step % self.query_interval == 0:
+                state = self._query(search, x_adv)
             else:
-                self._steps.reuse(use, search, x_adv, x_natural, target, kept)
-        known = objective.teacher_logits_natural
+                self._reuse(search, x_adv, state)
+        known = search.objective.teacher_logits_natural
         return InnerResult(
             x_adv=x_adv,
-            teacher_logits_natural=None if known is None else known(target),
-            teacher_logits_assumed=None if kept is None else use.teacher_logits(kept, x_adv),
+            teacher_logits_natural=None if known is None else known(search.target),
+            teacher_logits_assumed=None if state is None else self._policy.teacher_logits(state, x_adv),
         )
 
     def _replay(
-        self,
-        networks: tuple[nn.Module, nn.Module | None],
-        x_natural: Tensor,
-        labels: Tensor | None,
-        generator: torch.Generator | None,
+        self, networks: Networks, x_natural: Tensor, labels: Tensor | None, generator: torch.Generator | None
     ) -> InnerResult:
-        """As _maximize, captured at the first call for the networks, the generator and the interval."""
+        """Replays _maximize as a CUDA graph, captured at the first call for networks, generator and interval."""
         generator = drawing_generator(generator, x_natural.device)
-        key = (*map(id, networks), id(generator), self.asking_interval)
+        key = (*map(id, networks), id(generator), self.query_interval)
         if key not in self._captured:
 
             def maximize(x_natural: Tensor, *labels: Tensor) -> InnerResult:
@@ -315,16 +287,31 @@ def adaad_inner_loss(
     step_size: float = 2 / 255,
     steps: int = 10,
     epsilon: float = 8 / 255,
-    BN_eval: bool = True,  # noqa: N803 - the name existing AdaAD programs use
+    BN_eval: bool = True,  # noqa: N803 - the name that existing AdaAD programs use
     random_init: bool = True,
     clip_min: float = 0.0,
     clip_max: float = 1.0,
 ) -> Tensor:
-    """Drop-in for the inner loop of existing AdaAD programs: x_natural [B, C, H, W] -> x_adv.
+    """Drop-in replacement for the inner loop of existing AdaAD programs: x_natural [B, C, H, W] -> x_adv.
 
-    The names are theirs; the mathematics is InnerMaximizer's with method adaad. The networks come back in the modes
-    they were in, where the authors' function leaves `model` in train mode and `teacher_model` in eval mode: it warns
-    where that is another. Raises ValueError for radii that make no sense (see InnerConfig).
+    The names of the arguments are the authors'; the mathematics is InnerMaximizer's with method adaad. Both networks
+    keep their modes. The authors' function leaves `model` in train mode and `teacher_model` in eval mode: this one
+    warns if a network is in the other mode.
+
+    Args:
+        model: Student.
+        teacher_model: Teacher.
+        x_natural: Natural images, fp32 [B, C, H, W] in [0, 1].
+        step_size: Length of a step in pixel units.
+        steps: Number of steps.
+        epsilon: Radius in linf, in pixel units.
+        BN_eval: Student in eval mode during the loop.
+        random_init: Gaussian start with standard deviation 0.001, else x_natural.
+        clip_min: Smallest pixel.
+        clip_max: Largest pixel.
+
+    Raises:
+        ValueError: Radii that make no sense, see InnerConfig.
     """
     for name, network, mode in (("model", model, "train"), ("teacher_model", teacher_model, "eval")):
         if isinstance(network, nn.Module) and network.training != (mode == "train"):
@@ -341,4 +328,4 @@ def adaad_inner_loss(
         lower=clip_min,
         upper=clip_max,
     )
-    return InnerMaximizer(model, teacher_model, method="adaad", inner=inner)(x_natural)
+    return InnerMaximizer(model, teacher_model, method="adaad", inner=inner, mode="eager")(x_natural)

@@ -32,7 +32,7 @@ class TeacherError:
     """Mean absolute error of kl(S(x_adv), T(x_adv)), divided by the mean kl."""
     top_class_differs: float
     """Share of images for which another class is the most likely."""
-    asking_interval: int
+    query_interval: int
     """Inner steps from one answer of the teacher to the next."""
 
 
@@ -44,7 +44,7 @@ def intervals(num_steps: int) -> list[int]:
 def adapted(error: TeacherError, num_steps: int) -> int:
     """The interval that follows from `error`: the one it was measured at, or one place up or down in intervals()."""
     choices = intervals(num_steps)
-    place = min(range(len(choices)), key=lambda i: abs(choices[i] - error.asking_interval))
+    place = min(range(len(choices)), key=lambda i: abs(choices[i] - error.query_interval))
     low, high = TOLERATED
     place += (error.kl_error > high) - (error.kl_error < low)
     return choices[min(max(place, 0), len(choices) - 1)]
@@ -68,7 +68,7 @@ class TeacherErrorMeter:
         images = torch.ones_like(kl)
         self.sums += torch.stack([logit_error, (assumed_kl - kl).abs(), kl, differs, images]).sum(dim=1)
 
-    def read(self, asking_interval: int) -> TeacherError | None:
+    def read(self, query_interval: int) -> TeacherError | None:
         """The errors since the last read, or None where there were no images. Waits for the device."""
         logit_error, kl_error, kl, differs, images = self.sums.tolist()
         if not images:
@@ -77,7 +77,7 @@ class TeacherErrorMeter:
             logit_error=logit_error / images,
             kl_error=kl_error / max(kl, torch.finfo(torch.float32).tiny),
             top_class_differs=differs / images,
-            asking_interval=asking_interval,
+            query_interval=query_interval,
         )
         self.sums.zero_()
         if error.kl_error > ALARMING or error.top_class_differs > ALARMING_CLASSES:

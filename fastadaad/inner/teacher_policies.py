@@ -1,14 +1,14 @@
-"""How often the inner loop asks the teacher, and what stands in for it between.
+"""Teacher policies: the steps in which the inner loop queries the teacher, and its substitute in the other steps.
 
-A teacher that is much larger than its student is nearly all of an inner step: WideResNet-34-20 is 98 % of AdaAD's with
-ResNet-18. `exact` asks it in every step and is the paper. `refreshed` asks it now and then, for its logits and for what
-it adds to the pixel gradient, and keeps both in between. `linearized` expands its most likely logits to first order
-around the last point where it was asked; this costs a backward pass per class.
+A teacher that is much larger than its student takes nearly all of an inner step: WideResNet-34-20 takes 98 % of AdaAD's
+step with ResNet-18. `exact` queries it in every step and is the paper. `refreshed` queries it at intervals, for its
+logits and its part of the pixel gradient, and keeps both in between. `linearized` expands its most likely logits to
+first order around the last point of a query, which costs a backward pass per class.
 
-The outer loss asks the teacher at x_adv in any case, so how far the stand-in was off there is known for free.
+The outer loss evaluates the teacher at x_adv in any case, so the error of the substitute is known there for free.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,19 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad.config import TeacherPolicy
-from fastadaad.inner.step import Vjp, pixel_gradient, pixel_gradients
-from fastadaad.methods.objectives import InnerObjective
+from fastadaad.inner.search import Search
 
 
 class Answer(NamedTuple):
-    """What `refreshed` keeps: T(x) [B, N], and the teacher's part of the pixel gradient [B, C, H, W], both as asked."""
+    """State of `refreshed`: T(x) [B, N] and the teacher's part of the pixel gradient [B, C, H, W] at the last query."""
 
     teacher_logits: Tensor
     grad_x: Tensor
 
 
 class Expansion(NamedTuple):
-    """What `linearized` keeps: T(x) [B, N] and the gradients [B, top, C, H, W] of its `classes` [B, top], at x."""
+    """State of `linearized`: T(x) [B, N] and the gradients [B, top, C, H, W] of its `classes` [B, top], at x."""
 
     x: Tensor
     teacher_logits: Tensor
@@ -37,44 +36,41 @@ class Expansion(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherUse:
-    """A policy at work on one inner step.
+class PolicySteps:
+    """The two kinds of inner step of a policy, both in place on x_adv."""
 
-    ask(vjp, networks, objective, x_adv, target, top): the pixel gradient, and what is kept of the teacher.
-    reuse(vjp, student, objective, x_adv, target, kept): the pixel gradient without the teacher.
-    teacher_logits(kept, x_adv): what the policy takes for T(x_adv) [B, N].
-    """
-
-    ask: Callable[..., tuple[Tensor, Any]]
-    reuse: Callable[..., Tensor]
+    query: Callable[[Search, Tensor], Any]
+    """(search, x_adv) -> the state that later steps reuse. Queries the teacher."""
+    reuse: Callable[[Search, Tensor, Any], None]
+    """(search, x_adv, state): a step without the teacher."""
     teacher_logits: Callable[[Any, Tensor], Tensor]
+    """(state, x_adv) -> the policy's approximation of T(x_adv) [B, N]."""
 
 
-def ask_exactly(
-    vjp: Vjp, networks: Sequence[nn.Module], objective: InnerObjective, x_adv: Tensor, target: Any, top: int
-) -> tuple[Tensor, None]:
-    return pixel_gradient(vjp, networks, objective, x_adv, target), None
+def query_exactly(search: Search, x_adv: Tensor) -> None:
+    """Step along the exact gradient through student and teacher."""
+    _, gradients = search.pixel_gradients(x_adv)
+    search.step_(x_adv, gradients)
 
 
-def ask_and_keep(
-    vjp: Vjp, networks: Sequence[nn.Module], objective: InnerObjective, x_adv: Tensor, target: Any, top: int
-) -> tuple[Tensor, Answer]:
-    logits, (student_part, teacher_part) = pixel_gradients(vjp, networks, objective, x_adv, target)
-    return student_part + teacher_part, Answer(logits[1], teacher_part)
+def query_and_keep(search: Search, x_adv: Tensor) -> Answer:
+    """Exact step that returns the teacher's logits and its part of the gradient."""
+    logits, gradients = search.pixel_gradients(x_adv)
+    search.step_(x_adv, gradients)
+    return Answer(logits[1], gradients[1])
 
 
-def reuse_answer(
-    vjp: Vjp, student: nn.Module, objective: InnerObjective, x_adv: Tensor, target: Any, kept: Answer
-) -> Tensor:
-    student_logits, pull_back = vjp(student, x_adv)
-    _, gradients = objective.logit_gradients((student_logits, kept.teacher_logits), target)
-    return pull_back(gradients[0]) + kept.grad_x
+def reuse_answer(search: Search, x_adv: Tensor, answer: Answer) -> None:
+    """Step with the teacher's logits and gradient of the last query."""
+    student_logits, pull_back = search.evaluate(search.student, x_adv)
+    _, gradients = search.objective.logit_gradients((student_logits, answer.teacher_logits), search.target)
+    search.step_(x_adv, [pull_back(gradients[0]), answer.grad_x])
 
 
-def expand(vjp: Vjp, teacher: nn.Module, x: Tensor, top: int) -> Expansion:
-    """The teacher's `top` most likely logits to first order around x, by one backward pass for each."""
-    teacher_logits, pull_back = vjp(teacher, x)
-    classes = teacher_logits.topk(min(top, teacher_logits.shape[1]), dim=1).indices
+def expand(search: Search, teacher: nn.Module, x: Tensor) -> Expansion:
+    """Expands the teacher's `top` most likely logits to first order around x, by one backward pass for each."""
+    teacher_logits, pull_back = search.evaluate(teacher, x)
+    classes = teacher_logits.topk(min(search.top, teacher_logits.shape[1]), dim=1).indices
     rows = []
     for rank, column in enumerate(classes.split(1, dim=1), start=1):
         one_hot = torch.zeros_like(teacher_logits).scatter(1, column, 1.0)
@@ -83,44 +79,46 @@ def expand(vjp: Vjp, teacher: nn.Module, x: Tensor, top: int) -> Expansion:
     return Expansion(x.clone(), teacher_logits, classes, torch.stack(rows, dim=1))
 
 
-def expanded_logits(x_adv: Tensor, kept: Expansion) -> Tensor:
-    """T(x_adv) [B, N] by the expansion; classes outside it stay as they were."""
-    change = torch.einsum("bkchw,bchw->bk", kept.gradients, x_adv - kept.x)
-    return kept.teacher_logits.scatter_add(1, kept.classes, change)
+def expanded_logits(x_adv: Tensor, expansion: Expansion) -> Tensor:
+    """T(x_adv) [B, N] by the expansion; logits of classes outside it stay as they were at the query."""
+    change = torch.einsum("bkchw,bchw->bk", expansion.gradients, x_adv - expansion.x)
+    return expansion.teacher_logits.scatter_add(1, expansion.classes, change)
 
 
-def ask_and_expand(
-    vjp: Vjp, networks: Sequence[nn.Module], objective: InnerObjective, x_adv: Tensor, target: Any, top: int
-) -> tuple[Tensor, Expansion]:
-    student, teacher = networks
-    kept = expand(vjp, teacher, x_adv, top)
-    return reuse_expansion(vjp, student, objective, x_adv, target, kept), kept
+def query_and_expand(search: Search, x_adv: Tensor) -> Expansion:
+    """Expands the teacher at x_adv, and takes a step by the expansion."""
+    expansion = expand(search, search.networks[1], x_adv)
+    reuse_expansion(search, x_adv, expansion)
+    return expansion
 
 
-def reuse_expansion(
-    vjp: Vjp, student: nn.Module, objective: InnerObjective, x_adv: Tensor, target: Any, kept: Expansion
-) -> Tensor:
-    expanded = replace(objective, surrogate=lambda x, _: expanded_logits(x, kept))
-    return pixel_gradient(vjp, (student,), expanded, x_adv, target)
+def reuse_expansion(search: Search, x_adv: Tensor, expansion: Expansion) -> None:
+    """Step with the expansion in place of the teacher."""
+    objective = replace(search.objective, surrogate=lambda x, _: expanded_logits(x, expansion))
+    _, gradients = replace(search, networks=(search.student,), objective=objective).pixel_gradients(x_adv)
+    search.step_(x_adv, gradients)
 
 
-def never_reused(*arguments: Any) -> Tensor:
-    raise AssertionError("policy exact asks the teacher in every step")
+def never_reused(*arguments: Any) -> Any:
+    """Placeholder for steps that policy exact does not have."""
+    raise AssertionError("policy exact queries the teacher in every step")
 
 
-USES = {
-    "exact": TeacherUse(ask=ask_exactly, reuse=never_reused, teacher_logits=never_reused),
-    "refreshed": TeacherUse(
-        ask=ask_and_keep, reuse=reuse_answer, teacher_logits=lambda kept, x_adv: kept.teacher_logits
+POLICIES = {
+    "exact": PolicySteps(query=query_exactly, reuse=never_reused, teacher_logits=never_reused),
+    "refreshed": PolicySteps(
+        query=query_and_keep, reuse=reuse_answer, teacher_logits=lambda answer, x_adv: answer.teacher_logits
     ),
-    "linearized": TeacherUse(
-        ask=ask_and_expand, reuse=reuse_expansion, teacher_logits=lambda kept, x_adv: expanded_logits(x_adv, kept)
+    "linearized": PolicySteps(
+        query=query_and_expand,
+        reuse=reuse_expansion,
+        teacher_logits=lambda expansion, x_adv: expanded_logits(x_adv, expansion),
     ),
 }
 
 
 def first_interval(policy: TeacherPolicy, num_steps: int) -> int:
-    """Steps from one answer of the teacher to the next, at the beginning of a training."""
+    """Number of inner steps between two queries of the teacher at the beginning of a training."""
     if policy.kind == "exact":
         return 1
     return num_steps if policy.every is None else policy.every

@@ -1,8 +1,8 @@
-"""The training methods: a table of rows, the inner objectives and outer losses they name, and their options."""
+"""Training methods: a table of rows, the inner objectives and outer losses that they name, and their options.
 
-from fastadaad.methods.objectives import InnerObjective
-from fastadaad.methods.options import MethodOptions
-from fastadaad.methods.outer_batch import OuterBatch
-from fastadaad.methods.table import ADDITIONS, METHODS, Method, get
+The table can be read without torch; objectives and losses are imported when they are used.
+"""
 
-__all__ = ["ADDITIONS", "METHODS", "InnerObjective", "Method", "MethodOptions", "OuterBatch", "get"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""What the student is trained to minimise at x_adv: one function per loss.
+"""Outer losses, which the student minimises at x_adv: one function per method.
 
 KL(S, T) = sum_j q_j (log q_j - log p_j) per image, p of the student and q of the teacher.
 """
@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastadaad.methods.options import KLReduction, MethodOptions
-from fastadaad.methods.outer_batch import OuterBatch, Point, sees_the_batch
+from fastadaad.methods.outer_batch import OuterBatch, Point, depends_on_batch
 
 
 def kl_per_image(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """kl [B] of two [B, N] logit tensors divided by `temperature`, in fp32; differentiable in both.
+    """kl [B] of two [B, N] logit tensors divided by `temperature`, in fp32 and differentiable in both.
 
-    A class that the teacher masks (-inf) adds nothing, as in ops.kl_grad, where F.kl_div would give NaN.
+    A class that the teacher masks (-inf) adds nothing, as in ops.kl_grad; F.kl_div would give NaN.
     """
     student_log_probs = F.log_softmax(student_logits.float() / temperature, dim=1)
     teacher_log_probs = F.log_softmax(teacher_logits.float() / temperature, dim=1)
@@ -22,8 +22,8 @@ def kl_per_image(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
     return (teacher_log_probs.exp() * log_ratio).sum(dim=1)
 
 
-def mean_over_images(values: Tensor, num_classes: int, reduction: KLReduction) -> Tensor:
-    """Mean of one value per image [B]; reduction `mean` divides by the number of classes as well."""
+def reduce_mean(values: Tensor, num_classes: int, reduction: KLReduction) -> Tensor:
+    """Mean of one value per image [B]; the reduction `mean` also divides by the number of classes."""
     return values.mean() if reduction == "batchmean" else values.mean() / num_classes
 
 
@@ -35,19 +35,20 @@ def kl_mean(
     temperature: float = 1.0,
     weight: Tensor | float = 1.0,
 ) -> Tensor:
-    """kl_per_image, weighted per image by `weight` [B] and averaged as `reduction` says."""
+    """Mean of kl_per_image by `reduction`, with each image weighted by `weight` [B]."""
     kl = weight * kl_per_image(student_logits, teacher_logits, temperature)
-    return mean_over_images(kl, student_logits.shape[1], reduction)
+    return reduce_mean(kl, student_logits.shape[1], reduction)
 
 
 def update_clean_statistics(batch: OuterBatch, options: MethodOptions) -> None:
-    """Where the loss has no use for S(x_natural), show x_natural to the student's batch-norm all the same."""
-    if options.clean_statistics and sees_the_batch(batch.student):
+    """Runs the student on x_natural for its batch-norm statistics, for losses that do not use S(x_natural)."""
+    if options.clean_statistics and depends_on_batch(batch.student):
         with torch.no_grad():
             batch.student(batch.x_natural)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [B, N] in fp32."""
     return F.cross_entropy(logits.float(), labels)
 
 
@@ -127,27 +128,22 @@ def _teacher_and_label_loss(batch: OuterBatch, options: MethodOptions, teacher_p
 
 
 def iad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
-    """The introspective loss with the teacher at x_natural: IAD (Zhu et al., 2022)."""
+    """Introspective loss with the teacher at x_natural: IAD (Zhu et al., 2022)."""
     return _introspective_loss(batch, options, "natural")
 
 
 def adaiad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
-    """The introspective loss with the teacher at x_adv: AdaIAD (CVPR 2023)."""
+    """Introspective loss with the teacher at x_adv: AdaIAD (CVPR 2023)."""
     return _introspective_loss(batch, options, "adv")
-
-
-def introspects(epoch: int, options: MethodOptions) -> bool:
-    """Whether the student listens to itself in `epoch`."""
-    return epoch >= options.introspection_begin
 
 
 def _introspective_loss(batch: OuterBatch, options: MethodOptions, teacher_point: Point) -> Tensor:
     """a tau^2 kl_tau(S(x_adv), T) [w] + a (1 - w) kl(S(x_adv), S(x_natural)) + (1 - a) CE(S(x_natural), y).
 
-    w [B] = (probability that the teacher gives to y at x_adv)^b; before epoch introspection_begin it is 1.
+    w [B] = (the teacher's probability of y at x_adv)^b; w is 1 before epoch introspection_begin.
     """
     a, b = options.teacher_weight, options.introspection_power
-    if not introspects(batch.epoch, options) or a == 0 or b == 0:
+    if not options.introspects(batch.epoch) or a == 0 or b == 0:
         return _teacher_and_label_loss(batch, options, teacher_point)
     labels = batch.required_labels
     teacher_logits, teacher_logits_adv = batch.teacher_logits(teacher_point, "adv")

@@ -1,7 +1,7 @@
-"""What the inner loop maximises.
+"""Objectives that the inner loop maximises.
 
 An objective never builds an autograd graph of its own: it turns logits into the gradients of its value with respect to
-those logits, which then seed the one backward pass to the pixels.
+these logits, which then seed the one backward pass to the pixels.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastadaad import ops
 
-# One tensor [B, N] per network that the objective evaluates at x_adv, the student's first; gradients likewise.
+# One tensor [B, N] per function that is evaluated at x_adv, the student's first; gradients in the same order.
 Logits = tuple[Tensor, ...]
 
 
@@ -21,22 +21,20 @@ Logits = tuple[Tensor, ...]
 class InnerObjective:
     """A value per image, maximised over x_adv.
 
-    through_teacher: the teacher is evaluated at x_adv too, and the gradient goes through it.
-    fixed_target(student, teacher, x_natural, labels): what stays the same in all steps, or None.
-    logit_gradients(logits, target): the value [B] and its gradient with respect to each of the logits.
-    surrogate(x_adv, target): further logits [B, N] at x_adv, differentiable, in the teacher's place; None: no such.
-    teacher_logits_natural(target): T(x_natural) [B, N] where the target has it, so that the outer loss need not ask
-    the teacher again; None: it has not.
+    If the method's row sets `through_teacher`, both networks are evaluated at x_adv, otherwise the student alone.
     """
 
-    through_teacher: bool = False
     fixed_target: Callable[[nn.Module, nn.Module | None, Tensor, Tensor | None], Any]
+    """(student, teacher, x_natural, labels) -> target, a value that stays the same in all steps, or None."""
     logit_gradients: Callable[[Logits, Any], tuple[Tensor, Logits]]
+    """(logits, target) -> the value [B], and its gradient with respect to each of the logits."""
     surrogate: Callable[[Tensor, Any], Tensor] | None = None
+    """(x_adv, target) -> further logits [B, N] at x_adv, differentiable, that replace the teacher's."""
     teacher_logits_natural: Callable[[Any], Tensor] | None = None
+    """target -> T(x_natural) [B, N], if the target contains them: the outer loss then reuses them."""
 
 
-def _nothing(student, teacher, x_natural, labels):
+def _no_target(student, teacher, x_natural, labels):
     return None
 
 
@@ -52,12 +50,12 @@ def _teacher_at_natural(student, teacher, x_natural, labels):
     return teacher(x_natural)
 
 
-def _itself(target):
+def _identity(target):
     return target
 
 
 def kl_of_both(logits: Logits, target: Any) -> tuple[Tensor, Logits]:
-    """kl of the student's and the teacher's logits at x_adv."""
+    """kl(S(x_adv), T(x_adv)) [B] and its gradients with respect to both logits."""
     student_logits, teacher_logits = logits
     kl, grad_student_logits, grad_teacher_logits = ops.kl_grad(student_logits, teacher_logits)
     return kl, (grad_student_logits, grad_teacher_logits)
@@ -76,7 +74,7 @@ def _cross_entropy(logits: Logits, labels: Tensor) -> tuple[Tensor, Logits]:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """max_{j != y} z_j - z_y [B] of logits [B, N]: positive where the image is misclassified.
+    """max_{j != y} z_j - z_y [B] of logits [B, N]: positive if the image is misclassified.
 
     The class y is masked by -inf and not by a factor of 0, so that adding a constant to all logits changes nothing.
     """
@@ -94,10 +92,10 @@ def _margin(logits: Logits, labels: Tensor) -> tuple[Tensor, Logits]:
 
 
 # kl(S(x_adv), T(x_adv)), differentiated through both: AdaAD (CVPR 2023).
-KL_TO_TEACHER = InnerObjective(through_teacher=True, fixed_target=_nothing, logit_gradients=kl_of_both)
+KL_TO_TEACHER = InnerObjective(fixed_target=_no_target, logit_gradients=kl_of_both)
 # kl(S(x_adv), T(x_natural)): RSLAD (Zi et al., 2021).
 KL_TO_TEACHER_AT_NATURAL = InnerObjective(
-    fixed_target=_teacher_at_natural, logit_gradients=_kl_to_target, teacher_logits_natural=_itself
+    fixed_target=_teacher_at_natural, logit_gradients=_kl_to_target, teacher_logits_natural=_identity
 )
 # kl(S(x_adv), S(x_natural)): TRADES (Zhang et al., 2019).
 KL_TO_STUDENT_AT_NATURAL = InnerObjective(fixed_target=_student_at_natural, logit_gradients=_kl_to_target)

@@ -1,10 +1,14 @@
-"""What the methods leave to the user, in one checked dataclass; each row of methods.py names the fields it reads."""
+"""Options of all methods in one checked dataclass; each row of methods/table.py names the fields that it reads."""
 
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from fastadaad.config import require, require_choice
+
 KLReduction = Literal["batchmean", "mean"]
 
+_FRACTIONS = ("adversarial_weight", "teacher_weight")
+_POSITIVE = ("temperature", "renyi_order", "entropy_scale")
 _NOT_NEGATIVE = (
     "robustness_weight",
     "introspection_begin",
@@ -15,67 +19,64 @@ _NOT_NEGATIVE = (
 )
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """Options that the methods leave to the user. A row of methods/table.py changes a default if its paper does."""
+
+    kl_reduction: KLReduction = "batchmean"
+    """`mean` divides by batch size and classes, as the AdaAD authors' CIFAR-10 program does."""
+    adversarial_weight: float = 1.0
+    """lambda: weight of the kl at x_adv; the kl at x_natural has weight 1 - lambda."""
+    clean_statistics: bool = True
+    """Run the student on x_natural in train mode even if the loss ignores it: batch-norm sees clean images too."""
+    teacher_weight: float = 1.0
+    """a: weight of the teacher's and the introspective term; the label term has weight 1 - a."""
+    temperature: float = 30.0
+    """tau: temperature of both softmaxes in the teacher's term, which is multiplied by tau^2."""
+    robustness_weight: float = 6.0
+    """beta of TRADES: weight of the kl between the student at x_adv and at x_natural."""
+    introspection_begin: int = 60
+    """First epoch with the introspection term (papers: 60 of 200)."""
+    introspection_power: float = 0.1
+    """b: the teacher is trusted with weight w = (its probability of the label at x_adv)^b."""
+    introspective_teacher_term: bool = False
+    """Multiply the teacher's term by w, as the papers write and their programs do not do."""
+    igdm_weight: float = 1.0
+    """a of IGDM: 1 on CIFAR-10, 10 on CIFAR-100 and Tiny-ImageNet."""
+    igdm_ramp_epochs: int = 200
+    """Number of epochs over which the weight of IGDM rises from 0, usually all; 0: full weight from the start."""
+    entropy_scale: float = 5.0
+    """Scale of SAAD's image weights: multiplies the teacher's entropy above the smallest entropy of the batch."""
+    renyi_order: float = 1.0
+    """gamma: order of the Renyi entropy of SAAD; 1 is Shannon's entropy."""
+    natural_weight: float = 0.0
+    """beta of SAAD: weight of the kl at x_natural, largest if the teacher is certain at x_adv."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), _kind(field.default)
+            require(_kind(value) == kind, f"{field.name} is {value!r}: give {kind}")
+        for name in _FRACTIONS:
+            require(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}: it must lie in [0, 1]")
+        for name in _NOT_NEGATIVE:
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}: it must be 0 or more")
+        for name in _POSITIVE:
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be positive")
+        require_choice("kl_reduction", self.kl_reduction, KLReduction)
+
+    def introspects(self, epoch: int) -> bool:
+        """Returns True if the introspection term is active in `epoch`."""
+        return epoch >= self.introspection_begin
+
+    def igdm_weight_in(self, epoch: int) -> float:
+        """Returns the weight of IGDM's term in `epoch`, a ramp up to igdm_weight."""
+        ramp = min((epoch + 1) / self.igdm_ramp_epochs, 1.0) if self.igdm_ramp_epochs else 1.0
+        return self.igdm_weight * ramp
 
 
 def _kind(value: object) -> str | None:
-    """In words, what an option with this default takes."""
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, int | float):
         return "a number"
-    return "a text" if isinstance(value, str) else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodOptions:
-    """The defaults are those of most methods; a row of methods.py changes them where its paper does."""
-
-    kl_reduction: KLReduction = "batchmean"
-    """mean divides by batch and classes, as the AdaAD authors' CIFAR-10 program does."""
-    adversarial_weight: float = 1.0
-    """lambda: weight of the kl at x_adv; 1 - lambda is that of the kl at x_natural."""
-    clean_statistics: bool = True
-    """Run the student on x_natural in train mode even where the loss ignores it: batch-norm sees clean images too."""
-    teacher_weight: float = 1.0
-    """a: weight of what the student learns from the teacher and itself; 1 - a is that of the labels."""
-    temperature: float = 30.0
-    """tau of the softmax of both networks in the teacher's term, which is multiplied by tau^2."""
-    robustness_weight: float = 6.0
-    """beta of TRADES: weight of the kl between the student at x_adv and at x_natural."""
-    introspection_begin: int = 60
-    """First epoch in which the student listens to itself where the teacher errs; 60 of the papers' 200."""
-    introspection_power: float = 0.1
-    """b: the teacher is trusted with w = (its probability of the label at x_adv)^b."""
-    introspective_teacher_term: bool = False
-    """Weight the teacher's term by w, as the papers say and their programs do not."""
-    igdm_weight: float = 1.0
-    """a of IGDM: 1 on CIFAR-10, 10 on CIFAR-100 and Tiny-ImageNet."""
-    igdm_ramp_epochs: int = 200
-    """Epochs over which that weight rises from 0: as many as the run has; 0: it is there from the start."""
-    entropy_scale: float = 5.0
-    """Of SAAD: what the teacher's entropy above the batch's least is multiplied by to weight an image."""
-    renyi_order: float = 1.0
-    """gamma: order of that entropy; 1 is Shannon's."""
-    natural_weight: float = 0.0
-    """beta of SAAD: weight of the kl at x_natural, most where the teacher is certain at x_adv."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            _require(_kind(value) == _kind(field.default), f"{field.name} is {value!r}: give {_kind(field.default)}")
-        for name in ("adversarial_weight", "teacher_weight"):
-            value = getattr(self, name)
-            _require(0 <= value <= 1, f"{name} is {value}: it must lie in [0, 1]")
-        for name in _NOT_NEGATIVE:
-            value = getattr(self, name)
-            _require(value >= 0, f"{name} is {value}: it must be 0 or more")
-        for name in ("temperature", "renyi_order", "entropy_scale"):
-            value = getattr(self, name)
-            _require(value > 0, f"{name} is {value}: it must be positive")
-        _require(
-            self.kl_reduction in ("batchmean", "mean"),
-            f"kl_reduction is {self.kl_reduction!r}: choose batchmean or mean",
-        )
+    return "a string" if isinstance(value, str) else None

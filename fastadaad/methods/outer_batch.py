@@ -1,41 +1,43 @@
-"""One batch on its way through the outer minimisation, and the logits that losses ask of it."""
+"""Inputs of an outer loss: one batch, both networks, and their logits at the points that the loss requests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastadaad.inner.checks import check_logits
-
-# Where a loss may ask the networks: x_natural, x_adv, and 2 x_natural - x_adv.
+# Points at which a loss may evaluate the networks: x_natural, x_adv, and 2 x_natural - x_adv.
 Point = Literal["natural", "adv", "opposite"]
 
 
-def sees_the_batch(network: nn.Module) -> bool:
-    """Whether an image's logits or the running statistics depend on the batch it is in: on batch-norm in train mode."""
-    return any(_sees_the_batch(module) for module in network.modules())
+def learns_statistics(network: nn.Module) -> bool:
+    """Returns True if a forward pass would change running statistics of `network`.
+
+    Third-party batch-norm classes are recognised by their running_mean.
+    """
+    return any(module.training and getattr(module, "running_mean", None) is not None for module in network.modules())
 
 
-def _sees_the_batch(module: nn.Module) -> bool:
-    running_mean = getattr(module, "running_mean", None)
-    if isinstance(module, _BatchNorm):
-        return module.training or running_mean is None
-    # Other people's batch-norm classes are known by their statistics.
-    return module.training and running_mean is not None
+def depends_on_batch(network: nn.Module) -> bool:
+    """Returns True if an image's logits, or running statistics, depend on the batch that the image is in."""
+    without_statistics = any(
+        isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+        for module in network.modules()
+    )
+    return without_statistics or learns_statistics(network)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OuterBatch:
-    """What an outer loss sees. The logits of a network at a point are computed when they are first asked for, and once.
+    """Inputs of an outer loss. Logits are computed when a loss first requests them, and only once.
 
-    What a loss asks for in one call comes from one forward on the concatenated points, where no layer of the network
-    sees the batch; else from one forward per point, in the order asked for. A loss asks for the student's logits at
-    x_natural before those at x_adv, as the authors' programs do: the order decides the running statistics of
-    batch-norm. All logits are fp32, also under autocast.
+    All points of one request share one forward pass on the concatenated points, unless a layer of the network depends
+    on the batch: then each point has a forward pass of its own, in the order of the request. A loss requests the
+    student's logits at x_natural before those at x_adv, as the authors' programs do: the order decides the running
+    statistics of batch-norm. All logits are fp32, also under autocast.
     """
 
     student: nn.Module
@@ -45,7 +47,7 @@ class OuterBatch:
     labels: Tensor | None
     epoch: int
     logits: dict[str, Tensor] = field(default_factory=dict)
-    """Those known so far, by name."""
+    """Logits [B, N] computed so far, by name, such as teacher_logits_natural."""
 
     @property
     def x_opposite(self) -> Tensor:
@@ -57,14 +59,14 @@ class OuterBatch:
         return self._logits("student", self.student, points)
 
     def teacher_logits(self, *points: Point) -> tuple[Tensor, ...]:
-        """T at each point, [B, N] each, without gradient; for methods that need a teacher (Method checks it)."""
+        """T at each point, [B, N] each, without gradient. The method must need a teacher (Method checks it)."""
         assert self.teacher is not None
         with torch.no_grad():
             return self._logits("teacher", self.teacher, points)
 
-    def expect(self, *points: Point) -> None:
-        """One forward per network for points that a loss and its addition will ask for one after the other."""
-        if not sees_the_batch(self.student):
+    def prefetch(self, *points: Point) -> None:
+        """Computes the logits at several points in one batched forward pass per network and caches them."""
+        if not depends_on_batch(self.student):
             self.student_logits(*points)
         self.teacher_logits(*points)
 
@@ -99,24 +101,36 @@ class OuterBatch:
         missing = {key: getattr(self, f"x_{point}") for key, point in zip(keys, points, strict=True)}
         missing = {key: x for key, x in missing.items() if key not in self.logits}
         if missing:
-            forward = separately if len(missing) == 1 or sees_the_batch(network) else together
+            forward = separately if len(missing) == 1 or depends_on_batch(network) else together
             logits = forward(partial(logits_in_fp32, name, network), list(missing.values()))
             self.logits.update(zip(missing, logits, strict=True))
         return tuple(self.logits[key] for key in keys)
 
 
 def separately(network: Callable[[Tensor], Tensor], points: list[Tensor]) -> list[Tensor]:
-    """The logits [B, N] at each of the points [B, C, H, W]."""
+    """Logits [B, N] at each of the points [B, C, H, W], by one forward pass per point."""
     return [network(x) for x in points]
 
 
 def together(network: Callable[[Tensor], Tensor], points: list[Tensor]) -> list[Tensor]:
-    """The same by one forward."""
+    """Logits [B, N] at each of the points [B, C, H, W], by one forward pass for all."""
     return list(network(torch.cat(points)).chunk(len(points)))
 
 
 def logits_in_fp32(name: str, network: nn.Module, x: Tensor) -> Tensor:
-    """The logits [B, N] at x. Raises ValueError where the network returns others in train mode, as GoogLeNet does."""
+    """Logits [B, N] of the network called `name` at x.
+
+    Raises:
+        ValueError: The network returns something else in train mode, as GoogLeNet does.
+    """
     logits = network(x)
-    check_logits(name, logits)
+    check_network_output(name, logits)
     return logits.float()
+
+
+def check_network_output(name: str, logits: Any) -> None:
+    """Raises ValueError unless the output of the network called `name` is one tensor [B, N]."""
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"{name} returns {type(logits).__name__}: let it return its logits [B, N] alone")
+    if logits.dim() != 2:
+        raise ValueError(f"{name} returns logits of shape {list(logits.shape)}: let it return [B, N], one per class")

@@ -1,7 +1,6 @@
-"""SAAD (Lee and Chung, arXiv 2512.10275): a search that asks the teacher once, and weights per image.
+"""SAAD (Lee and Chung, arXiv 2512.10275): one teacher query per search, and a weight per image.
 
-An image counts for as much as the teacher is uncertain at x_adv: where it is certain, what fools the student does not
-move it, and its answer there teaches little.
+Low teacher entropy at x_adv means that the perturbation did not transfer to the teacher: the image gets a low weight.
 """
 
 from typing import NamedTuple
@@ -15,12 +14,12 @@ from fastadaad.methods.objectives import InnerObjective, kl_of_both
 from fastadaad.methods.options import MethodOptions
 from fastadaad.methods.outer_batch import OuterBatch, Point
 
-# Keeps the scaled weights finite where all images of a batch have the same entropy: the authors' program.
+# Keeps the scaled weights finite if all images of a batch have the same entropy: the authors' program.
 _TINY = 1e-8
 
 
 class LinearTeacher(NamedTuple):
-    """The teacher around x_natural [B, C, H, W]: logits [B, N], and the gradient of the label's logit to the pixels."""
+    """First-order model of the teacher around x_natural: logits [B, N], pixel gradient of the label's logit."""
 
     logits: Tensor
     label_gradient: Tensor
@@ -31,6 +30,7 @@ class LinearTeacher(NamedTuple):
 def linear_teacher(
     student: nn.Module, teacher: nn.Module | None, x_natural: Tensor, labels: Tensor | None
 ) -> LinearTeacher:
+    """Evaluates the teacher and the gradient of its label logit at x_natural [B, C, H, W]."""
     assert teacher is not None
     assert labels is not None
     with torch.enable_grad():
@@ -41,7 +41,7 @@ def linear_teacher(
 
 
 def linear_teacher_logits(x_adv: Tensor, target: LinearTeacher) -> Tensor:
-    """T(x_natural) [B, N], that of class y moved by its gradient's product with x_adv - x_natural."""
+    """T(x_natural) [B, N] with the logit of class y moved by its gradient times (x_adv - x_natural)."""
     change = (target.label_gradient * (x_adv - target.x_natural)).flatten(1).sum(dim=1, keepdim=True)
     return target.logits.scatter_add(1, target.labels[:, None], change.to(target.logits.dtype))
 
@@ -55,7 +55,7 @@ KL_TO_LINEAR_TEACHER = InnerObjective(
 
 
 def renyi_entropy(logits: Tensor, order: float) -> Tensor:
-    """Renyi entropy [B] of softmax(logits [B, N]); order 1 is Shannon's."""
+    """Renyi entropy [B] of softmax(logits [B, N]); order 1 is Shannon's entropy."""
     log_probs = logits.float().log_softmax(dim=1)
     if order == 1:
         return torch.special.entr(log_probs.exp()).sum(dim=1)
@@ -65,7 +65,8 @@ def renyi_entropy(logits: Tensor, order: float) -> Tensor:
 def saad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     """mean_i [ w_i (kl(S(x_adv), T(x_adv)) + igdm_i) + beta (1 - v_i) kl(S(x_natural), T(x_natural)) ].
 
-    w_i = 5 (h_i - min_j h_j), h_i the entropy of T(x_adv); v = w scaled to [0, 1] over the batch; beta natural_weight.
+    w_i = entropy_scale (h_i - min_j h_j) with the entropy h_i of T(x_adv); v = w scaled to [0, 1] over the batch; beta
+    = natural_weight.
     """
     points: list[Point] = ["adv", "opposite"] if options.igdm_weight else ["adv"]
     if options.natural_weight:

@@ -1,89 +1,98 @@
-"""The table of methods: what the inner loop maximises, where it starts, and what the student minimises.
+"""Table of methods: inner objective, start of the search and outer loss of each.
 
-A method is a row. A new one names an inner objective (inner_objectives.py), an outer loss (outer_minimization.py) and
-the options that the loss reads (method_options.py); docs/methods.md has an example.
+A method is a row. A new row names an inner objective (methods/objectives.py), an outer loss (methods/losses.py) and the
+options that the loss reads (methods/options.py); docs/methods.md has an example. The rows of this table name their
+functions as strings, so that recipes and the command line can read it without importing torch.
 """
 
+import pkgutil
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from fastadaad.config import Start
-from fastadaad.methods.igdm import add_igdm, igdm_weight
-from fastadaad.methods.losses import (
-    adaad_loss,
-    adaiad_loss,
-    akd_loss,
-    ard_loss,
-    iad_loss,
-    introspects,
-    pgd_at_loss,
-    rslad_loss,
-    trades_loss,
-)
-from fastadaad.methods.objectives import (
-    CROSS_ENTROPY,
-    KL_TO_STUDENT_AT_NATURAL,
-    KL_TO_TEACHER,
-    KL_TO_TEACHER_AT_NATURAL,
-    InnerObjective,
-)
 from fastadaad.methods.options import MethodOptions
-from fastadaad.methods.outer_batch import OuterBatch
-from fastadaad.methods.saad import KL_TO_LINEAR_TEACHER, saad_loss
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-def all_of_the_epoch(epoch: int, options: MethodOptions) -> int:
-    return epoch
+    from fastadaad.methods.objectives import InnerObjective
+    from fastadaad.methods.outer_batch import OuterBatch
 
-
-def nothing_of_the_epoch(epoch: int, options: MethodOptions) -> None:
-    return None
+    Loss = Callable[[OuterBatch, MethodOptions], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One row of the table."""
+    """One row of the table.
+
+    `objective`, `loss` and `added_terms` are objects, or names of objects in fastadaad.methods such as
+    `losses.adaad_loss`, which resolved() imports.
+    """
 
     name: str
-    objective: InnerObjective
+    objective: "InnerObjective | str"
+    """Value that the inner loop maximises."""
+    through_teacher: bool = False
+    """The inner loop evaluates the teacher at x_adv too, and differentiates through it."""
     start: Start
-    loss: Callable[[OuterBatch, MethodOptions], Tensor]
+    loss: "Loss | str"
+    """Outer loss, a function of (OuterBatch, MethodOptions)."""
+    added_terms: tuple[str, ...] = ()
+    """Functions that add a term to the loss: loss -> loss."""
     reads: tuple[str, ...] = ()
-    """The options that the loss reads; it has no others."""
+    """Names of the options that the loss reads. The method accepts no other options."""
     options: MethodOptions = field(default_factory=MethodOptions)
     needs_teacher: bool = True
     needs_labels: bool = True
-    of_epoch: Callable[[int, MethodOptions], Hashable] = all_of_the_epoch
-    """What the loss takes of the epoch. A captured step is captured anew where it changes."""
-    mean_over_images: bool = True
-    """The loss is a mean of one value per image, which no other image of the batch changes."""
+    epoch_keys: tuple[Callable[[MethodOptions, int], Hashable], ...] | None = None
+    """Functions of (options, epoch) whose values are all that the loss reads of the epoch; None: the epoch itself.
+
+    A CUDA graph is captured again when one of the values changes.
+    """
+    supports_micro_batch: bool = True
+    """The loss is a mean of one value per image that does not depend on the other images of the batch."""
     paper: str = ""
 
-    def require_teacher(self, teacher: nn.Module | None) -> None:
-        """Raises ValueError where the method needs a teacher and gets None."""
+    def resolved(self) -> "Method":
+        """Returns the row with its objective and its loss as objects."""
+        loss = _object(self.loss)
+        for term in self.added_terms:
+            loss = _object(term)(loss)
+        return replace(self, objective=_object(self.objective), loss=loss, added_terms=())
+
+    def epoch_key(self, epoch: int) -> Hashable:
+        """Returns the part of the epoch that the loss depends on."""
+        if self.epoch_keys is None:
+            return epoch
+        return tuple(key(self.options, epoch) for key in self.epoch_keys)
+
+    def require_teacher(self, teacher: "nn.Module | None") -> None:
+        """Raises ValueError if the method needs a teacher and `teacher` is None."""
         if self.needs_teacher and teacher is None:
             raise ValueError(f"teacher is None: method {self.name} needs one")
 
-    def require_labels(self, labels: Tensor | None) -> None:
-        """Raises ValueError where the method needs labels and gets None."""
+    def require_labels(self, labels: "Tensor | None") -> None:
+        """Raises ValueError if the method needs labels and `labels` is None."""
         if self.needs_labels and labels is None:
             raise ValueError(f"labels are missing: method {self.name} needs them")
 
-    def require_parts(self, micro_batch: int | None) -> None:
-        """Raises ValueError for parts of no image, and where the loss of a batch is no mean over its images."""
+    def check_micro_batch(self, micro_batch: int | None) -> None:
+        """Raises ValueError for an empty micro-batch, and if the loss depends on the batch as a whole."""
         if micro_batch is not None and micro_batch < 1:
             raise ValueError(f"micro_batch is {micro_batch}: it must be 1 or more, or left out")
-        if micro_batch is not None and not self.mean_over_images:
+        if micro_batch is not None and not self.supports_micro_batch:
             raise ValueError(
-                f"method {self.name} weights an image by the others of its batch, which cannot be taken in parts: "
-                "leave out micro_batch"
+                f"method {self.name} normalises its weights over the batch and does not support micro_batch: leave it "
+                "out"
             )
 
     def with_options(self, **options: Any) -> "Method":
-        """The row with options changed. Raises ValueError for one that its loss does not read."""
+        """Returns the row with some options changed.
+
+        Raises:
+            ValueError: The loss does not read one of the options, or a value is invalid.
+        """
         for option in options:
             if option not in self.reads:
                 known = ", ".join(self.reads) or "none"
@@ -92,51 +101,50 @@ class Method:
 
     def outer_loss(
         self,
-        student: nn.Module,
-        teacher: nn.Module | None,
-        x_natural: Tensor,
-        x_adv: Tensor,
-        labels: Tensor | None = None,
+        student: "nn.Module",
+        teacher: "nn.Module | None",
+        x_natural: "Tensor",
+        x_adv: "Tensor",
+        labels: "Tensor | None" = None,
         epoch: int = 0,
         *,
-        teacher_logits_natural: Tensor | None = None,
-    ) -> Tensor:
-        """The loss of `student` at x_adv [B, C, H, W], a scalar with gradient.
+        teacher_logits_natural: "Tensor | None" = None,
+    ) -> "Tensor":
+        """Computes the loss of `student` at x_adv, a scalar with gradient.
 
-        teacher_logits_natural [B, N]: T(x_natural), where the caller has it already and need not pay for it again.
-        Raises ValueError where the method needs a teacher or labels [B] and gets None, and for a teacher in train mode.
+        Args:
+            student: Network to train, in train mode.
+            teacher: Teacher in eval mode, or None for a method without one.
+            x_natural: Natural images [B, C, H, W] in [0, 1].
+            x_adv: Adversarial images, same shape.
+            labels: Class numbers [B], or None for a method without labels.
+            epoch: Current epoch, for losses that depend on it.
+            teacher_logits_natural: T(x_natural) [B, N] if known, which saves a forward pass.
+
+        Raises:
+            ValueError: The method needs a teacher or labels and gets None, or the teacher is in train mode.
         """
-        if self.needs_teacher and teacher is not None and _learns_statistics(teacher):
-            raise ValueError("teacher is in train mode, where its batch-norm learns: call teacher.eval()")
-        batch = self.outer_batch(
-            student, teacher, x_natural, x_adv, labels, epoch, teacher_logits_natural=teacher_logits_natural
-        )
-        return self.loss(batch, self.options)
+        from fastadaad.methods.outer_batch import OuterBatch, learns_statistics
 
-    def outer_batch(
-        self,
-        student: nn.Module,
-        teacher: nn.Module | None,
-        x_natural: Tensor,
-        x_adv: Tensor,
-        labels: Tensor | None = None,
-        epoch: int = 0,
-        *,
-        teacher_logits_natural: Tensor | None = None,
-    ) -> OuterBatch:
-        """What the loss takes; arguments and errors are outer_loss's."""
         self.require_teacher(teacher)
         self.require_labels(labels)
-        known = {} if teacher_logits_natural is None else {"teacher_logits_natural": teacher_logits_natural}
-        return OuterBatch(
+        if self.needs_teacher and teacher is not None and learns_statistics(teacher):
+            raise ValueError("teacher is in train mode and its batch-norm would learn: call teacher.eval()")
+        batch = OuterBatch(
             student=student,
             teacher=teacher,
             x_natural=x_natural,
             x_adv=x_adv,
             labels=labels,
             epoch=epoch,
-            logits=known,
+            logits={} if teacher_logits_natural is None else {"teacher_logits_natural": teacher_logits_natural},
         )
+        return self.resolved().loss(batch, self.options)  # type: ignore[operator]
+
+
+def _object(given: Any) -> Any:
+    """Returns an object of fastadaad.methods by its name; anything but a string is returned unchanged."""
+    return pkgutil.resolve_name(f"fastadaad.methods.{given}") if isinstance(given, str) else given
 
 
 _DISTILLATION = ("teacher_weight", "temperature", "kl_reduction", "clean_statistics")
@@ -150,66 +158,68 @@ METHODS = {
         Method(
             name="adaad",
             paper="Huang et al., CVPR 2023",
-            objective=KL_TO_TEACHER,
+            objective="objectives.KL_TO_TEACHER",
+            through_teacher=True,
             start="gaussian",
-            loss=adaad_loss,
-            of_epoch=nothing_of_the_epoch,
+            loss="losses.adaad_loss",
+            epoch_keys=(),
             reads=_WEIGHTED_KL,
             needs_labels=False,
         ),
         Method(
             name="adaiad",
             paper="Huang et al., CVPR 2023",
-            objective=KL_TO_TEACHER,
+            objective="objectives.KL_TO_TEACHER",
+            through_teacher=True,
             start="gaussian",
-            loss=adaiad_loss,
-            of_epoch=introspects,
+            loss="losses.adaiad_loss",
+            epoch_keys=(MethodOptions.introspects,),
             reads=_INTROSPECTION,
         ),
         Method(
             name="pgd-at",
             paper="Madry et al., 2018",
-            objective=CROSS_ENTROPY,
+            objective="objectives.CROSS_ENTROPY",
             start="uniform",
-            loss=pgd_at_loss,
-            of_epoch=nothing_of_the_epoch,
+            loss="losses.pgd_at_loss",
+            epoch_keys=(),
             needs_teacher=False,
         ),
         Method(
             name="trades",
             paper="Zhang et al., 2019",
-            objective=KL_TO_STUDENT_AT_NATURAL,
+            objective="objectives.KL_TO_STUDENT_AT_NATURAL",
             start="gaussian",
-            loss=trades_loss,
-            of_epoch=nothing_of_the_epoch,
+            loss="losses.trades_loss",
+            epoch_keys=(),
             reads=("robustness_weight", "kl_reduction"),
             needs_teacher=False,
         ),
         Method(
             name="ard",
             paper="Goldblum et al., 2020",
-            objective=CROSS_ENTROPY,
+            objective="objectives.CROSS_ENTROPY",
             start="uniform",
-            loss=ard_loss,
-            of_epoch=nothing_of_the_epoch,
+            loss="losses.ard_loss",
+            epoch_keys=(),
             reads=_DISTILLATION,
         ),
         Method(
             name="iad",
             paper="Zhu et al., 2022",
-            objective=CROSS_ENTROPY,
+            objective="objectives.CROSS_ENTROPY",
             start="uniform",
-            loss=iad_loss,
-            of_epoch=introspects,
+            loss="losses.iad_loss",
+            epoch_keys=(MethodOptions.introspects,),
             reads=_INTROSPECTION,
         ),
         Method(
             name="rslad",
             paper="Zi et al., 2021",
-            objective=KL_TO_TEACHER_AT_NATURAL,
+            objective="objectives.KL_TO_TEACHER_AT_NATURAL",
             start="gaussian",
-            loss=rslad_loss,
-            of_epoch=nothing_of_the_epoch,
+            loss="losses.rslad_loss",
+            epoch_keys=(),
             reads=_WEIGHTED_KL,
             options=MethodOptions(adversarial_weight=5 / 6),
             needs_labels=False,
@@ -217,35 +227,59 @@ METHODS = {
         Method(
             name="akd",
             paper="Maroto et al., 2022",
-            objective=CROSS_ENTROPY,
+            objective="objectives.CROSS_ENTROPY",
             start="uniform",
-            loss=akd_loss,
-            of_epoch=nothing_of_the_epoch,
+            loss="losses.akd_loss",
+            epoch_keys=(),
             reads=("teacher_weight", "temperature", "kl_reduction"),
             options=MethodOptions(teacher_weight=0.5),
         ),
         Method(
             name="saad",
             paper="Lee and Chung, 2025",
-            objective=KL_TO_LINEAR_TEACHER,
+            objective="saad.KL_TO_LINEAR_TEACHER",
             start="gaussian",
-            loss=saad_loss,
-            of_epoch=igdm_weight,
-            mean_over_images=False,
+            loss="saad.saad_loss",
+            epoch_keys=(MethodOptions.igdm_weight_in,),
+            supports_micro_batch=False,
             reads=("entropy_scale", "renyi_order", "natural_weight", "clean_statistics", *_IGDM),
         ),
     )
 }
 
 
-def _learns_statistics(network: nn.Module) -> bool:
-    return any(module.training and getattr(module, "running_mean", None) is not None for module in network.modules())
+def with_igdm(method: Method) -> Method:
+    """Returns the row with IGDM's term added, which needs a teacher.
+
+    Raises:
+        ValueError: The row has the term already.
+    """
+    if "igdm_weight" in method.reads:
+        raise ValueError(f"method {method.name} has IGDM's term already: leave out +igdm")
+    keys = None if method.epoch_keys is None else (*method.epoch_keys, MethodOptions.igdm_weight_in)
+    return replace(
+        method,
+        name=f"{method.name}+igdm",
+        added_terms=(*method.added_terms, "igdm.add_igdm"),
+        epoch_keys=keys,
+        reads=tuple(dict.fromkeys((*method.reads, "kl_reduction", *_IGDM))),
+        needs_teacher=True,
+    )
+
+
+# Additions to any row, as in `adaad+igdm`. Averaged and perturbed weights combine with any row too: see OptimConfig.
+ADDITIONS = {"igdm": with_igdm}
 
 
 def get(name: str, **options: Any) -> Method:
-    """The method called `name`, or `name+igdm` for it and IGDM's term, with its options changed where given.
+    """Returns a row of the table by name, with some options changed.
 
-    Raises ValueError for an unknown method or option.
+    Args:
+        name: A name of METHODS, or `name+igdm` for the method with IGDM's term.
+        **options: Options of the method by name, see MethodOptions.
+
+    Raises:
+        ValueError: Unknown method or option.
     """
     base, plus, addition = name.partition("+")
     if base not in METHODS or (plus and addition not in ADDITIONS):
@@ -253,21 +287,3 @@ def get(name: str, **options: Any) -> Method:
         raise ValueError(f"unknown method {name!r}: choose one of {known}, or add to one, as in adaad+igdm")
     method = METHODS[base]
     return (ADDITIONS[addition](method) if plus else method).with_options(**options)
-
-
-def with_igdm(method: Method) -> Method:
-    """The row with IGDM's term on top; it needs a teacher. Raises ValueError where the row has the term already."""
-    if "igdm_weight" in method.reads:
-        raise ValueError(f"method {method.name} has IGDM's term already: leave out +igdm")
-    return replace(
-        method,
-        name=f"{method.name}+igdm",
-        loss=add_igdm(method.loss),
-        of_epoch=lambda epoch, options: (method.of_epoch(epoch, options), igdm_weight(epoch, options)),
-        reads=tuple(dict.fromkeys((*method.reads, "kl_reduction", *_IGDM))),
-        needs_teacher=True,
-    )
-
-
-# What combines with any row by `+`; averaged and perturbed weights do too, and are the optimiser's (see OptimConfig).
-ADDITIONS = {"igdm": with_igdm}

@@ -1,4 +1,4 @@
-"""The processes of one training, as torchrun starts them: who one is, what all know, and what becomes of a lost one."""
+"""Ranks of one training, as torchrun starts them: their group, their collectives, and the report of a failed one."""
 
 import os
 import sys
@@ -21,72 +21,72 @@ from fastadaad.runtime.watchdog import Watchdog
 
 Value = TypeVar("Value")
 
-# Seconds between two looks at whether others are there.
+# Seconds between two checks of the other ranks.
 POLL_S = 0.05
-# Seconds that the others have to say that they are there, once one of them has lost contact.
+# Seconds that the other ranks have to answer after one of them has lost contact.
 GRACE_S = 3.0
-# Seconds that torchrun's store has to answer a process that ends.
+# Seconds that torchrun's store has to answer a rank that ends.
 ANSWER_S = 2 * GRACE_S
-# Of the timeout of a process that hangs; the others wait for it that much longer, so that it can say where it hangs.
-WAITING_SHARE = 1.5
+# Ratio of the collectives' timeout to the watchdog's, so that a hanging rank reports before the others give up.
+TIMEOUT_RATIO = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Processes:
-    """How many there are and which of them this one is."""
+class ProcessGroup:
+    """Rank of this process and number of ranks that train together; by default this process alone."""
 
     rank: int = 0
-    count: int = 1
+    size: int = 1
     watchdog: Watchdog | None = None
 
     @property
     def is_first(self) -> bool:
-        """Whether this one speaks and writes for all."""
+        """True on rank 0, which prints and writes for all ranks."""
         return self.rank == 0
 
     @property
     def is_first_of_node(self) -> bool:
-        """Whether this one fetches for all that share its disk."""
+        """True on the rank that downloads for all ranks that share its disk."""
         return os.environ.get("LOCAL_RANK", "0") == "0"
 
-    def gathered(self, value: Value) -> list[Value]:
-        """The values of all, by rank."""
-        if self.count == 1:
+    def all_gather(self, value: Value) -> list[Value]:
+        """Returns the values of all ranks, by rank."""
+        if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.count
+        values: list[Any] = [None] * self.size
         with self.waiting():
             dist.all_gather_object(values, value)
         return values
 
-    def from_first(self, value: Value) -> Value:
-        """The first one's value."""
-        if self.count == 1:
+    def broadcast(self, value: Value) -> Value:
+        """Returns the value of rank 0."""
+        if self.size == 1:
             return value
         values = [value]
         with self.waiting():
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """`tensor`, summed over all in place."""
-        if self.count > 1:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sums `tensor` over all ranks, in place, and returns it."""
+        if self.size > 1:
             with self.waiting():
                 dist.all_reduce(tensor)
         return tensor
 
     def progress(self) -> None:
-        """A step or a batch is done: from here on a process that does nothing for too long hangs, see Watchdog."""
+        """Reports a finished step or batch: from here on the watchdog takes long silence for a hang."""
         if self.watchdog is not None:
             self.watchdog.progress()
 
     def pause(self) -> None:
-        """What follows may take as long as it likes, up to the next progress."""
+        """Switches the watchdog off until the next progress."""
         if self.watchdog is not None:
             self.watchdog.off()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Inside, this process waits for others, or the device does: it is not the one that hangs."""
+        """Marks a wait for other ranks, or for a device that waits for them: the watchdog rests inside."""
         if self.watchdog is not None:
             self.watchdog.rest()
         try:
@@ -96,24 +96,25 @@ class Processes:
                 self.watchdog.resume()
 
 
-_joined: Processes | None = None
+_joined: ProcessGroup | None = None
 
 
-def current_processes() -> Processes:
-    """Those of joined_processes or of another process group, where there is one; else this process alone."""
+def current_process_group() -> ProcessGroup:
+    """Returns the group of joined_process_group or of torch.distributed, or this process alone."""
     if _joined is not None:
         return _joined
     if not (dist.is_available() and dist.is_initialized()):
-        return Processes()
-    return Processes(rank=dist.get_rank(), count=dist.get_world_size())
+        return ProcessGroup()
+    return ProcessGroup(rank=dist.get_rank(), size=dist.get_world_size())
 
 
 def started_by_torchrun() -> bool:
+    """Returns True in a process of torchrun."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def restarted_by_torchrun() -> bool:
-    """Whether the processes before these failed."""
+    """Returns True if torchrun started these ranks after earlier ones failed."""
     return _num_restarts() > 0
 
 
@@ -122,31 +123,37 @@ def _num_restarts() -> int:
 
 
 @contextmanager
-def joined_processes(device: str, timeout_s: float) -> Iterator[Processes]:
-    """The processes that torchrun started, in one process group; where it did not, this one alone.
+def joined_process_group(device: str, timeout_s: float) -> Iterator[ProcessGroup]:
+    """Joins the ranks that torchrun started; without torchrun the group is this process alone.
 
-    An exception in one of them, or silence for `timeout_s` seconds, ends all: torchrun sees one fail and ends the
-    others. What there is to say is said once, by the first that notices. Raises ValueError for a GPU that there is not.
+    An exception in one rank, or silence for `timeout_s` seconds, ends all ranks: torchrun sees one fail and ends the
+    others. The first rank to notice prints the reason.
+
+    Args:
+        device: Name of the device, such as cuda, cpu or auto.
+        timeout_s: Seconds without progress after which a rank counts as hanging.
+
+    Raises:
+        ValueError: The GPU of this rank does not exist.
     """
     global _joined
     if not started_by_torchrun() or int(os.environ["WORLD_SIZE"]) == 1:
-        yield current_processes()
+        yield current_process_group()
         return
-    waiting = timedelta(seconds=WAITING_SHARE * timeout_s)
-    store, rank, count = next(iter(dist.rendezvous("env://", timeout=waiting)))
-    # Until they have met, of this start by torchrun; the store may have words of an earlier one.
-    last_words = LastWords(dist.PrefixStore(f"start {_num_restarts()}", store), rank, count)
+    timeout = timedelta(seconds=TIMEOUT_RATIO * timeout_s)
+    store, rank, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    # Until the ranks have met: the keys of this start by torchrun, as the store may hold keys of an earlier start.
+    reporter = FailureReporter(dist.PrefixStore(f"start {_num_restarts()}", store), rank, size)
     watchdog = None
     try:
-        store = _own_part(store, rank, count, time.monotonic() + waiting.total_seconds())
-        last_words = LastWords(store, rank, count)
-        backend = _backend(device)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=waiting)
-        watchdog = Watchdog(timeout_s, last_words.hung)
-        _joined = Processes(rank=rank, count=count, watchdog=watchdog)
+        store = _own_prefix(store, rank, size, time.monotonic() + timeout.total_seconds())
+        reporter = FailureReporter(store, rank, size)
+        dist.init_process_group(_backend(device), store=store, rank=rank, world_size=size, timeout=timeout)
+        watchdog = Watchdog(timeout_s, reporter.hung)
+        _joined = ProcessGroup(rank=rank, size=size, watchdog=watchdog)
         yield _joined
-    except Exception as error:  # not Interrupted, which all of them are at the same step
-        last_words.failed(error)
+    except Exception as error:  # not Interrupted, which all ranks raise at the same step
+        reporter.failed(error)
     finally:
         _joined = None
         if watchdog is not None:
@@ -154,30 +161,36 @@ def joined_processes(device: str, timeout_s: float) -> Iterator[Processes]:
             dist.destroy_process_group()
 
 
-def _own_part(store: dist.Store, rank: int, count: int, deadline: float) -> dist.Store:
-    """The part of `store` that is of these processes alone.
+def _own_prefix(store: dist.Store, rank: int, size: int, deadline: float) -> dist.Store:
+    """Returns the keys of `store` that belong to these ranks alone.
 
-    torchrun's store may outlive a restart, with the addresses of processes that are gone in it, and its count of
-    restarts is not the same on all nodes. So each process draws a name, the first one's is that of the part, and the
-    first one lists whom it has met: who finds itself in the list knows that the name is not an old one. Raises
-    DistStoreError after `deadline` (of time.monotonic).
+    torchrun's store may outlive a restart and hold the addresses of dead processes, and its count of restarts differs
+    between nodes. So each rank draws a name, rank 0's name is the prefix, and rank 0 lists the ranks that it has met: a
+    rank that finds itself in the list knows that the prefix is not an old one.
+
+    Raises:
+        dist.DistStoreError: The ranks have not met before `deadline` (of time.monotonic).
     """
     own = uuid.uuid4().hex
     if rank == 0:
-        store.set("part", own)
-        store.set(f"{own}/met", " ".join(store.get(f"{own}/{other}").decode() for other in range(1, count)))
+        store.set("prefix", own)
+        store.set(f"{own}/met", " ".join(store.get(f"{own}/{other}").decode() for other in range(1, size)))
         return dist.PrefixStore(own, store)
     while time.monotonic() < deadline:
-        part = store.get("part").decode()
-        store.set(f"{part}/{rank}", own)
-        if store.check([f"{part}/met"]) and own.encode() in store.get(f"{part}/met"):
-            return dist.PrefixStore(part, store)
+        prefix = store.get("prefix").decode()
+        store.set(f"{prefix}/{rank}", own)
+        if store.check([f"{prefix}/met"]) and own.encode() in store.get(f"{prefix}/met"):
+            return dist.PrefixStore(prefix, store)
         time.sleep(POLL_S)
-    raise dist.DistStoreError(f"rank {rank} has not met the other processes")
+    raise dist.DistStoreError(f"rank {rank} has not met the other ranks")
 
 
 def _backend(device: str) -> str:
-    """What the processes talk by; on GPUs each takes its own. Raises ValueError where there is none for this one."""
+    """Returns the backend of the collectives; on GPUs each rank takes its own GPU.
+
+    Raises:
+        ValueError: This rank has no GPU.
+    """
     if not (device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())):
         return "gloo"
     local_rank = int(os.environ["LOCAL_RANK"])
@@ -190,52 +203,52 @@ def _backend(device: str) -> str:
     return "cpu:gloo,cuda:nccl"
 
 
-class LastWords:
-    """What a process says before it ends, unless another one has said why all of them do."""
+class FailureReporter:
+    """Prints the reason of a failure once per job, from the first rank that fails, and ends the process."""
 
-    def __init__(self, store: dist.Store, rank: int, count: int) -> None:
-        self._store, self._rank, self._count = store, rank, count
+    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+        self._store, self._rank, self._size = store, rank, size
 
     def failed(self, error: Exception) -> NoReturn:
-        """Report `error`, or whom contact was lost with."""
+        """Reports `error`, or the ranks with which contact was lost."""
         if _is_lost_contact(error):
             missing: list[int] = _answer(self._missing, [])
             names = ", ".join(map(str, missing)) or "unknown"
             self._end(f"fastadaad: lost contact, as rank {self._rank} noticed, with rank {names}", code=1)
         if isinstance(error, (ValueError, OSError)):
             self._end(f"fastadaad: rank {self._rank}: {line_of(error)}", code=2)
-        where = "".join(traceback.format_exception(error))
-        self._end(f"{where}fastadaad: rank {self._rank} failed, which ends the others", code=1)
+        trace = "".join(traceback.format_exception(error))
+        self._end(f"{trace}fastadaad: rank {self._rank} failed, which ends the others", code=1)
 
     def hung(self, seconds: float, stack: str) -> NoReturn:
-        """Report where the main thread is."""
+        """Reports the stack of the main thread of a hanging rank."""
         line = f"fastadaad: rank {self._rank} has made no progress for {seconds:.0f} s, which ends the others"
         self._end(f"{stack}{line}", code=1)
 
     def _missing(self) -> list[int]:
-        """The ranks that do not notice that contact is lost."""
+        """Returns the ranks that do not notice the loss of contact."""
         self._store.set(f"noticed/{self._rank}", "1")
         deadline = time.monotonic() + GRACE_S
-        missing = set(range(self._count))
+        missing = set(range(self._size))
         while missing and time.monotonic() < deadline:
             missing = {rank for rank in missing if not self._store.check([f"noticed/{rank}"])}
             time.sleep(POLL_S)
         return sorted(missing)
 
     def _end(self, text: str, code: int) -> NoReturn:
-        if _answer(lambda: self._store.add("last words", 1) == 1, True):
+        if _answer(lambda: self._store.add("failure report", 1) == 1, True):
             print(text, file=sys.stderr, flush=True)
-        os._exit(code)  # not sys.exit: communication that never ends would hold it up
+        os._exit(code)  # not sys.exit, which would wait for communication that never ends
 
 
-def _answer(ask: Callable[[], Value], otherwise: Value) -> Value:
-    """What `ask` returns; `otherwise` where it cannot, as the store may be gone, or be behind a link that is cut."""
+def _answer(query: Callable[[], Value], default: Value) -> Value:
+    """Returns the result of `query`, or `default` if the store is gone or behind a cut link."""
     try:
-        return ThreadPoolExecutor(1).submit(ask).result(ANSWER_S)  # the store itself may wait for many minutes
+        return ThreadPoolExecutor(1).submit(query).result(ANSWER_S)  # the store itself may wait for many minutes
     except Exception:
-        return otherwise
+        return default
 
 
 def _is_lost_contact(error: Exception) -> bool:
-    """Whether `error` is of the communication itself; gloo raises plain RuntimeErrors."""
+    """Returns True for an error of the communication itself; gloo raises plain RuntimeErrors."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())

@@ -14,16 +14,15 @@ import re
 import warnings
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import fastadaad
 import fastadaad.kernels
 from fastadaad.kernels import KERNELS_VARIABLE
 from fastadaad.runtime.files import write_atomically
+from fastadaad.runtime.version import version
 
 CACHE_VARIABLE = "FASTADAAD_CACHE"
 
@@ -79,7 +78,7 @@ def machine_key(device: torch.device | str) -> str:
     """All that a fact about this machine depends on, in words: hardware, driver, versions, the kernels' bytes."""
     device = torch.device(device)
     triton = "triton " + version("triton")
-    versions = f"torch {torch.__version__}, {triton}, fastadaad {fastadaad.__version__}"
+    versions = f"torch {torch.__version__}, {triton}, fastadaad {version('fastadaad')}"
     kernels = f"kernels {_kernels_digest()} ({os.environ.get(KERNELS_VARIABLE, 'auto')})"
     return f"{hardware(device)}; {versions}; {kernels}"
 
@@ -109,14 +108,6 @@ def _read(path: Path) -> Entry | None:
 @functools.cache
 def _say_once(message: str) -> None:
     warnings.warn(message, stacklevel=4)
-
-
-def version(package: str) -> str:
-    """Of an installed package, or `missing`."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "missing"
 
 
 def _processor() -> str:

@@ -1,10 +1,13 @@
 """Files of a run on a disk that may be full or gone for a while: the training goes on, and they are written later."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from fastadaad.runtime.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 
 class PatientFiles:
@@ -13,8 +16,8 @@ class PatientFiles:
     With `enabled` False nothing is written: another process does it.
     """
 
-    def __init__(self, say: Callable[[str], object], *, enabled: bool = True) -> None:
-        self._say, self.enabled = say, enabled
+    def __init__(self, *, enabled: bool = True) -> None:
+        self.enabled = enabled
         self._waiting: dict[Path, bytes] = {}
         self._reported: set[tuple[str, str | None]] = set()
 
@@ -35,7 +38,7 @@ class PatientFiles:
             # strerror is without the file's name, which is another for each checkpoint.
             if (what, error.strerror) not in self._reported:
                 self._reported.add((what, error.strerror))
-                self._say(
+                log.warning(
                     f"{what} cannot be written ({error}): the training goes on without it; free space or give access"
                 )
             return False

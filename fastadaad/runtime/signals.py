@@ -1,10 +1,13 @@
 """SIGTERM and SIGINT: a training finishes its step and saves, all before and after it stops where it is."""
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -21,8 +24,7 @@ class Interrupted(BaseException):  # as KeyboardInterrupt, so that nobody who ex
 class Interruption:
     """Whether this process was asked to stop."""
 
-    def __init__(self, say: Callable[[str], object]) -> None:
-        self._say = say
+    def __init__(self) -> None:
         self.signal_number: int | None = None
 
     def request(self, signal_number: int) -> None:
@@ -31,13 +33,13 @@ class Interruption:
             raise KeyboardInterrupt
         self.signal_number = signal_number
         again = "; once more to stop at once" if signal_number == signal.SIGINT else ""
-        self._say(f"{signal.Signals(signal_number).name}: finishing the step and saving{again}")
+        log.info(f"{signal.Signals(signal_number).name}: finishing the step and saving{again}")
 
 
 @contextmanager
-def interruption(say: Callable[[str], object]) -> Iterator[Interruption]:
+def interruption() -> Iterator[Interruption]:
     """Signals are noted inside."""
-    noted = Interruption(say)
+    noted = Interruption()
     with _handled_by(noted.request):
         yield noted
 

@@ -11,26 +11,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastadaad.runtime.distributed import Processes
+from fastadaad.runtime.distributed import ProcessGroup
 
 
-class _SumOverProcesses(torch.autograd.Function):
+class _SumOverRanks(torch.autograd.Function):
     """Sums a tensor over all processes; each one's gradient is the sum of the gradients of all."""
 
     @staticmethod
-    def forward(context: Any, tensor: Tensor, processes: Processes) -> Tensor:
-        context.processes = processes
-        return processes.sum(tensor.clone())
+    def forward(context: Any, tensor: Tensor, process_group: ProcessGroup) -> Tensor:
+        context.process_group = process_group
+        return process_group.all_reduce(tensor.clone())
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return context.processes.sum(gradient.clone()), None
+        return context.process_group.all_reduce(gradient.clone()), None
 
 
 class _SyncedBatchNorm2d(nn.BatchNorm2d):
     """A batch-norm layer in train mode; x [B, C, H, W] -> the same shape."""
 
-    processes: Processes
+    process_group: ProcessGroup
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -39,11 +39,11 @@ class _SyncedBatchNorm2d(nn.BatchNorm2d):
         pixels = x.float()
         count = pixels.new_full((1,), x.numel() / x.shape[1])
         # The mean first: sums of squares alone would lose the variance of a channel whose mean is large.
-        sums = _SumOverProcesses.apply(torch.cat([pixels.sum(axes), count]), self.processes)
+        sums = _SumOverRanks.apply(torch.cat([pixels.sum(axes), count]), self.process_group)
         total = sums[-1].detach()
         mean = sums[:-1] / total
         centred = pixels - mean[:, None, None]
-        variance = _SumOverProcesses.apply(centred.square().sum(axes), self.processes) / total
+        variance = _SumOverRanks.apply(centred.square().sum(axes), self.process_group) / total
         self._update(mean, variance * total / (total - 1))
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
@@ -75,13 +75,13 @@ def check_sync(network: nn.Module) -> None:
 
 
 @contextmanager
-def synced_batch_norm(network: nn.Module, processes: Processes) -> Iterator[None]:
+def synced_batch_norm(network: nn.Module, process_group: ProcessGroup) -> Iterator[None]:
     """The batch-norm layers of `network` take the images of all processes inside."""
     # By their class, as in mixed_precision.py: the network has no trace of it afterwards.
     norms = [module for module in network.modules() if type(module) is nn.BatchNorm2d]
     for norm in norms:
         norm.__class__ = _SyncedBatchNorm2d
-        norm.__dict__["processes"] = processes
+        norm.__dict__["processes"] = process_group
     try:
         yield
     finally:

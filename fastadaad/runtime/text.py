@@ -31,6 +31,6 @@ def line_of(error: Exception) -> str:
     return printable(" ".join(message.split()))
 
 
-def say(console: Console, line: str) -> None:
-    """Print `line`, in which brackets are brackets and no markup."""
+def print_line(console: Console, line: str) -> None:
+    """Prints an escaped line, with brackets as brackets and not as rich's markup."""
     console.print(printable(line), markup=False, soft_wrap=True)

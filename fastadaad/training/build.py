@@ -1,6 +1,5 @@
 """What a run's configuration names, built: device, mode, networks, training step."""
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -12,7 +11,7 @@ from fastadaad.inner.maximizer import resolve_mode
 from fastadaad.models import load_model
 from fastadaad.models.shipped import checkpoint_path
 from fastadaad.run_config import ModelConfig, RunConfig
-from fastadaad.runtime.distributed import current_processes
+from fastadaad.runtime.distributed import current_process_group
 from fastadaad.training.data import TrainingData
 from fastadaad.training.distiller import Distiller
 from fastadaad.training.self_check import ensure_checked
@@ -30,14 +29,13 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try device=cpu") from error
 
 
-def checked_mode(mode: Mode, device: torch.device, say: Callable[[str], object]) -> Mode:
-    """`mode` as far as the self-check of this machine, made here where it was not before, finds it right.
+def checked_mode(mode: Mode, device: torch.device) -> Mode:
+    """Returns the mode that the self-check of this machine allows, running the self-check if necessary.
 
-    `auto` is graph where captured steps are right, and else as resolve_mode() has it. `say` gets one line about what is
-    switched off. Raises ValueError as resolve_mode().
+    `auto` is graph if captured steps passed, otherwise as in resolve_mode(), whose ValueErrors it raises.
     """
     resolved = resolve_mode(mode, device.type)
-    result = ensure_checked(device, say)
+    result = ensure_checked(device)
     if mode == "auto" and result.status("captured") == "passed":
         resolved = "graph"
     return cast(Mode, result.usable_mode(resolved))
@@ -45,13 +43,14 @@ def checked_mode(mode: Mode, device: torch.device, say: Callable[[str], object])
 
 def build_model(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:
     """The network of `config` for the classes and channels of `data`, on `device`."""
-    statistics = dict(zip(("mean", "std"), data.statistics, strict=True)) if config.normalize else {}
+    mean, std = data.statistics if config.normalize else (0.0, 1.0)
     model = load_model(
         config.name,
         num_classes=data.num_classes,
         checkpoint=None if config.checkpoint is None else checkpoint_path(config.checkpoint),
         in_channels=data.num_channels,
-        **statistics,
+        mean=mean,
+        std=std,
     )
     return model.to(device)
 
@@ -89,6 +88,6 @@ def distiller_of(
         awp_begin=config.optim.awp_begin,
         micro_batch=config.optim.micro_batch,
         on_nonfinite=config.on_nonfinite,
-        processes=current_processes(),
+        process_group=current_process_group(),
         batch_norm=config.batch_norm,
     )

@@ -6,7 +6,7 @@ when it is read.
 
 import hashlib
 import json
-from collections.abc import Callable
+import logging
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from fastadaad.models.weights_writing import ENTRY, serialized
 from fastadaad.runtime.files import write_atomically
 from fastadaad.runtime.text import printable
 from fastadaad.training.nested_state import join_tensors, split_tensors
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 CHECKPOINTS = "checkpoints"  # in the run's
@@ -110,18 +112,20 @@ def last_facts(run_folder: Path) -> CheckpointFacts | None:
     return None
 
 
-def last_checkpoint(run_folder: Path, say: Callable[[str], object]) -> RunCheckpoint | None:
-    """The latest checkpoint of a run that can be used; None where it has none.
+def last_checkpoint(run_folder: Path) -> RunCheckpoint | None:
+    """Reads the latest usable checkpoint of a run; None if the run has no checkpoint.
 
-    `say` hears why a later one cannot; it is renamed, so that it is not one of those that are kept. Raises
-    CheckpointError where there are some and none can be used.
+    A later one that is damaged is logged and renamed, so that it does not count as one of those to keep.
+
+    Raises:
+        CheckpointError: There are checkpoints and none can be used.
     """
     damaged: list[Path] = []
     for path in checkpoint_paths(run_folder):
         try:
             checkpoint = read_checkpoint(path)
         except CheckpointError as error:
-            say(f"{error}; trying the one before")
+            log.warning(f"{error}; trying the one before")
             damaged.append(path)
             continue
         for later in damaged:

@@ -27,4 +27,4 @@ def _policy_line(distiller: Distiller) -> str:
     known = "its error is not known: the outer loss does not ask the teacher at x_adv"
     if error is not None:
         known = f"kl off by {error.kl_error:.1%}, another top class in {error.top_class_differs:.1%} of the images"
-    return f"teacher policy {maximizer.teacher_policy}: asked every {maximizer.asking_interval} steps, {known}"
+    return f"teacher policy {maximizer.teacher_policy}: asked every {maximizer.query_interval} steps, {known}"

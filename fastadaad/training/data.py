@@ -24,7 +24,7 @@ from fastadaad.data.datasets.extra_images import ExtraImages
 from fastadaad.data.rank_agreement import check_same_on_all_ranks
 from fastadaad.data.statistics import Statistics, channel_statistics
 from fastadaad.run_config import DataConfig, RunConfig
-from fastadaad.runtime.distributed import Processes, current_processes
+from fastadaad.runtime.distributed import ProcessGroup, current_process_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +63,13 @@ def training_data(config: RunConfig, device: torch.device) -> TrainingData:
     where the files are missing or damaged or the sizes asked for do not fit.
     """
     data, evaluation = config.data, config.evaluation
-    processes = current_processes()
-    if data.batch_size % processes.count:
+    process_group = current_process_group()
+    if data.batch_size % process_group.size:
         raise ValueError(
-            f"data.batch_size is {data.batch_size}, the images of a step of all {processes.count} processes: give a "
-            f"multiple of {processes.count}"
+            f"data.batch_size is {data.batch_size}, the images of a step of all {process_group.size} processes: give a "
+            f"multiple of {process_group.size}"
         )
-    dataset = _load_after_download(data, processes)
+    dataset = _load_after_download(data, process_group)
     check_same_on_all_ranks(dataset)
     train, validation = split_validation(dataset.train_labels, data.validation_size, config.seed)
     if data.num_samples is not None:
@@ -94,9 +94,9 @@ def training_data(config: RunConfig, device: torch.device) -> TrainingData:
         labels,
         samples=torch.cat([train, extra]),
         sampling=Sampling(
-            batch_size=data.batch_size // processes.count,
-            shard=processes.rank,
-            num_shards=processes.count,
+            batch_size=data.batch_size // process_group.size,
+            shard=process_group.rank,
+            num_shards=process_group.size,
             seed=config.seed,
             drop_last=True,
             num_extra=len(extra),
@@ -115,12 +115,12 @@ def training_data(config: RunConfig, device: torch.device) -> TrainingData:
     )
 
 
-def _load_after_download(data: DataConfig, processes: Processes) -> Dataset:
+def _load_after_download(data: DataConfig, process_group: ProcessGroup) -> Dataset:
     """The data set, which one process of a node fetches for all of them where it is missing."""
-    if not data.download or processes.count == 1:
+    if not data.download or process_group.size == 1:
         return _load(data)
-    fetched = _load(data) if processes.is_first_of_node else None
-    processes.gathered(None)  # the others wait
+    fetched = _load(data) if process_group.is_first_of_node else None
+    process_group.all_gather(None)  # the others wait
     return fetched or _load(replace(data, download=False))
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,90 +11,107 @@ from torch import Tensor, nn
 from fastadaad import methods
 from fastadaad.config import BatchNorm, InnerConfig, Layout, Mode, OnNonfinite, PrecisionConfig, TeacherPolicy
 from fastadaad.inner.caller import check_trainable
-from fastadaad.inner.maximizer import InnerMaximizer, frozen
+from fastadaad.inner.frozen import frozen
+from fastadaad.inner.maximizer import InnerMaximizer, InnerResult
 from fastadaad.inner.teacher_error import TeacherError, TeacherErrorMeter, adapted
+from fastadaad.methods.outer_batch import OuterBatch
 from fastadaad.runtime.compile import one_graph
-from fastadaad.runtime.distributed import Processes
+from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.runtime.precision import tensor_cores
 from fastadaad.runtime.sync_batch_norm import check_sync, synced_batch_norm
 from fastadaad.training.awp import kept_buffers, perturbed_weights
-from fastadaad.training.gradient_exchange import average_over_processes, running_statistics
+from fastadaad.training.gradient_exchange import average_over_ranks, running_statistics
 from fastadaad.training.graph_step import captured_step
-from fastadaad.training.micro_batches import Part, split_batch
 from fastadaad.training.mixed_precision import check_awp, first_convolution_in_fp32, gradient_scaler, in_precision
-from fastadaad.training.nonfinite import NonFiniteNotes, check_scale, find_nonfinite
-from fastadaad.training.skipped_update import BeforeUpdate
+from fastadaad.training.nonfinite import NonFiniteNotes, UpdateGuard, check_scale, find_nonfinite
+
+# Steps between two adaptations of an adaptive teacher policy to its error.
+ADAPT_EVERY = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step leaves on the device; reading a value of it is a host synchronisation, so do it seldom."""
+    """Result of a step, on the device. Reading a value synchronises with the host, so do it seldom."""
 
     loss: Tensor
-    """Outer loss before the update, a scalar; with AWP, at the perturbed weights; in mode graph as x_adv."""
+    """Outer loss before the update, a scalar. With AWP: at the perturbed weights. In mode graph the next step
+    overwrites it."""
     x_adv: Tensor
-    """[B, C, H, W]; in mode graph the next step overwrites it."""
+    """Adversarial images [B, C, H, W]. In mode graph the next step overwrites them."""
 
 
-# Steps from one look of an adaptive teacher policy at its error to the next.
-ADAPT_EVERY = 20
+class MicroBatch(NamedTuple):
+    """Images of a batch that go through the networks together, and the result of their search."""
+
+    x_natural: Tensor
+    labels: Tensor | None
+    inner: InnerResult
+
+
+def split_batch(
+    x_natural: Tensor, labels: Tensor | None, micro_batch: int | None
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Splits x_natural [B, C, H, W] and labels [B] into micro-batches; the last one may be smaller."""
+    if micro_batch is None or len(x_natural) <= micro_batch:
+        return [(x_natural, labels)]
+    images = x_natural.split(micro_batch)
+    return list(zip(images, [None] * len(images) if labels is None else labels.split(micro_batch), strict=True))
 
 
 def loss_and_logits(
-    method: methods.Method,
-    student: nn.Module,
-    teacher: nn.Module | None,
-    x_natural: Tensor,
-    x_adv: Tensor,
-    labels: Tensor | None,
-    epoch: int,
-    teacher_logits_natural: Tensor | None,
+    loss: Callable[[OuterBatch, methods.MethodOptions], Tensor], options: methods.MethodOptions, batch: OuterBatch
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The outer loss, a scalar with gradient, and without gradient the logits [B, N] that it took, by name."""
-    batch = method.outer_batch(
-        student, teacher, x_natural, x_adv, labels, epoch, teacher_logits_natural=teacher_logits_natural
-    )
-    loss = method.loss(batch, method.options)
-    return loss, {name: logits.detach() for name, logits in batch.logits.items()}
+    """Outer loss, a scalar with gradient, and the logits [B, N] that it used, by name and without gradient."""
+    value = loss(batch, options)
+    return value, {name: logits.detach() for name, logits in batch.logits.items()}
 
 
 class Distiller:
-    """Inner maximisation, outer loss, backward and optimiser step, in this order.
+    """Training step: inner maximisation, outer loss, backward pass and optimiser update.
 
-    mode `compiled` puts the inner step and the outer loss under torch.compile (one graph each); `graph` replays the
-    whole compiled step as one CUDA graph, or the inner loop alone where a graph cannot hold the rest, which warns;
-    `auto` is compiled on CUDA and eager elsewhere; the attribute `mode` tells which it became. Student and teacher run
-    on two streams in eager on CUDA, and in graph with compile_options={"disable": True}; a compiled step has one. In
-    graph, an optimiser's setting that changes at each step, other than the learning rate, is captured anew each time.
+    The student keeps its mode if that is train mode, so that frozen batch-norm layers stay frozen; otherwise it is put
+    into train mode. The teacher's mode and `requires_grad` are restored after each step. The networks may be wrapped by
+    DistributedDataParallel, whose wrapper then sees the training passes alone, or by torch.compile; the caller may be
+    under autocast, torch.no_grad or torch.inference_mode.
 
-    teacher_policy, precision and layout are InnerMaximizer's; where the policy's interval is adaptive, every
-    ADAPT_EVERY-th step reads the policy's error from the device and adapts it.
+    Each step records on the device which of x_natural, logits, loss and gradients (gradients: not in fp16) are
+    non-finite; check_finite() raises if any were. state_dict() holds what a checkpoint needs besides student, optimizer
+    and generators.
 
-    The student stays in its own mode if that is train mode (so that frozen batch-norm layers stay frozen) and is put
-    into train mode otherwise; the teacher's modes and `requires_grad` are the same afterwards. With `awp_gamma` the
-    update is that of the weights perturbed by AWP (Wu et al., 2020; gamma 0.005 there), from epoch `awp_begin` on; it
-    costs a second outer loss.
+    Args:
+        student: Network to train, which returns logits [B, N].
+        teacher: Teacher with the same classes, or None for a method without one.
+        method: Row of the table of methods, by name or as a Method.
+        inner: Threat model, step size and number of steps; an InnerConfig or a dict of settings.
+        optimizer: Optimiser of the student's parameters.
+        teacher_policy: Interval of the teacher queries, such as `"refreshed(every=5)"`. Default: exact. An adaptive
+            policy reads its error from the device in every ADAPT_EVERY-th step.
+        precision: Arithmetic of each network, a PrecisionConfig or one string for both. In bf16 and fp16 the student's
+            training pass is under autocast; in fp16 `scaler` skips an update with an infinite gradient.
+        layout: Memory layout of the folded copies' convolutions; `auto` measures once per machine and network.
+        mode: `eager`; `compiled`: the inner step and the outer loss are one graph of torch.compile each; `graph`: the
+            whole compiled step is replayed as one CUDA graph, or the inner loop alone if a graph cannot hold the rest,
+            which warns; `auto`: compiled on CUDA, else eager. The attribute `mode` holds the mode in use. Eager mode on
+            CUDA, and graph with compile_options={"disable": True}, run student and teacher on two streams. Graph
+            captures again whenever a setting of the optimiser other than the learning rate changes.
+        compile_options: Keyword arguments of torch.compile.
+        awp_gamma: AWP (Wu et al., 2020; gamma 0.005 there): the update follows the gradient at weights perturbed by
+            this fraction of their norm, which costs a second outer loss. 0: off.
+        awp_begin: First epoch with AWP.
+        micro_batch: Number of images that go through the networks at a time; one update follows the mean of all.
+            Batch-norm in train mode then takes its statistics from each micro-batch. Default: the batch.
+        on_nonfinite: `stop`: check_finite() raises. `skip`: a step with a non-finite loss or gradient leaves student,
+            running statistics and optimiser state bitwise unchanged; random numbers stay drawn, and fp16's scale is
+            halved.
+        process_group: Ranks that train one student, each on its shard of every batch: rank r of n has rows r, r + n,
+            ... After the backward pass gradients, loss and running statistics are averaged over all images, so every
+            rank makes the same update.
+        batch_norm: `local`: batch statistics of each rank's own images; `sync`: of all ranks' images, as a single
+            process with the whole batch has them. The outer loss then stays uncompiled.
 
-    With `micro_batch` the networks see so many images at a time, and one update follows the mean of all; batch-norm in
-    train mode takes its statistics from each micro-batch, everything else is as without. In bf16 and fp16 the student's
-    training pass is under autocast, and in fp16 `scaler` leaves out an update with an infinite gradient.
-
-    Each step notes on the device where NaN or inf is in x_natural, in the logits that the outer loss takes, in the loss
-    or, save in fp16, in the gradients; check_finite() tells. With on_nonfinite `skip` a step whose loss or gradients
-    are not finite leaves the student, its running statistics and the optimiser's state bit for bit as they were; what
-    generators drew stays drawn, and fp16's scale is halved.
-
-    processes: those that train one student, each on its share of every batch, rows r, r + n, ... for process r of n.
-    The inner loop runs in each by itself; after the backward pass gradients, loss and running statistics become those
-    of all images, so every process makes the same update. batch_norm `local`: statistics of each process's own images;
-    `sync`: of all, as one process with the whole batch has them, and the outer loss then stays uncompiled.
-
-    state_dict() has what a checkpoint needs beside student, optimiser and generators.
-
-    The step takes what InnerMaximizer takes: networks in DistributedDataParallel, whose wrapper then sees the training
-    passes alone, or in torch.compile, and callers under autocast, torch.no_grad or torch.inference_mode. Raises
-    ValueError for a student that cannot be trained: one made in inference mode, one whose parameters the optimizer does
-    not have, one that shares them with the teacher.
+    Raises:
+        ValueError: The student cannot be trained: it was made in inference mode, the optimizer does not have its
+            parameters, or it shares them with the teacher. Or settings contradict each other.
     """
 
     def __init__(
@@ -104,18 +120,18 @@ class Distiller:
         teacher: nn.Module | None = None,
         *,
         method: str | methods.Method = "adaad",
-        inner: InnerConfig | None = None,
+        inner: InnerConfig | dict[str, Any] | None = None,
         optimizer: torch.optim.Optimizer,
-        teacher_policy: TeacherPolicy | None = None,
-        precision: PrecisionConfig | None = None,
+        teacher_policy: TeacherPolicy | str | None = None,
+        precision: PrecisionConfig | str | None = None,
         layout: Layout = "auto",
         mode: Mode = "auto",
-        compile_options: dict | None = None,
+        compile_options: dict[str, Any] | None = None,
         awp_gamma: float = 0.0,
         awp_begin: int = 0,
         micro_batch: int | None = None,
         on_nonfinite: OnNonfinite = "stop",
-        processes: Processes | None = None,
+        process_group: ProcessGroup | None = None,
         batch_norm: BatchNorm = "local",
     ) -> None:
         self.maximizer = InnerMaximizer(
@@ -128,10 +144,10 @@ class Distiller:
             layout=layout,
             mode=mode,
             compile_options=compile_options,
-            processes=processes,
+            process_group=process_group,
         )
         check_trainable(student, teacher, optimizer)
-        self.processes, self.batch_norm = processes or Processes(), batch_norm
+        self.process_group, self.batch_norm = process_group or ProcessGroup(), batch_norm
         if self._syncs_batch_norm:
             check_sync(student)
         self.mode, self.method = self.maximizer.mode, self.maximizer.method
@@ -139,13 +155,13 @@ class Distiller:
         self.student, self.teacher, self.optimizer = student, teacher, optimizer
         self.awp_gamma, self.awp_begin = awp_gamma, awp_begin
         self.micro_batch = micro_batch
-        self.method.require_parts(micro_batch)
+        self.method.check_micro_batch(micro_batch)
         check_awp(self.precision.student, awp_gamma)
         self._outer_student = in_precision(student, self.precision.student)
         device = next(student.parameters()).device
         self.scaler = gradient_scaler(self.precision.student, optimizer, device)
         self._outer_loss = self._compiled_outer_loss(compile_options or {})
-        with torch.inference_mode(False):  # a caller's, outside of which its tensors could not be added to
+        with torch.inference_mode(False):  # tensors made in the caller's inference mode could not be added to
             self._nonfinite = NonFiniteNotes(on_nonfinite, device)
             self._teacher_error = TeacherErrorMeter(self.maximizer.teacher_policy, device)
         self.teacher_error: TeacherError | None = None
@@ -154,19 +170,22 @@ class Distiller:
         if self.mode == "graph":
             sums = [self._teacher_error.sums, self._nonfinite.counts]
             self._captured = captured_step(
-                self._train, self.maximizer, optimizer, micro_batch, sums, num_processes=self.processes.count
+                self._update, self.maximizer, optimizer, micro_batch, sums, num_ranks=self.process_group.size
             )
 
-    def _compiled_outer_loss(self, compile_options: dict) -> Callable:
-        """loss_and_logits, as one graph where the mode has it compiled."""
-        if self.mode == "eager" or self._syncs_batch_norm:  # which no graph of torch.compile can hold
+    def __repr__(self) -> str:
+        return f"Distiller({self.maximizer!r}, optimizer={type(self.optimizer).__name__})"
+
+    def _compiled_outer_loss(self, compile_options: dict[str, Any]) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+        """Returns loss_and_logits, as one graph in the compiled modes."""
+        if self.mode == "eager" or self._syncs_batch_norm:  # no graph of torch.compile can hold the exchange
             return loss_and_logits
-        # An epoch is a number of the graph, which must not be compiled anew for each.
+        # The epoch is a number in the graph, which must not be compiled again for each epoch.
         return one_graph(loss_and_logits, **{"dynamic": None} | compile_options)
 
     @property
     def _syncs_batch_norm(self) -> bool:
-        return self.processes.count > 1 and self.batch_norm == "sync"
+        return self.process_group.size > 1 and self.batch_norm == "sync"
 
     def step(
         self,
@@ -176,42 +195,49 @@ class Distiller:
         epoch: int = 0,
         generator: torch.Generator | None = None,
     ) -> StepResult:
-        """Train the student on one batch: x_natural fp32 [B, C, H, W] in [0, 1], labels [B] or None.
+        """Trains the student on one batch.
 
-        Mutates the student's parameters, their `.grad` and the student's running statistics. Raises ValueError where
-        the method needs labels and gets None, for an empty batch, and for tensors on different devices.
+        Changes the student's parameters, their `.grad`, and the student's running statistics.
+
+        Args:
+            x_natural: Natural images, fp32 [B, C, H, W] in [0, 1].
+            labels: Class numbers, int64 [B], or None for a method without labels.
+            epoch: Current epoch, for methods that depend on it.
+            generator: Random numbers of the search's start; default: torch's generator of the device.
+
+        Raises:
+            ValueError: Labels are needed and missing, the batch is empty, or tensors are on different devices.
         """
         with torch.inference_mode(False), torch.enable_grad():
             x_natural, labels = self.maximizer.admit(x_natural, labels)
-            if not len(x_natural):
-                raise ValueError("x_natural holds no images: leave a batch without any out")
-            if x_natural.device != self._nonfinite.counts.device:
-                raise ValueError(
-                    f"x_natural is on {x_natural.device}, and the student was on {self._nonfinite.counts.device} when "
-                    "the Distiller was made: move the networks first"
-                )
-            return self._step(x_natural, labels, epoch, generator)
+            self._check_batch(x_natural)
+            if not self.student.training:
+                self.student.train()
+            with frozen(*self._teachers), tensor_cores(self.precision, x_natural.device):
+                if self._captured is None:
+                    loss, x_adv = self._update(x_natural, labels, epoch, generator, self.optimizer)
+                else:
+                    key = self.method.epoch_key(epoch), self._gamma(epoch)
+                    loss, x_adv = self._captured(x_natural, labels, epoch, generator, key)
+            self._num_steps += 1
+            if self.maximizer.teacher_policy.is_adaptive and self._num_steps % ADAPT_EVERY == 0:
+                self.read_teacher_error()
+            return StepResult(loss=loss, x_adv=x_adv)
 
-    def _step(
-        self, x_natural: Tensor, labels: Tensor | None, epoch: int, generator: torch.Generator | None
-    ) -> StepResult:
-        if not self.student.training:
-            self.student.train()
-        with (
-            frozen(*[self.teacher] if self.teacher is not None else []),
-            tensor_cores(self.precision, x_natural.device),
-        ):
-            if self._captured is None:
-                loss, x_adv = self._train(x_natural, labels, epoch, generator, self.optimizer)
-            else:
-                decided = self.method.of_epoch(epoch, self.method.options), self._perturbation(epoch)
-                loss, x_adv = self._captured(x_natural, labels, epoch, generator, decided)
-        self._num_steps += 1
-        if self.maximizer.teacher_policy.is_adaptive and self._num_steps % ADAPT_EVERY == 0:
-            self.read_teacher_error()
-        return StepResult(loss=loss, x_adv=x_adv)
+    @property
+    def _teachers(self) -> list[nn.Module]:
+        return [] if self.teacher is None else [self.teacher]
 
-    def _train(
+    def _check_batch(self, x_natural: Tensor) -> None:
+        if not len(x_natural):
+            raise ValueError("x_natural holds no images: leave a batch without any out")
+        if x_natural.device != self._nonfinite.counts.device:
+            raise ValueError(
+                f"x_natural is on {x_natural.device}, and the student was on {self._nonfinite.counts.device} when "
+                "the Distiller was made: move the networks first"
+            )
+
+    def _update(
         self,
         x_natural: Tensor,
         labels: Tensor | None,
@@ -219,80 +245,142 @@ class Distiller:
         generator: torch.Generator | None,
         optimizer: torch.optim.Optimizer,
     ) -> tuple[Tensor, Tensor]:
-        """All of a step that happens on the device; the loss before the update, and x_adv."""
-        before = None
+        """Runs the part of a step that happens on the device; returns the loss before the update, and x_adv."""
+        guard = None
         if self._nonfinite.on_nonfinite == "skip":
-            before = BeforeUpdate(self.student, self.optimizer, [self._teacher_error.sums])
-        parts = self._search(x_natural, labels, generator)
-        loss_and_gradients = partial(self._loss_and_gradients, parts, epoch)
-        gamma = self._perturbation(epoch)
-        if gamma:
-            with kept_buffers(self.student):
-                _, found_first = loss_and_gradients()
-            with perturbed_weights(self.student, gamma):
-                loss, found = loss_and_gradients()
-            # What perturbed weights make of it is no cause.
-            found = torch.where(found_first.any(), found_first, found)
-        else:
-            loss, found = loss_and_gradients()
+            guard = UpdateGuard(self.student, self.optimizer, [self._teacher_error.sums])
+        batches = []  # all searches come before the student changes
+        for images, their_labels in split_batch(x_natural, labels, self.micro_batch):
+            inner = self.maximizer.search(images, their_labels, generator=generator, replay=self._captured is None)
+            # In mode graph the next search overwrites the result.
+            is_last = len(images) == len(x_natural)
+            batches.append(MicroBatch(images, their_labels, inner if is_last else inner.clone()))
+        loss, found = self._loss_and_gradients_with_awp(batches, epoch)
         self.scaler.step(optimizer)
         self.scaler.update()
         spoiled = self._nonfinite.add(found)
-        if before is not None:
-            before.restore(spoiled)
-        torch.clear_autocast_cache()  # the same, before the update
-        return loss, parts[0].inner.x_adv if len(parts) == 1 else torch.cat([part.inner.x_adv for part in parts])
+        if guard is not None:
+            guard.revert_if(spoiled)
+        torch.clear_autocast_cache()  # it holds the weights as they were before the update
+        x_adv = [batch.inner.x_adv for batch in batches]
+        return loss, x_adv[0] if len(x_adv) == 1 else torch.cat(x_adv)
 
-    def _perturbation(self, epoch: int) -> float:
+    def _gamma(self, epoch: int) -> float:
         """AWP's gamma in `epoch`."""
         return self.awp_gamma if epoch >= self.awp_begin else 0.0
 
-    def _search(self, x_natural: Tensor, labels: Tensor | None, generator: torch.Generator | None) -> list[Part]:
-        """Each micro-batch with its adversarial images, all of them found before the student changes."""
-        batches = split_batch(x_natural, labels, self.micro_batch)
-        parts = []
-        for images, their_labels in batches:
-            inner = self.maximizer.search(images, their_labels, generator=generator, replay=self._captured is None)
-            # The next search overwrites a graph's outputs.
-            parts.append(Part(images, their_labels, inner.clone() if len(batches) > 1 else inner))
-        return parts
+    def _loss_and_gradients_with_awp(self, batches: list[MicroBatch], epoch: int) -> tuple[Tensor, Tensor]:
+        """Computes loss and gradients as _loss_and_gradients does, at weights perturbed by AWP if it is on."""
+        gamma = self._gamma(epoch)
+        if not gamma:
+            return self._loss_and_gradients(batches, epoch)
+        with kept_buffers(self.student):
+            _, found_first = self._loss_and_gradients(batches, epoch)
+        with perturbed_weights(self.student, gamma):
+            loss, found = self._loss_and_gradients(batches, epoch)
+        # Non-finite values at the perturbed weights are a consequence, not a cause.
+        return loss, torch.where(found_first.any(), found_first, found)
+
+    def _loss_and_gradients(self, batches: list[MicroBatch], epoch: int) -> tuple[Tensor, Tensor]:
+        """Computes the mean outer loss at the student's present weights, and fills `.grad` (scaled in fp16).
+
+        Without batch-norm in train mode the sum over the micro-batches is the mean over all images.
+
+        Returns:
+            The loss, a scalar without gradient, and the result of find_nonfinite.
+        """
+        torch.clear_autocast_cache()  # the caller's may hold weights as they were before they were perturbed
+        self.optimizer.zero_grad()  # without set_to_none, the default, which apex's optimisers do not know
+        num_images = sum(len(batch.x_natural) for batch in batches)
+        losses, logits = [], []
+        with (
+            first_convolution_in_fp32(self._outer_student),
+            synced_batch_norm(self.student, self.process_group) if self._syncs_batch_norm else nullcontext(),
+        ):
+            for batch in batches:
+                loss, batch_logits = self._loss(batch, epoch)
+                loss = loss * (len(batch.x_natural) / num_images)
+                self.scaler.scale(loss).backward()
+                losses.append(loss.detach())
+                logits.append(batch_logits)
+        loss = torch.stack(losses).sum()
+        if self.process_group.size > 1:
+            loss = self._exchange(loss, num_images)
+        # Loss and gradients are complete now, so they decide whether the update is spoiled.
+        return loss, find_nonfinite([batch.x_natural for batch in batches], logits, loss, self._checked_gradients())
+
+    def _exchange(self, loss: Tensor, num_images: int) -> Tensor:
+        """Averages gradients, running statistics and loss over the images of all ranks; returns the loss."""
+        statistics = [] if self._syncs_batch_norm else running_statistics(self.student)
+        return average_over_ranks(self.process_group, num_images, loss, [*self._gradients(), *statistics])
+
+    def _checked_gradients(self) -> list[Tensor]:
+        """Gradients to check; none in fp16, in which infinite ones are usual and the scaler's business."""
+        return [] if self.scaler.is_enabled() else self._gradients()
+
+    def _gradients(self) -> list[Tensor]:
+        parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+    def _loss(self, batch: MicroBatch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outer loss of one micro-batch, with gradient, and the logits [B, N] that it used, without gradient."""
+        inner = batch.inner
+        known = inner.teacher_logits_natural
+        outer = OuterBatch(
+            student=self._outer_student,
+            teacher=self.maximizer.teacher_network(batch.x_natural),
+            x_natural=batch.x_natural,
+            x_adv=inner.x_adv,
+            labels=batch.labels,
+            epoch=epoch,
+            logits={} if known is None else {"teacher_logits_natural": known},
+        )
+        loss, logits = self._outer_loss(self.method.loss, self.method.options, outer)
+        if inner.teacher_logits_assumed is not None and "teacher_logits_adv" in logits:  # absent at a weight of 0
+            student_logits, teacher_logits = logits["student_logits_adv"], logits["teacher_logits_adv"]
+            self._teacher_error.add(student_logits, teacher_logits, inner.teacher_logits_assumed)
+        return loss, logits
 
     def read_teacher_error(self) -> TeacherError | None:
-        """How far the teacher policy was off since the last read, and adapt it; None: it is exact, or nothing is new.
+        """Reads the teacher policy's error since the last read, and adapts an adaptive policy to it.
 
         Waits for the device.
+
+        Returns:
+            The error; None if the policy is exact, or no step came since the last read.
         """
         maximizer = self.maximizer
         if maximizer.teacher_policy.kind != "exact":
-            self.processes.sum(self._teacher_error.sums)
-        error = self._teacher_error.read(maximizer.asking_interval)
+            self.process_group.all_reduce(self._teacher_error.sums)
+        error = self._teacher_error.read(maximizer.query_interval)
         if error is not None:
             self.teacher_error = error
             if maximizer.teacher_policy.is_adaptive:
-                maximizer.asking_interval = adapted(error, maximizer.inner.num_steps)
+                maximizer.query_interval = adapted(error, maximizer.inner.num_steps)
         return error
 
     def check_finite(self) -> None:
-        """Raises NonFiniteError (a ValueError) where a step so far met NaN or inf.
+        """Checks the steps so far for NaN and inf. Waits for the device.
 
-        With on_nonfinite `skip` only where nonfinite.MAX_SKIPPED_IN_A_ROW updates in a row were left out; in fp16 also
-        where the scaler has left out so many that it will not recover. Waits for the device.
+        Raises:
+            NonFiniteError: A step met NaN or inf. With on_nonfinite `skip`: nonfinite.MAX_SKIPPED_IN_A_ROW updates in a
+                row were skipped. In fp16 also if the scaler has skipped too many updates to recover.
         """
-        self._nonfinite.check(self.processes)
+        self._nonfinite.check(self.process_group)
         check_scale(self.scaler)
 
     def read_skipped(self) -> int:
-        """How many updates on_nonfinite `skip` left out so far. Waits for the device."""
+        """Number of updates that on_nonfinite `skip` has skipped so far. Waits for the device."""
         return self._nonfinite.read_skipped()
 
     def state_dict(self) -> dict[str, Any]:
-        """What later steps depend on beside student, optimiser and generators: tensors, numbers, and dicts of them.
+        """Returns what later steps depend on besides student, optimizer and generators: tensors, numbers and dicts.
 
         Waits for the device.
         """
         return {
             "num_steps": self._num_steps,
-            "asking_interval": self.maximizer.asking_interval,
+            "query_interval": self.maximizer.query_interval,
             "teacher_error": None if self.teacher_error is None else asdict(self.teacher_error),
             "teacher_error_sums": self._teacher_error.sums.clone(),
             "nonfinite_counts": self._nonfinite.counts.clone(),
@@ -300,68 +388,11 @@ class Distiller:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what state_dict() gave."""
+        """Restores a state_dict()."""
         self._num_steps = state["num_steps"]
-        self.maximizer.asking_interval = state["asking_interval"]
+        self.maximizer.query_interval = state["query_interval"]
         error = state["teacher_error"]
         self.teacher_error = None if error is None else TeacherError(**error)
         self._teacher_error.sums.copy_(state["teacher_error_sums"])
         self._nonfinite.counts.copy_(state["nonfinite_counts"])
         self.scaler.load_state_dict(state["scaler"])
-
-    def _loss_and_gradients(self, parts: list[Part], epoch: int) -> tuple[Tensor, Tensor]:
-        """The mean outer loss at the student's present weights, without gradient, and what find_nonfinite finds.
-
-        Fills the weights' `.grad`, scaled in fp16. The sum over the parts is the mean over all images where batch-norm
-        has no part in it.
-        """
-        torch.clear_autocast_cache()  # a caller's, which holds weights as they were before they were perturbed
-        self.optimizer.zero_grad()  # without set_to_none, the default, which apex's optimisers do not know
-        num_images = sum(len(part.x_natural) for part in parts)
-        losses, logits = [], []
-        with (
-            first_convolution_in_fp32(self._outer_student),
-            synced_batch_norm(self.student, self.processes) if self._syncs_batch_norm else nullcontext(),
-        ):
-            for part in parts:
-                loss, logits_of_part = self._loss(part, epoch)
-                loss = loss * (len(part.x_natural) / num_images)
-                self.scaler.scale(loss).backward()
-                losses.append(loss.detach())
-                logits.append(logits_of_part)
-        loss = torch.stack(losses).sum()
-        if self.processes.count > 1:
-            loss = self._exchange(loss, num_images)
-        # From here on loss and gradients are complete: whether the update is spoiled is decided by what they are now.
-        return loss, find_nonfinite([part.x_natural for part in parts], logits, loss, self._noted_gradients())
-
-    def _exchange(self, loss: Tensor, num_images: int) -> Tensor:
-        """Gradients and running statistics become those of all processes' images; the loss of all."""
-        statistics = [] if self._syncs_batch_norm else running_statistics(self.student)
-        return average_over_processes(self.processes, num_images, loss, [*self._gradients(), *statistics])
-
-    def _noted_gradients(self) -> list[Tensor]:
-        """Those of the update; none in fp16, where infinite ones are usual and the scaler's."""
-        return [] if self.scaler.is_enabled() else self._gradients()
-
-    def _gradients(self) -> list[Tensor]:
-        parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
-        return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-    def _loss(self, part: Part, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The outer loss of one part, with gradient, and without the logits [B, N] that it took."""
-        inner = part.inner
-        loss, logits = self._outer_loss(
-            self.method,
-            self._outer_student,
-            self.maximizer.teacher_network(part.x_natural),
-            part.x_natural,
-            inner.x_adv,
-            part.labels,
-            epoch,
-            inner.teacher_logits_natural,
-        )
-        if inner.teacher_logits_assumed is not None and "teacher_logits_adv" in logits:  # not at a weight of 0
-            student_logits, teacher_logits = logits["student_logits_adv"], logits["teacher_logits_adv"]
-            self._teacher_error.add(student_logits, teacher_logits, inner.teacher_logits_assumed)
-        return loss, logits

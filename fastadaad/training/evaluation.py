@@ -13,7 +13,7 @@ from fastadaad.data import Pipeline
 from fastadaad.evaluation import AttackResult, evaluate, merge, num_stages
 from fastadaad.evaluation.accuracy import Progress
 from fastadaad.run_config import RunConfig
-from fastadaad.runtime.distributed import current_processes
+from fastadaad.runtime.distributed import current_process_group
 from fastadaad.runtime.progress import image_progress
 from fastadaad.training.data import TrainingData
 
@@ -28,7 +28,7 @@ def evaluate_on_validation_split(
     if data.validation is None:
         return {}
     evaluation = config.evaluation
-    natural, robust = _of_all_processes(
+    natural, robust = _of_all_ranks(
         _evaluate(
             model,
             _share(data.validation),
@@ -67,36 +67,36 @@ def evaluate_on_test_set(
     notes = [
         f"image files of the data set that are left out: {len(skipped)}, the first: {first}" for first in skipped[:1]
     ]
-    return _of_all_processes([replace(result, notes=(*result.notes, *notes)) for result in results])
+    return _of_all_ranks([replace(result, notes=(*result.notes, *notes)) for result in results])
 
 
 def _share(pipeline: Pipeline) -> Pipeline:
     """The images of this process."""
-    processes = current_processes()
-    return pipeline if processes.count == 1 else pipeline.shard(processes.rank, processes.count)
+    process_group = current_process_group()
+    return pipeline if process_group.size == 1 else pipeline.shard(process_group.rank, process_group.size)
 
 
 def _evaluate(
     model: nn.Module, share: Pipeline, attacks: Sequence[str], *, progress: Progress, **options: Any
 ) -> list[AttackResult]:
     """evaluate on the images of this process; no results where there are fewer images than processes."""
-    processes = current_processes()
-    if not share.num_images and not processes.is_first:
+    process_group = current_process_group()
+    if not share.num_images and not process_group.is_first:
         return []
 
     def meet_after_batch(part: str, num_images: int) -> None:
         progress(part, num_images)
-        processes.progress()
-        processes.gathered(False)
+        process_group.progress()
+        process_group.all_gather(False)
 
     return evaluate(model, partial(share.epoch, 0), attacks, progress=meet_after_batch, **options)
 
 
-def _of_all_processes(results: list[AttackResult]) -> list[AttackResult]:
+def _of_all_ranks(results: list[AttackResult]) -> list[AttackResult]:
     """Merged; a process that is done meets the others after their batches, as one is taken for lost that is silent."""
-    processes = current_processes()
-    processes.pause()
-    while not all(processes.gathered(True)):
+    process_group = current_process_group()
+    process_group.pause()
+    while not all(process_group.all_gather(True)):
         pass
-    shares = [share for share in processes.gathered(results) if share]
+    shares = [share for share in process_group.all_gather(results) if share]
     return [merge(parts) for parts in zip(*shares, strict=True)]

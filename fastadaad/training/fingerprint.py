@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-import fastadaad
 from fastadaad.data.datasets import OWN_DATASETS
 from fastadaad.models.shipped import checkpoint_path
 from fastadaad.models.weights_reading import check_is_file
 from fastadaad.run_config import DataConfig, RunConfig
+from fastadaad.runtime.version import version
 
 # The item of a checkpoint's facts that tells the images; a configuration only names them.
 DATA = "data_sha256"
@@ -70,7 +70,7 @@ def differences(saved: dict[str, Any], present: dict[str, Any], prefix: str = ""
 def versions() -> dict[str, str]:
     """Of what computes the weights."""
     return {
-        "fastadaad": fastadaad.__version__,
+        "fastadaad": version("fastadaad"),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

@@ -1,8 +1,8 @@
 """Where a run is written: a new folder, or that of a run which goes on."""
 
 import json
+import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from fastadaad.run_config import RunConfig
@@ -10,15 +10,22 @@ from fastadaad.runtime.locks import locked
 from fastadaad.training.checkpoint import CheckpointFacts, last_facts
 from fastadaad.training.fingerprint import DATA, differences, training_facts
 
+log = logging.getLogger(__name__)
+
 RUNS = Path("runs")
 RESULTS = "results.csv"  # in a run's folder: it has been evaluated, which is the last thing to be done
 
 
-def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool, say: Callable[[str], object]) -> Path:
-    """The folder for a run of `config`: the `given` one, or one in runs/.
+def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool) -> Path:
+    """Chooses the folder for a run of `config`, and logs unfinished runs of the same configuration.
 
-    With `resume` that is the latest in runs/ with an unfinished run of this configuration, else a new one; `say` hears
-    of what there is. Raises ValueError where `given` holds something and must not.
+    Args:
+        given: Folder that the user names, or None for one in runs/.
+        config: Configuration of the run.
+        resume: Choose the latest folder in runs/ with an unfinished run of this configuration, if there is one.
+
+    Raises:
+        ValueError: `given` is not empty and no run is to be resumed in it.
     """
     if given is not None:
         folder = Path(given)
@@ -32,7 +39,7 @@ def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool, say
         return stopped[0]
     for folder, facts in unfinished.items():
         advice = "add --resume to go on with it" if folder in stopped else "another process trains it now"
-        say(f"{folder} has the same run, {facts}: {advice}")
+        log.info(f"{folder} has the same run, {facts}: {advice}")
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     folder = RUNS / f"{stamp}_{config.recipe}_{config.method}_seed{config.seed}"
     _check_empty(folder)

@@ -5,18 +5,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastadaad.runtime.distributed import Processes
+from fastadaad.runtime.distributed import ProcessGroup
 
 
 @torch.no_grad()
-def average_over_processes(processes: Processes, num_images: int, loss: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+def average_over_ranks(process_group: ProcessGroup, num_images: int, loss: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """Make of `loss`, a scalar, and of `tensors`, in place, their means over the images of all processes.
 
     Each process brings means over its own `num_images`. Returns the loss.
     """
     one = torch.ones_like(loss)  # which becomes the number of all images
     message = torch.cat([value.reshape(-1) for value in (loss, *tensors, one)]).mul_(num_images)
-    processes.sum(message)
+    process_group.all_reduce(message)
     means = (message[:-1] / message[-1]).split([1, *(tensor.numel() for tensor in tensors)])
     for tensor, mean in zip(tensors, means[1:], strict=True):
         tensor.copy_(mean.view(tensor.shape))

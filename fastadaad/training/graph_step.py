@@ -1,4 +1,4 @@
-"""A whole training step as one CUDA graph: whether it can be one, and what makes it be captured anew."""
+"""A whole training step as one CUDA graph: its conditions, and the changes that require a new capture."""
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
@@ -7,37 +7,44 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from fastadaad.inner.maximizer import InnerMaximizer, drawing_generator
+from fastadaad.inner.maximizer import InnerMaximizer
+from fastadaad.inner.start import drawing_generator
 from fastadaad.runtime.cuda_graph import CapturedCall
 from fastadaad.training.capturable_optimizer import CapturableOptimizer
 
-# (x_natural, labels, epoch, generator, optimizer) -> the loss and x_adv: all of a step that happens on the device.
-Train = Callable[..., tuple[Tensor, Tensor]]
+# (x_natural, labels, epoch, generator, optimizer) -> the loss and x_adv: the part of a step that runs on the device.
+Update = Callable[..., tuple[Tensor, Tensor]]
 
 
 def captured_step(
-    train: Train,
+    update: Update,
     maximizer: InnerMaximizer,
     optimizer: Optimizer,
     micro_batch: int | None,
     sums: Sequence[Tensor],
     *,
-    num_processes: int = 1,
+    num_ranks: int = 1,
 ) -> "CapturedStep | None":
-    """`train` to be captured; None, which warns, where a graph cannot hold it and only the inner loop is captured.
+    """Wraps `update` for capture; warns and returns None if a graph can hold the inner loop alone.
 
-    sums: what `train` changes beside the student and the optimiser's state.
+    Args:
+        update: Function to capture.
+        maximizer: Search of the step.
+        optimizer: Optimiser of the student.
+        micro_batch: The Distiller's setting.
+        sums: Tensors that `update` changes besides the student and the optimiser's state.
+        num_ranks: Number of ranks that train together.
     """
     why_not = None
     if micro_batch is not None:
-        why_not = "micro_batch takes a batch in parts, each of them captured"
-    elif num_processes > 1:
-        why_not = "several processes exchange gradients in it"
+        why_not = "micro_batch splits a batch, and each micro-batch is captured"
+    elif num_ranks > 1:
+        why_not = "several ranks exchange gradients in it"
     elif maximizer.precision.student == "fp16":
-        why_not = "a student in fp16 leaves out some updates: set precision.student to bf16"
+        why_not = "a student in fp16 skips some updates: set precision.student to bf16"
     else:
         try:
-            return CapturedStep(train, maximizer, optimizer, sums)
+            return CapturedStep(update, maximizer, optimizer, sums)
         except ValueError as error:
             why_not = str(error)
     warnings.warn(f"mode graph captures the inner loop and not the whole step: {why_not}", stacklevel=3)
@@ -45,16 +52,19 @@ def captured_step(
 
 
 class CapturedStep:
-    """`train`, captured at the first call and replayed, and captured anew when a value changes that a graph freezes.
+    """Training step that is captured at the first call, replayed, and captured again if a frozen value changes.
 
-    Those are what the epoch decides, the interval of the teacher policy, the generator, modes and `requires_grad` of
-    the student, the optimiser's settings beside the learning rate, and the addresses of all tensors that stay. There is
+    A graph freezes the method's epoch key, the interval of the teacher policy, the generator, modes and `requires_grad`
+    of the student, the optimiser's settings except the learning rate, and the addresses of all static tensors. There is
     one capture at a time, since each holds the memory of a step. A batch of another shape than the first runs
-    uncaptured. Raises ValueError for an optimiser that cannot be captured.
+    uncaptured.
+
+    Raises:
+        ValueError: The optimiser cannot be captured.
     """
 
-    def __init__(self, train: Train, maximizer: InnerMaximizer, optimizer: Optimizer, sums: Sequence[Tensor]) -> None:
-        self.train, self.maximizer, self.optimizer, self.sums = train, maximizer, optimizer, sums
+    def __init__(self, update: Update, maximizer: InnerMaximizer, optimizer: Optimizer, sums: Sequence[Tensor]) -> None:
+        self.update, self.maximizer, self.optimizer, self.sums = update, maximizer, optimizer, sums
         self._capturable = CapturableOptimizer(optimizer)
         self._frozen: tuple = ()
         self._call: CapturedCall | None = None
@@ -68,41 +78,41 @@ class CapturedStep:
         labels: Tensor | None,
         epoch: int,
         generator: torch.Generator | None,
-        decided: Hashable,
+        epoch_key: Hashable,
     ) -> tuple[Tensor, Tensor]:
-        """As train; both tensors are overwritten by the next call. `decided`: all that the epoch decides in it."""
+        """Runs the step; the next call overwrites both tensors. `epoch_key`: everything that depends on the epoch."""
         self._epoch, self._generator = epoch, drawing_generator(generator, x_natural.device)
         self._shape = self._shape or x_natural.shape
-        frozen = self._frozen_values(x_natural, decided)
+        frozen = self._frozen_values(x_natural, epoch_key)
         if self._call is None or (frozen != self._frozen and x_natural.shape == self._shape):
             self._call = self._new_call(x_natural)
-            self._frozen = self._frozen_values(x_natural, decided)
+            self._frozen = self._frozen_values(x_natural, epoch_key)
         self._capturable.refresh()
         return self._call(*[x_natural] if labels is None else [x_natural, labels])
 
     def _new_call(self, x_natural: Tensor) -> CapturedCall:
-        self._call = None  # The memory of the last capture is free for the next one.
+        self._call = None  # frees the memory of the last capture for the next one
         self._capturable = CapturableOptimizer(self.optimizer)
         assert self._generator is not None
-        # The twins are made and their layout is measured before anything is recorded.
+        # Folded copies are made, and their layout is measured, before anything is recorded.
         with self.maximizer.networks(x_natural):
             pass
         return CapturedCall(self._run, state=self._state(), generators=[self._generator])
 
     def _run(self, x_natural: Tensor, *labels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.train(x_natural, labels[0] if labels else None, self._epoch, self._generator, self._capturable)
+        return self.update(x_natural, labels[0] if labels else None, self._epoch, self._generator, self._capturable)
 
     def _state(self) -> list[Tensor]:
-        """All tensors that a step changes."""
+        """Returns all tensors that a step changes."""
         return [*self._capturable.state, *self.maximizer.student.buffers(), *self.sums]
 
-    def _frozen_values(self, x_natural: Tensor, decided: Hashable) -> tuple:
-        """What a capture holds as it is, to be compared with what there is now."""
+    def _frozen_values(self, x_natural: Tensor, epoch_key: Hashable) -> tuple:
+        """Values that a capture freezes, for comparison with the present ones."""
         student = self.maximizer.student
         return (
-            decided,
+            epoch_key,
             self._generator,
-            self.maximizer.asking_interval,
+            self.maximizer.query_interval,
             self.maximizer.teacher_network(x_natural),  # refreshed here if the teacher has changed
             [module.training for module in student.modules()],
             [parameter.requires_grad for parameter in student.parameters()],

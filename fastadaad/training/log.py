@@ -30,7 +30,7 @@ METRICS = (
     "teacher_logit_error",
     "teacher_kl_error",
     "teacher_top_class_differs",
-    "asking_interval",
+    "query_interval",
 )
 
 

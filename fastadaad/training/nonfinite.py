@@ -6,13 +6,16 @@ teacher and its loss on x_adv, the loss takes the teacher's logits too, as it do
 a number that overflows on the way to x_adv and not there, which costs some pixels a step.
 """
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
 
 from fastadaad.config import OnNonfinite
-from fastadaad.runtime.distributed import Processes
+from fastadaad.runtime.distributed import ProcessGroup
 
 # In the order in which a step makes them.
 TENSORS = ("x_natural", "student_logits", "teacher_logits", "loss", "gradients")
@@ -123,13 +126,13 @@ class NonFiniteNotes:
             first.mul_(spoiled)
         return spoiled
 
-    def check(self, processes: Processes) -> None:
-        """Raises NonFiniteError where one of `processes` found something; with `skip`, where MAX_SKIPPED_IN_A_ROW were
-        left out.
+    def check(self, process_group: ProcessGroup) -> None:
+        """Checks what all ranks have found. Waits for the device.
 
-        Waits for the device.
+        Raises:
+            NonFiniteError: A rank met NaN or inf; with `skip`, MAX_SKIPPED_IN_A_ROW updates in a row were skipped.
         """
-        notes = processes.gathered(self.counts.tolist())
+        notes = process_group.all_gather(self.counts.tolist())
         in_a_row = notes[0][2]  # updates are spoiled for all of them
         first = [min(filter(None, steps), default=0) for steps in zip(*(note[3:] for note in notes), strict=True)]
         if self.on_nonfinite == "stop" and any(first):
@@ -157,3 +160,59 @@ def _likely_cause(first: Sequence[int]) -> str:
     found = {name for name, number in zip(TENSORS, first, strict=True) if number == step}
     cause = next(text for names, text in LIKELY_CAUSES if found.issuperset(names))
     return f"step {step}: NaN or inf in {cause}"
+
+
+class UpdateGuard:
+    """Snapshot of everything that a training step changes, for reverting a non-finite update on the device.
+
+    Args:
+        student: Network that the step trains.
+        optimizer: Its optimiser.
+        sums: Further tensors that the step writes to.
+    """
+
+    def __init__(self, student: nn.Module, optimizer: Optimizer, sums: Sequence[Tensor]) -> None:
+        self.optimizer = optimizer
+        self.states = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+        self.groups = [dict(group) for group in optimizer.param_groups]
+        self.tensors = [
+            *(parameter for group in optimizer.param_groups for parameter in group["params"]),
+            *(value for state in self.states.values() for value in state.values() if isinstance(value, Tensor)),
+            *student.buffers(),
+            *sums,
+        ]
+        self.values = [tensor.detach().clone() for tensor in self.tensors]
+
+    @torch.no_grad()
+    def revert_if(self, spoiled: Tensor) -> None:
+        """Restores the snapshot bitwise if `spoiled`, a bool scalar on the device; otherwise changes nothing.
+
+        Waits for the device if the optimiser has created state, as in its first update, or keeps state on the host.
+        """
+        by_device = {device: spoiled.to(device) for device in {tensor.device for tensor in self.tensors}}
+        has_other_state = self._has_other_state()
+        if any(self.states.values()) and (has_other_state or len(by_device) > 1):
+            warnings.warn(
+                f"on_nonfinite=skip waits for the device at each step of {type(self.optimizer).__name__}, which keeps "
+                "numbers on the host: construct it with fused=True or capturable=True",
+                stacklevel=2,
+            )
+        if has_other_state and spoiled:
+            self.optimizer.state.clear()
+            self.optimizer.state.update(self.states)
+            for group, kept in zip(self.optimizer.param_groups, self.groups, strict=True):
+                group.clear()
+                group.update(kept)
+        for tensor, value in zip(self.tensors, self.values, strict=True):
+            tensor.copy_(torch.where(by_device[tensor.device], value, tensor))
+
+    def _has_other_state(self) -> bool:
+        """Returns True if the state has new tensors or changed numbers, which no copy in place reverts."""
+        before = [_identities(entries) for entries in (*self.states.values(), *self.groups)]
+        now = [_identities(entries) for entries in (*self.optimizer.state.values(), *self.optimizer.param_groups)]
+        return before != now
+
+
+def _identities(entries: dict[str, Any]) -> dict[str, Any]:
+    """Identities of tensors and lists, whatever they hold, and the values of everything else, for comparison."""
+    return {name: id(value) if isinstance(value, (Tensor, list)) else value for name, value in entries.items()}

@@ -1,7 +1,9 @@
 """The optimiser of a run, and the two that large batches need: LARS and LAMB."""
 
+import importlib.util
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,9 +51,6 @@ def _kernels(parameters: list[nn.Parameter], optim: OptimConfig) -> dict[str, bo
 
 
 def _apex_optimizer(parameters: list[nn.Parameter], optim: OptimConfig, device_type: str) -> Optimizer:
-    # Imported here: doctor.py reports on much of the package, which needs this module.
-    from fastadaad.cli.machine_report import apex_status
-
     status = apex_status()
     if status != "found":
         raise ValueError(f"optim.optimizer_backend is apex, but {status}; or set optim.optimizer_backend=auto")
@@ -69,6 +68,17 @@ def _apex_optimizer(parameters: list[nn.Parameter], optim: OptimConfig, device_t
         # Gradients are taken as they are, as in LAMB below and its paper; apex would clip their norm to 1.
         max_grad_norm=math.inf,
     )
+
+
+def apex_status() -> str:
+    """Returns `found` if NVIDIA apex is installed, otherwise the remedy; PyPI's `apex` is an unrelated web toolkit."""
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
+        return "missing (optional): build it from NVIDIA's source; PyPI's apex is something else"
+    # Looked up on disk: find_spec("apex.optimizers") would import apex, and importing the unrelated one fails.
+    if not any(Path(folder, "optimizers").is_dir() for folder in spec.submodule_search_locations or ()):
+        return "this apex is not NVIDIA's but an unrelated package: pip uninstall apex"
+    return "found"
 
 
 def _with_and_without_decay(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """What is looked at before training: whatever would otherwise train the wrong thing for hours without a word."""
 
 import copy
+import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,8 @@ from fastadaad.inner.checks import check_batch, check_radius, check_values, logi
 from fastadaad.run_config import RunConfig
 from fastadaad.training.data import TrainingData
 
+log = logging.getLogger(__name__)
+
 NUM_ASKED = 16  # images of which a network's logits are looked at
 ATTACK = "pgd10"  # what a teacher's robustness is measured by: about the price of a step on as many images
 # Standard deviations of guessing above which an accuracy is no luck: of teachers that guess, one in 700 is there.
@@ -26,13 +29,14 @@ def check_before_training(
     data: TrainingData,
     student: nn.Module,
     teacher: nn.Module | None,
-    say: Callable[[str], object],
 ) -> None:
-    """The labels, a batch and both networks of a run; `say` gets one line about the teacher.
+    """Checks labels, the first batch and both networks of a run, and logs the teacher's accuracy.
 
-    The teacher is measured on config.teacher_check images, 0: not at all. They are drawn from the validation split or,
-    where there is none, from the training images, which are then not augmented. Nothing is changed, and several
-    processes find the same. Raises ValueError, in one line.
+    The teacher is measured on config.teacher_check images (0: not at all) of the validation split or, without one, of
+    the training images without augmentation. Nothing is changed, and all ranks find the same.
+
+    Raises:
+        ValueError: A check fails; the message is one line.
     """
     _check_labels(data)
     _check_augmentation(config, data)
@@ -45,7 +49,7 @@ def check_before_training(
         name = f"teacher {config.teacher.name}" if config.teacher is not None else "teacher"
         _check_network(name, teacher, x_natural, data)
         if config.teacher_check:
-            _check_teacher(name, config, data, teacher, say)
+            _check_teacher(name, config, data, teacher)
 
 
 def _check_labels(data: TrainingData) -> None:
@@ -98,9 +102,7 @@ def _check_network(name: str, network: nn.Module, x_natural: Tensor, data: Train
         raise ValueError(f"{name} answers with NaN or inf: its weights are damaged, give other ones")
 
 
-def _check_teacher(
-    name: str, config: RunConfig, data: TrainingData, teacher: nn.Module, say: Callable[[str], object]
-) -> None:
+def _check_teacher(name: str, config: RunConfig, data: TrainingData, teacher: nn.Module) -> None:
     """Says how accurate it is. Raises ValueError where it is not better than guessing."""
     num_images = config.teacher_check
     split = "training" if data.validation is None else "validation"
@@ -115,7 +117,7 @@ def _check_teacher(
     measured = f"{100 * natural.accuracy:.1f} % natural accuracy on {natural.num_images} {split} images"
     _check_above_chance(f"{name} has {measured}", natural, data.num_classes)
     attack = f"{100 * robust.accuracy:.1f} % under {ATTACK} with {robust.norm} epsilon {robust.epsilon:.4g}"
-    say(f"{name}: {measured}, {attack}")
+    log.info(f"{name}: {measured}, {attack}")
 
 
 def _check_above_chance(measured: str, natural: AttackResult, num_classes: int) -> None:

@@ -1,30 +1,40 @@
-"""A whole run: epochs of Distiller steps, the learning rate, when to evaluate and what to save."""
+"""One training run: epochs of Distiller steps, learning rate, evaluation, checkpoints and logs."""
 
 import json
+import logging
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from rich.console import Console
-from torch import Tensor
+from torch import nn
 
 from fastadaad import methods
 from fastadaad.data.rank_agreement import fingerprint
-from fastadaad.evaluation import check_attacks
+from fastadaad.evaluation import AttackResult, check_attacks
 from fastadaad.inner import precision_report
 from fastadaad.models.weights_writing import serialized
-from fastadaad.run_config import RunConfig
+from fastadaad.run_config import ModelConfig, RunConfig
 from fastadaad.runtime.determinism import deterministic_algorithms
-from fastadaad.runtime.distributed import current_processes
+from fastadaad.runtime.distributed import current_process_group
 from fastadaad.runtime.files import remove_temporaries
 from fastadaad.runtime.locks import run_lock
+from fastadaad.runtime.messages import messages_on
 from fastadaad.runtime.patient_files import PatientFiles
 from fastadaad.runtime.progress import Counts, ImageProgress, image_progress
 from fastadaad.runtime.random_states import own_random_states, random_states, restore_random_states
 from fastadaad.runtime.signals import Interrupted, Interruption, interruption
-from fastadaad.training.build import build_student, build_teacher, checked_mode, distiller_of, resolve_device
+from fastadaad.training.build import (
+    build_model,
+    build_student,
+    build_teacher,
+    checked_mode,
+    distiller_of,
+    resolve_device,
+)
 from fastadaad.training.checkpoint import (
     CHECKPOINTS,
     CheckpointError,
@@ -36,7 +46,7 @@ from fastadaad.training.checkpoint import (
 )
 from fastadaad.training.closing_lines import closing_lines
 from fastadaad.training.data import training_data
-from fastadaad.training.evaluation import evaluate_on_validation_split
+from fastadaad.training.evaluation import evaluate_on_test_set, evaluate_on_validation_split
 from fastadaad.training.fingerprint import DATA, differences, training_facts, versions
 from fastadaad.training.log import RunLog, precision_json
 from fastadaad.training.nonfinite import NonFiniteError
@@ -44,10 +54,12 @@ from fastadaad.training.preflight import check_before_training
 from fastadaad.training.schedule import learning_rate
 from fastadaad.training.state import initial_state
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """Where a run's files are and which epoch its best.safetensors comes from."""
+    """Folder of a finished run, the epoch of its best.safetensors, and its speed."""
 
     folder: Path
     best_epoch: int
@@ -55,17 +67,29 @@ class TrainingResult:
     images_per_s: float
     seconds: float
 
+    def line(self, title: str) -> str:
+        """One line for the console."""
+        return f"{title}: best epoch {self.best_epoch}, {self.images_per_s:,.0f} images/s, {self.seconds:,.0f} s"
+
 
 class Trainer:
     """Trains the student of `config` and writes everything about the run to `folder`.
 
     Files: config.json, metrics.csv, tensorboard/, checkpoints/, last.safetensors, best.safetensors of the epoch with
-    the highest robust accuracy on the validation split, precision.json where a network is not in fp32, and
-    skipped_images.txt where image files were left out. A file that cannot be written does not end the training.
+    the highest robust accuracy on the validation split, precision.json if a network is not in fp32, and
+    skipped_images.txt if image files were skipped. A file that cannot be written does not end the training.
 
-    With `resume` the run goes on from the last checkpoint in `folder` that can be used, where there is one. Raises
-    CheckpointError where that is of another run, or none of several can be used. In a process group every process
-    trains on its share of each batch, and the first one writes.
+    In a process group each rank trains on its shard of each batch, and rank 0 writes.
+
+    Args:
+        config: Complete configuration of the run.
+        folder: Folder of the run; created by train().
+        console: Console for messages and the progress bar. Default: standard output.
+        resume: Resume from the last usable checkpoint in `folder`, if there is one.
+
+    Raises:
+        CheckpointError: The checkpoint belongs to another run, or there are checkpoints and none can be used.
+        ValueError: Data, teacher or settings do not fit, or the ranks were started with different settings.
     """
 
     def __init__(
@@ -73,34 +97,39 @@ class Trainer:
     ) -> None:
         check_attacks(config.evaluation.attacks, config.evaluation.threat_model)
         self.config, self.folder = config, folder
-        self.processes = current_processes()
-        self.console = (console or Console()) if self.processes.is_first else Console(quiet=True)
+        self.process_group = current_process_group()
+        self.console = (console or Console()) if self.process_group.is_first else Console(quiet=True)
+        with messages_on(self.console):
+            self._build()
+            self._counts, self._random_states = Counts(), None
+            if resume:
+                self._resume()
+
+    def _build(self) -> None:
+        """Loads the data and builds networks, optimizer and training step."""
+        config = self.config
         self.device = resolve_device(config.device)
         self.data = training_data(config, self.device)
         self.state = initial_state(config, build_student(config, self.data, self.device), self.device)
-        method = methods.get(config.method, **config.method_options)
         teacher = None
-        if method.needs_teacher and config.teacher is not None:
+        if methods.get(config.method, **config.method_options).needs_teacher and config.teacher is not None:
             teacher = build_teacher(config.teacher, self.data, self.device)
         with self.console.status("self-check of this machine"):
-            mode = checked_mode(config.mode, self.device, self._say)
-        # A measured layout may be another one at the next run.
+            mode = checked_mode(config.mode, self.device)
+        # A measured layout may differ at the next run.
         layout = "contiguous" if config.deterministic and config.layout == "auto" else config.layout
         config = replace(config, mode=mode, layout=layout)
         self.distiller = distiller_of(config, self.state.student, teacher, self.state.optimizer)
         self._must_compile = self.distiller.mode != "eager"
-        self._files = PatientFiles(self._say, enabled=self.processes.is_first)
+        self._files = PatientFiles(enabled=self.process_group.is_first)
         self._run_facts = json.loads(json.dumps(training_facts(self.config)))
-        # With the extra images, which are behind the others.
+        # All training images, the extra ones included.
         self._run_facts[DATA] = fingerprint(replace(self.data.dataset, train_images=self.data.train.images))
         self._check_same_on_all_ranks()
-        self._counts, self._random_states = Counts(), None
-        if resume:
-            self._resume()
 
     def _check_same_on_all_ranks(self) -> None:
-        """Raises ValueError where a process was started with other settings or has other teacher weights."""
-        facts = self.processes.gathered(self._run_facts)
+        """Raises ValueError if a rank has other settings or other teacher weights."""
+        facts = self.process_group.all_gather(self._run_facts)
         for rank, other in enumerate(facts):
             if found := differences(facts[0], other):
                 raise ValueError(
@@ -108,102 +137,125 @@ class Trainer:
                 )
 
     def _resume(self) -> None:
-        """Go on from the last checkpoint, where there is one."""
+        """Restores the last checkpoint, if there is one."""
         checkpoint = None
-        if self.processes.is_first and self.folder.is_dir():
-            with run_lock(self.folder):  # the temporary files of a process that trains in it now are no left-overs
+        if self.process_group.is_first and self.folder.is_dir():
+            with run_lock(self.folder):  # temporary files of a process that trains in it now must stay
                 for folder in (self.folder, self.folder / CHECKPOINTS):
                     remove_temporaries(folder)
-                checkpoint = last_checkpoint(self.folder, self._say)
-        checkpoint = self.processes.from_first(checkpoint)
+                checkpoint = last_checkpoint(self.folder)
+        checkpoint = self.process_group.broadcast(checkpoint)
         if checkpoint is None:
-            self._say(f"{self.folder} has no checkpoint: the run starts from its beginning")
+            log.info(f"{self.folder} has no checkpoint: the run starts from its beginning")
             return
         self._check_same_run(checkpoint)
         try:
             self._load(checkpoint.state)
             place = "finished" if self._is_finished() else self._place()
-        except Exception as error:  # a stranger's file may have anything in any place
+        except Exception as error:  # an untrusted file may hold anything anywhere
             raise CheckpointError(
-                f"{checkpoint.path} has not what this version keeps ({' '.join(str(error).split())}): go on with the "
-                "version that wrote it, or give another --run-folder"
+                f"{checkpoint.path} does not hold the state of this version ({' '.join(str(error).split())}): resume "
+                "with the version that wrote it, or give another --run-folder"
             ) from error
-        self._say(f"going on from {checkpoint.path}: {place}")
+        log.info(f"resuming from {checkpoint.path}: {place}")
 
     def _load(self, state: dict[str, Any]) -> None:
-        """What _save_checkpoint saved."""
+        """Restores the state that _save_checkpoint saved."""
         self.state.load_state_dict(state["training"])
         self.distiller.load_state_dict(state["distiller"])
         self._counts = Counts(**state["counts"])
-        if self.processes.rank < len(state["random_states"]):
-            self._random_states = saved = state["random_states"][self.processes.rank]
+        if self.process_group.rank < len(state["random_states"]):
+            self._random_states = saved = state["random_states"][self.process_group.rank]
             with own_random_states(self.config.seed):
-                restore_random_states(saved)  # whether that can be done
+                restore_random_states(saved)  # raises here if they are damaged
 
     def _check_same_run(self, checkpoint: RunCheckpoint) -> None:
-        """Raises CheckpointError where another run left the checkpoint; says what may make a difference in rounding."""
+        """Raises CheckpointError if the checkpoint belongs to another run; logs differences that affect rounding."""
         facts, path = checkpoint.facts, checkpoint.path
         if found := differences(facts.run, self._run_facts):
             raise CheckpointError(
-                f"{path} is of another run than the one asked for: {', '.join(found)}; ask for the same, or give "
-                "another --run-folder"
+                f"{path} belongs to another run: {', '.join(found)}; give the same settings, or another --run-folder"
             )
         saved = facts.versions | {"processes": facts.processes}
-        if found := differences(saved, versions() | {"processes": self.processes.count}):
-            self._say(f"the rest of the run may differ in rounding from an uninterrupted one: {', '.join(found)}")
+        if found := differences(saved, versions() | {"processes": self.process_group.size}):
+            log.info(f"the rest of the run may differ in rounding from an uninterrupted one: {', '.join(found)}")
 
     def train(self) -> TrainingResult:
-        """Run all epochs, or until early stopping.
+        """Trains for all epochs, or until early stopping.
 
-        Raises Interrupted after SIGTERM or SIGINT, when the step is finished and saved; OSError where a file could not
-        be written to the end; ValueError where another process trains in the folder; NonFiniteError where NaN or inf
-        was met (see RunConfig.on_nonfinite).
+        Raises:
+            Interrupted: SIGTERM or SIGINT came; the current step is finished and saved.
+            OSError: A file could not be written up to the end.
+            ValueError: Another process trains in the folder.
+            NonFiniteError: A step met NaN or inf (see RunConfig.on_nonfinite).
         """
-        seed = self.config.seed + self.processes.rank
-        with own_random_states(seed), deterministic_algorithms(self.config.deterministic):
-            if self._random_states is None:
-                check_before_training(self.config, self.data, self.state.student, self.distiller.teacher, self._say)
-            else:
-                restore_random_states(self._random_states)
-            with interruption(self._say) as asked:
-                result = self._train(asked)
-                if self._is_asked_to_stop(asked):  # too late for a step to see it
-                    raise self._interrupted("after the last epoch, and saved", asked)
-            return result
-
-    def _train(self, asked: Interruption) -> TrainingResult:
         config, state, data = self.config, self.state, self.data
-        total_images = config.optim.epochs * len(data.train) * config.data.batch_size
         title = f"{config.recipe} {config.method} seed {config.seed}"
-        self._say(f"{title}: {self.distiller.mode} mode on {self.device}")
-        if self.processes.is_first:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        total_images = config.optim.epochs * len(data.train) * config.data.batch_size
         with (
-            run_lock(self.folder) if self.processes.is_first else nullcontext(),
-            RunLog(self.folder, config, self._files, state.step) as log,
-            image_progress(self.console, title, total_images, self._counts) as progress,
+            messages_on(self.console),
+            own_random_states(config.seed + self.process_group.rank),
+            deterministic_algorithms(config.deterministic),
+            ExitStack() as stack,
         ):
-            self._write_results(log)  # what a crash may have kept from being written
+            self._prepare()
+            asked = stack.enter_context(interruption())
+            log.info(f"{title}: {self.distiller.mode} mode on {self.device}")
+            if self.process_group.is_first:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(run_lock(self.folder))
+            run_log = stack.enter_context(RunLog(self.folder, config, self._files, state.step))
+            progress = stack.enter_context(image_progress(self.console, title, total_images, self._counts))
+            self._write_results(run_log)  # results that a crash may have lost
             if self._random_states is None:
                 with progress.clock_stopped():
                     self._report_precision("start")
             while not self._is_finished():
                 if state.epoch == len(state.rows):
                     self._train_epoch(progress, asked)
-                self._finish_epoch(progress, asked, log)
+                self._finish_epoch(progress, asked, run_log)
+            result = self._result(progress)
+            if self._is_asked_to_stop(asked):  # too late for a step to see it
+                raise self._interrupted("after the last epoch, and saved", asked)
+            return result
+
+    def _prepare(self) -> None:
+        """Checks a new run before its first step, or restores the random states of a resumed one."""
+        if self._random_states is None:
+            check_before_training(self.config, self.data, self.state.student, self.distiller.teacher)
+        else:
+            restore_random_states(self._random_states)
+
+    def _result(self, progress: ImageProgress) -> TrainingResult:
+        """Returns the result of the finished run, after its closing messages and the files that still wait."""
         result = TrainingResult(
             folder=self.folder,
-            best_epoch=state.best_epoch,
-            best_robust_accuracy=state.best_robust_accuracy,
+            best_epoch=self.state.best_epoch,
+            best_robust_accuracy=self.state.best_robust_accuracy,
             images_per_s=progress.images_per_s,
             seconds=progress.seconds,
         )
         self._report_precision("end")
         for line in closing_lines(self.distiller, progress):
-            self._say(line)
+            log.info(line)
         self._report_skipped_images()
         self._files.require()
         return result
+
+    def evaluate_best(self, title: str) -> list[AttackResult]:
+        """Evaluates the student of the best epoch on the test set, after train().
+
+        Args:
+            title: Text beside the progress bar.
+        """
+        model = self.process_group.broadcast(self._best_student() if self.process_group.is_first else None)
+        assert model is not None
+        return evaluate_on_test_set(model.to(self.device), self.config, self.data, self.console, title)
+
+    def _best_student(self) -> nn.Module:
+        """Loads the student of the best epoch, on the CPU."""
+        best = ModelConfig(name=self.config.student.name, checkpoint=str(self.folder / "best.safetensors"))
+        return build_model(best, self.data, torch.device("cpu"))
 
     def _is_finished(self) -> bool:
         config, num_epochs = self.config, len(self.state.rows)
@@ -212,143 +264,139 @@ class Trainer:
         return num_epochs == config.optim.epochs or gave_up
 
     def _train_epoch(self, progress: ImageProgress, asked: Interruption) -> None:
-        """The rest of a pass over the training set."""
+        """Trains for the rest of a pass over the training set."""
         config, state = self.config, self.state
         steps_per_epoch = len(self.data.train)
         batches = self.data.train.epoch(state.epoch, start_batch=state.step - state.epoch * steps_per_epoch)
         for x_natural, labels in progress.waited_for(batches):
-            share_done = state.step / (config.optim.epochs * steps_per_epoch)
+            fraction_done = state.step / (config.optim.epochs * steps_per_epoch)
             for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate(share_done, config.optim, config.data.batch_size)
-            state.note_loss(self._step(x_natural, labels, progress))
+                group["lr"] = learning_rate(fraction_done, config.optim, config.data.batch_size)
+            before = time.perf_counter()
+            # The first step compiles and does not count in images/s.
+            with progress.clock_stopped("compiling") if self._must_compile else nullcontext():
+                result = self.distiller.step(x_natural, labels, epoch=state.epoch, generator=state.generator)
+                progress.advance(len(labels) * self.process_group.size)
+            if self._must_compile:
+                self._must_compile = False
+                log.info(f"compiled in {time.perf_counter() - before:.0f} s")
+            state.note_loss(result.loss)
             if state.averaged is not None and config.optim.ema_decay:
                 state.averaged.update_parameters(state.student)
             state.step += 1
-            self.processes.progress()
+            self.process_group.progress()
             self._after_step(progress, asked)
-        self.processes.pause()
+        self.process_group.pause()
         state.epoch += 1
         self._average_epoch()
 
-    def _step(self, x_natural: Tensor, labels: Tensor, progress: ImageProgress) -> Tensor:
-        """The loss of one step of the distiller; the first, where it compiles, is no part of images/s."""
-        epoch, generator = self.state.epoch, self.state.generator
-        before = time.perf_counter()
-        with progress.clock_stopped("compiling") if self._must_compile else nullcontext():
-            result = self.distiller.step(x_natural, labels, epoch=epoch, generator=generator)
-            progress.advance(len(labels) * self.processes.count)
-        if self._must_compile:
-            self._must_compile = False
-            self._say(f"compiled in {time.perf_counter() - before:.0f} s")
-        return result.loss
-
     def _after_step(self, progress: ImageProgress, asked: Interruption) -> None:
-        """What does not happen at each step: the only host synchronisations of the loop."""
+        """Logs, stops and saves if it is time: the only host synchronisations of the loop."""
         config, state = self.config, self.state
         num_steps = state.step - state.epoch * len(self.data.train)
         is_logged = state.step % config.log_every == 0
         if is_logged:
-            with self.processes.waiting():  # for the device, which may wait for another process
+            with self.process_group.waiting():  # for the device, which may wait for another rank
                 self._check_finite()
                 loss = state.mean_loss()
             progress.advance(0, f"epoch {state.epoch + 1}/{config.optim.epochs}  loss {loss:.4f}")
-        if (is_logged or self.processes.count == 1) and self._is_asked_to_stop(asked):
+        if (is_logged or self.process_group.size == 1) and self._is_asked_to_stop(asked):
             self._save_and_stop(progress, asked)
-        # At the end of an epoch there is one when it has been measured.
+        # At the end of an epoch the checkpoint comes after its evaluation.
         if state.step % config.checkpoint_every == 0 and num_steps < len(self.data.train):
             self._save_checkpoint(progress)
 
     def _average_epoch(self) -> None:
-        """SWA's part at the end of an epoch."""
+        """Adds the student to the SWA average at the end of an epoch."""
         optim, state = self.config.optim, self.state
         if optim.swa_begin is not None and state.epoch > optim.swa_begin * optim.epochs:
             assert state.averaged is not None
             state.averaged.update_parameters(state.student)
 
-    def _finish_epoch(self, progress: ImageProgress, asked: Interruption, log: RunLog) -> None:
-        """Measure the student, and write what the epoch came to."""
+    def _finish_epoch(self, progress: ImageProgress, asked: Interruption, run_log: RunLog) -> None:
+        """Evaluates the student, and writes the results of the epoch."""
         state = self.state
         with progress.clock_stopped():
             validation = self._validation(progress, asked)
             robust_accuracy = validation.get("robust_accuracy", -1.0)
-            # Without a validation split the last epoch is the best that is known.
+            # Without a validation split the last epoch counts as the best.
             if self.data.validation is None or robust_accuracy > state.best_robust_accuracy:
                 state.best_epoch, state.best_robust_accuracy = state.epoch, robust_accuracy
             state.rows.append(self._metrics(validation, progress))
             state.losses.zero_()
             self._save_checkpoint(progress)
-            self._write_results(log)
-            log.show(state.rows[-1])
+            self._write_results(run_log)
+            run_log.show(state.rows[-1])
 
     def _validation(self, progress: ImageProgress, asked: Interruption) -> dict[str, float]:
-        """Accuracies of the student after this epoch; none where it is not one to be measured."""
+        """Accuracies of the student on the validation split; empty if this epoch is not evaluated."""
         config, epoch = self.config, self.state.epoch
         if epoch != config.optim.epochs and epoch % config.evaluation.every_epochs:
             return {}
 
-        def stop_if_asked(part: str, num_images: int) -> None:
-            if self.processes.count == 1 and self._is_asked_to_stop(asked):
+        def stop_if_asked(stage: str, num_images: int) -> None:
+            if self.process_group.size == 1 and self._is_asked_to_stop(asked):
                 self._save_and_stop(progress, asked)
 
         return evaluate_on_validation_split(self.state.evaluated, config, self.data, progress=stop_if_asked)
 
     def _is_asked_to_stop(self, asked: Interruption) -> bool:
-        """Whether any process got a signal; all of them ask at the same step."""
-        numbers = self.processes.gathered(asked.signal_number)
+        """Returns True if any rank got a signal; all ranks call it at the same step."""
+        numbers = self.process_group.all_gather(asked.signal_number)
         asked.signal_number = next((number for number in numbers if number is not None), None)
         return asked.signal_number is not None
 
     def _save_and_stop(self, progress: ImageProgress, asked: Interruption) -> NoReturn:
-        """Raises Interrupted."""
+        """Saves a checkpoint and raises Interrupted."""
         is_saved = self._save_checkpoint(progress)
         saved = "and saved" if is_saved else "which could not be saved: the checkpoint before it counts"
         raise self._interrupted(f"in {self._place()}, {saved}", asked)
 
     def _interrupted(self, place: str, asked: Interruption) -> Interrupted:
         assert asked.signal_number is not None
-        return Interrupted(f"stopped {place}; start it again to go on (train: with --resume)", asked.signal_number)
+        return Interrupted(f"stopped {place}; start it again to resume (train: with --resume)", asked.signal_number)
 
     def _place(self) -> str:
-        """Where the run is, in words."""
+        """Epoch and step of the run, for messages."""
         num_epochs = self.config.optim.epochs
         return f"epoch {min(self.state.epoch + 1, num_epochs)} of {num_epochs}, step {self.state.step}"
 
     def _save_checkpoint(self, progress: ImageProgress) -> bool:
-        """What a later process needs to go on from here, for it to end with the same weights; whether it is written."""
+        """Saves everything that a resumed run needs to end with the same weights; returns True if it was written."""
         self._check_finite()
         state = {
             "training": self.state.state_dict(),
             "distiller": self.distiller.state_dict(),
-            "random_states": self.processes.gathered(random_states()),
+            "random_states": self.process_group.all_gather(random_states()),
             "counts": asdict(progress.counts),
         }
         facts = CheckpointFacts(
             run=self._run_facts,
             versions=versions(),
-            processes=self.processes.count,
+            processes=self.process_group.size,
             epoch=self.state.epoch,
             epochs=self.config.optim.epochs,
             finished=self._is_finished(),
         )
 
         def write() -> None:
-            self._files.require()  # a process that goes on from here does not write the best weights before it again
+            self._files.require()  # a run resumed from here does not write the best weights before it again
             write_checkpoint(self.folder, self.state.step, facts, state)
 
         return self._files.attempt("the checkpoint", write)
 
     def _check_finite(self) -> None:
-        """Raises NonFiniteError, which names the last checkpoint; those have only been written after this check."""
+        """Raises NonFiniteError, which names the last checkpoint: checkpoints are only written after this check."""
         try:
             self.distiller.check_finite()
         except NonFiniteError as error:
             last = next(iter(checkpoint_paths(self.folder)), "none yet")
             raise NonFiniteError(f"{error}; last checkpoint before it: {last}") from error
 
-    def _write_results(self, log: RunLog) -> None:
-        """The rows of metrics.csv and the weights, where the last epoch has just been measured."""
+    def _write_results(self, run_log: RunLog) -> None:
+        """Writes metrics.csv and, if the last epoch has just been evaluated, its weights."""
         state = self.state
-        log.write(state.rows)
+        run_log.write(state.rows)
         if not state.rows or state.epoch != len(state.rows) or state.step != state.epoch * len(self.data.train):
             return
         row = state.rows[-1]
@@ -359,28 +407,26 @@ class Trainer:
         if state.best_epoch == state.epoch:
             self._files.write(self.folder / "best.safetensors", content)
 
-    def _say(self, line: str) -> None:
-        self.console.print(line, markup=False, soft_wrap=True)
-
     def _report_precision(self, moment: str) -> None:
-        """On the run's first images, in the console and in the folder."""
+        """Logs and writes the gradient signs of low precision on the run's first images."""
         precision, maximizer = self.config.precision, self.distiller.maximizer
         if precision_report.is_fp32(precision):
             return
         x_natural, labels = next(self.data.train.epoch(0))
-        part = slice(self.config.optim.micro_batch)
-        report = precision_report.measure(maximizer, x_natural[part], labels[part], seed=self.config.seed)
-        self._say(f"student in {precision.student}, teacher in {precision.teacher}, at the {moment}: {report}")
+        first = slice(self.config.optim.micro_batch)
+        report = precision_report.measure(maximizer, x_natural[first], labels[first], seed=self.config.seed)
+        log.info(f"student in {precision.student}, teacher in {precision.teacher}, at the {moment}: {report}")
         path = self.folder / "precision.json"
         self._files.write(path, precision_json(path, moment, asdict(report)))
 
     def _report_skipped_images(self) -> None:
-        """The image files that any process left out."""
-        skipped = {path: reason for part in self.processes.gathered(self.data.skipped) for path, reason in part.items()}
+        """Writes and logs the image files that any rank skipped."""
+        by_rank = self.process_group.all_gather(self.data.skipped)
+        skipped = {path: why for files in by_rank for path, why in files.items()}
         if skipped:
             path = self.folder / "skipped_images.txt"
-            self._files.write(path, "".join(f"{reason}\n" for reason in skipped.values()).encode())
-            self._say(f"image files that could not be decoded and were left out: {len(skipped)}, see {path}")
+            self._files.write(path, "".join(f"{why}\n" for why in skipped.values()).encode())
+            log.info(f"image files that could not be decoded and were skipped: {len(skipped)}, see {path}")
 
     def _metrics(self, validation: dict[str, float], progress: ImageProgress) -> dict[str, float | None]:
         error = self.distiller.read_teacher_error() or self.distiller.teacher_error
@@ -398,5 +444,27 @@ class Trainer:
             "teacher_logit_error": None if error is None else error.logit_error,
             "teacher_kl_error": None if error is None else error.kl_error,
             "teacher_top_class_differs": None if error is None else error.top_class_differs,
-            "asking_interval": None if error is None else error.asking_interval,
+            "query_interval": None if error is None else error.query_interval,
         }
+
+
+def train(
+    config: RunConfig, folder: str | Path, *, resume: bool = False, console: Console | None = None
+) -> list[AttackResult]:
+    """Trains the student of `config`, and evaluates its best epoch on the test set.
+
+    Args:
+        config: Complete configuration, such as fastadaad.recipes.get("demo").
+        folder: Folder of the run.
+        resume: Resume from the last checkpoint in `folder`, if there is one.
+        console: Console for messages and progress. Default: standard output.
+
+    Returns:
+        One result per attack of config.evaluation.
+
+    Raises:
+        Errors of Trainer and Trainer.train.
+    """
+    trainer = Trainer(config, Path(folder), console, resume=resume)
+    trainer.train()
+    return trainer.evaluate_best(config.method)

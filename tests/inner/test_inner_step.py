@@ -199,7 +199,7 @@ def test_an_interval_that_changes_does_not_compile_again():
     backend = CountingBackend()
     maximizer = compiled(*student_and_teacher(), backend, teacher_policy=TeacherPolicy(kind="linearized"))
     for interval in (2, 4, 3, 1, 2):
-        maximizer.asking_interval = interval
+        maximizer.query_interval = interval
         maximizer(images_and_labels()[0])
     assert backend.num_graphs == 2
 

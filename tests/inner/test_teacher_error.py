@@ -49,7 +49,7 @@ def test_the_errors_are_those_of_all_images_since_the_last_read_whatever_their_b
     differs = [int(a.max(0).indices != t.max(0).indices) for a, t in zip(assumed, teacher_logits, strict=True)]
     assert 0 < sum(differs) < 48
     assert error.top_class_differs == pytest.approx(sum(differs) / 48)
-    assert error.asking_interval == 8
+    assert error.query_interval == 8
 
 
 def test_a_read_begins_anew_and_without_images_there_is_no_error():
@@ -73,11 +73,11 @@ def test_what_is_right_has_no_error_and_adding_does_not_wait():
         meter.add(student_logits, teacher_logits, teacher_logits.clone())
         meter.add(student_logits, teacher_logits, teacher_logits.clone())
     assert watch.seen == []
-    assert meter.read(5) == TeacherError(logit_error=0.0, kl_error=0.0, top_class_differs=0.0, asking_interval=5)
+    assert meter.read(5) == TeacherError(logit_error=0.0, kl_error=0.0, top_class_differs=0.0, query_interval=5)
 
 
-def error_of(kl_error: float, asking_interval: int) -> TeacherError:
-    return TeacherError(logit_error=0.1, kl_error=kl_error, top_class_differs=0.0, asking_interval=asking_interval)
+def error_of(kl_error: float, query_interval: int) -> TeacherError:
+    return TeacherError(logit_error=0.1, kl_error=kl_error, top_class_differs=0.0, query_interval=query_interval)
 
 
 @pytest.mark.parametrize(
@@ -200,11 +200,11 @@ def test_an_adaptive_distiller_asks_more_often_where_the_error_is_large_and_seld
     seen: dict[float, list[int]] = {}
     for factor, interval in ((8, 10), (0.05, 3)):
         each = distiller("linearized", factor * USUAL_EPSILON)
-        each.maximizer.asking_interval = interval
+        each.maximizer.query_interval = interval
         seen[factor] = []
         for step in range(8):
             each.step(*images_and_labels(32, step))
-            seen[factor].append(each.maximizer.asking_interval)
+            seen[factor].append(each.maximizer.query_interval)
     assert seen[8][:3] == [10, 8, 8]
     assert seen[0.05] == [3, 4, 4, 8, 8, 10, 10, 10]
 
@@ -216,4 +216,4 @@ def test_a_fixed_interval_stays_and_is_never_read_within_a_step(monkeypatch):
     with HostSyncWatch() as watch:
         each.step(*images_and_labels())
     assert watch.seen == []
-    assert each.maximizer.asking_interval == 10
+    assert each.maximizer.query_interval == 10

@@ -225,10 +225,10 @@ def test_a_policy_neither_waits_for_the_device_nor_leaves_a_graph(policy):
 def test_the_interval_may_be_changed_between_searches():
     networks = student_and_teacher()
     adaptive = InnerMaximizer(*networks, inner=inner_config(), teacher_policy=TeacherPolicy(kind="refreshed"))
-    assert adaptive.asking_interval == 10
+    assert adaptive.query_interval == 10
     x_natural, _ = images_and_labels()
     assert torch.equal(adaptive(x_natural), search("refreshed(every=10)"))
-    adaptive.asking_interval = 4
+    adaptive.query_interval = 4
     assert torch.equal(adaptive(x_natural), search("refreshed(every=4)"))
 
 

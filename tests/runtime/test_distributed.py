@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastadaad.runtime import distributed as processes
-from fastadaad.runtime.distributed import LastWords, joined_processes
+from fastadaad.runtime import distributed
+from fastadaad.runtime.distributed import FailureReporter, joined_process_group
 
 LONG_S = 30.0  # what waits so long has failed
 
@@ -20,9 +20,9 @@ def ended(monkeypatch):
     def end(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr(processes.os, "_exit", end)
-    monkeypatch.setattr(processes, "GRACE_S", 0.2)
-    monkeypatch.setattr(processes, "ANSWER_S", 0.5)
+    monkeypatch.setattr(distributed.os, "_exit", end)
+    monkeypatch.setattr(distributed, "GRACE_S", 0.2)
+    monkeypatch.setattr(distributed, "ANSWER_S", 0.5)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def store(monkeypatch) -> dist.HashStore:
     """In the place of torchrun's, which has started this process as the second of three."""
     store = dist.HashStore()
     store.set_timeout(timedelta(seconds=0.2))
-    monkeypatch.setattr(processes.dist, "rendezvous", lambda *arguments, **options: iter([(store, 1, 3)]))
+    monkeypatch.setattr(distributed.dist, "rendezvous", lambda *arguments, **options: iter([(store, 1, 3)]))
     for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     return store
@@ -39,16 +39,16 @@ def store(monkeypatch) -> dist.HashStore:
 def test_who_has_not_come_is_named(store, capsys):
     """Rank 2 has waited too."""
     store.set("start 0/noticed/2", "1")
-    with pytest.raises(SystemExit) as end, joined_processes("cpu", 0.1):
+    with pytest.raises(SystemExit) as end, joined_process_group("cpu", 0.1):
         pass
     assert end.value.code == 1
     assert capsys.readouterr().err == "fastadaad: lost contact, as rank 1 noticed, with rank 0\n"
 
 
 def test_a_process_without_a_gpu_says_so_whichever_it_is(store, capsys, monkeypatch):
-    monkeypatch.setattr(processes, "_own_part", lambda store, *_: store)
+    monkeypatch.setattr(distributed, "_own_prefix", lambda store, *_: store)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(SystemExit) as end, joined_processes("cuda", 0.1):
+    with pytest.raises(SystemExit) as end, joined_process_group("cuda", 0.1):
         pass
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -73,7 +73,7 @@ class DeafStore:
 def test_a_process_ends_where_the_store_does_not_answer(capsys):
     store = DeafStore()
     with pytest.raises(SystemExit):
-        LastWords(store, 1, 2).failed(dist.DistNetworkError("timed out"))
+        FailureReporter(store, 1, 2).failed(dist.DistNetworkError("timed out"))
     store.mended.set()
     assert capsys.readouterr().err == "fastadaad: lost contact, as rank 1 noticed, with rank unknown\n"
 
@@ -82,6 +82,6 @@ def test_only_the_first_speaks(capsys):
     store = dist.HashStore()
     for rank in (1, 0):
         with pytest.raises(SystemExit) as end:
-            LastWords(store, rank, 2).failed(ValueError("mend\nit"))
+            FailureReporter(store, rank, 2).failed(ValueError("mend\nit"))
         assert end.value.code == 2
     assert capsys.readouterr().err == "fastadaad: rank 1: mend it\n"

@@ -29,7 +29,7 @@ def test_a_signal_finishes_the_step_saves_and_the_run_goes_on(tmp_path, number, 
     run = trainer(config, folder)
     before_step(run, 5, lambda: signal.raise_signal(number))
     with pytest.raises(
-        Interrupted, match=r"^stopped in epoch 2 of 3, step 6, and saved; start it again to go on"
+        Interrupted, match=r"^stopped in epoch 2 of 3, step 6, and saved; start it again to resume"
     ) as stopped:
         run.train()
     assert stopped.value.exit_code == code
@@ -116,7 +116,7 @@ def test_a_signal_after_the_last_epoch_is_heard(tmp_path, monkeypatch):
         run.train()
     assert len(read_metrics(tmp_path)) == 3
     again = trainer(long_run(), tmp_path, resume=True)
-    assert "going on from" in said(again)
+    assert "resuming from" in said(again)
     assert ": finished" in said(again)
 
 

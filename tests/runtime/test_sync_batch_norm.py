@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from fastadaad.runtime.distributed import Processes
+from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.runtime.sync_batch_norm import check_sync, synced_batch_norm
 
 SETTINGS = [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}, {"momentum": 0.3, "eps": 1e-2}]
 
 
-class Shares(Processes):
+class Shares(ProcessGroup):
     """Both halves of a batch in one process: each sum is doubled, as of two equal shares."""
 
     def sum(self, tensor):
@@ -41,7 +41,7 @@ def test_one_process_computes_what_torch_computes(settings):
     x, cotangent = 100 + torch.randn(7, 5, 3, 4), torch.randn(7, 5, 3, 4)  # a mean that sums of squares would drown in
     expected = outputs(norm, x, cotangent)
     network = nn.Sequential(own)
-    with synced_batch_norm(network, Processes()):
+    with synced_batch_norm(network, ProcessGroup()):
         found = outputs(own, x, cotangent)
     for value, other in zip(expected, found, strict=True):
         torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-4)

@@ -60,13 +60,13 @@ def test_steps_in_a_new_distiller_go_on_bit_for_bit(name):
     whole = training(student, **SETTINGS[name])
     first_part = training(other_student, **SETTINGS[name])
     for each in (whole, first_part):
-        each.maximizer.asking_interval = 1  # then there is no error, and the policy asks less and less often
+        each.maximizer.query_interval = 1  # then there is no error, and the policy asks less and less often
         if name == "fp16":
             each.scaler.set_growth_interval(4)  # the scale grows after the interruption too, by steps from before it
     losses = train(whole, range(NUM_STEPS), generators[0])
     train(first_part, range(INTERRUPTED), generators[1])
     if name == "adaptive policy":
-        assert 1 < first_part.maximizer.asking_interval < whole.maximizer.asking_interval
+        assert 1 < first_part.maximizer.query_interval < whole.maximizer.query_interval
         assert first_part._teacher_error.sums[-1] > 0
     second_part = training(copy.deepcopy(other_student), **SETTINGS[name])
     second_part.optimizer.load_state_dict(copy.deepcopy(first_part.optimizer.state_dict()))
@@ -89,8 +89,8 @@ def test_each_part_of_the_state_is_taken_over():
     """Every value is one that a new distiller does not have."""
     planted = {
         "num_steps": 41,
-        "asking_interval": 2,
-        "teacher_error": {"logit_error": 0.1, "kl_error": 0.2, "top_class_differs": 0.3, "asking_interval": 4},
+        "query_interval": 2,
+        "teacher_error": {"logit_error": 0.1, "kl_error": 0.2, "top_class_differs": 0.3, "query_interval": 4},
         "teacher_error_sums": torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]),
         "nonfinite_counts": torch.tensor([41, 0, 0, 0, 0, 0, 0, 0]),
         "scaler": {

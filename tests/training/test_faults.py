@@ -186,7 +186,7 @@ def test_the_command_line_stops_says_what_it_found_and_goes_on(tmp_path, whole):
         shutil.rmtree(other)
 
     resumed = command(tmp_path, *WORDS, "--resume")
-    line_with(resumed, f"going on from {folder.relative_to(tmp_path)}")
+    line_with(resumed, f"resuming from {folder.relative_to(tmp_path)}")
     error = resumed.communicate()[1]
     assert (resumed.returncode, error) == (0, "")
     assert differences(whole.folder, folder) == []

@@ -139,7 +139,7 @@ def test_a_smaller_batch_with_other_values_does_not_become_the_captured_one():
 
     def change_interval(training: Training, step: int) -> None:
         if step == 4:
-            training.distiller.maximizer.asking_interval = 1
+            training.distiller.maximizer.query_interval = 1
 
     graph, eager = both("adaad", teacher_policy=TeacherPolicy(kind="refreshed", every=2))
     with pytest.warns(UserWarning, match=r"captured for inputs \[16,.*drop the last") as warned:
@@ -168,11 +168,11 @@ def test_the_teacher_policys_error_is_added_up_by_replays(kind):
 def test_an_adaptive_interval_is_captured_anew():
     graph, eager = both("adaad", teacher_policy=TeacherPolicy(kind="refreshed"))
     for training in (graph, eager):
-        training.distiller.maximizer.asking_interval = 2
+        training.distiller.maximizer.query_interval = 2
     assert_same_training(graph, eager)
 
     def ask_always(training: Training, step: int) -> None:
-        training.distiller.maximizer.asking_interval = 1
+        training.distiller.maximizer.query_interval = 1
 
     captures = Recorded.num_captures
     assert_same_training(graph, eager, between=ask_always)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bench.host_sync import HostSyncWatch
 from fastadaad import Distiller, InnerConfig, ThreatModel, methods
 from fastadaad.config import PrecisionConfig
-from fastadaad.runtime.distributed import Processes
+from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.training import nonfinite
 from fastadaad.training.nonfinite import LIKELY_CAUSES, TENSORS, NonFiniteError, NonFiniteNotes, find_nonfinite
 
@@ -221,7 +221,7 @@ ALL_BUT_THE_IMAGES = TENSORS[1:]
 )
 def test_the_cause_is_what_was_found_earliest(found, step, cause):
     with pytest.raises(NonFiniteError, match=f"^step {step}: NaN or inf in {cause}"):
-        noted(*found).check(Processes())
+        noted(*found).check(ProcessGroup())
 
 
 def test_every_cause_has_a_remedy_and_every_tensor_a_cause():
@@ -232,7 +232,7 @@ def test_every_cause_has_a_remedy_and_every_tensor_a_cause():
 def test_a_finite_step_clears_what_was_skipped_before_it():
     bad = ("loss", "gradients")
     notes = noted((), bad, bad, (), bad, on_nonfinite="skip")
-    notes.check(Processes())
+    notes.check(ProcessGroup())
     assert notes.read_skipped() == 3
     assert notes.counts[:3].tolist() == [5, 3, 1]
 
@@ -241,11 +241,11 @@ def test_too_many_in_a_row_stop_it_and_the_row_is_what_the_error_tells(monkeypat
     monkeypatch.setattr(nonfinite, "MAX_SKIPPED_IN_A_ROW", 3)
     bad, teacher = ("loss",), ("teacher_logits", "loss", "gradients")
     notes = noted(bad, bad, (), teacher, teacher, on_nonfinite="skip")
-    notes.check(Processes())
+    notes.check(ProcessGroup())
     notes.add(torch.tensor([name in teacher for name in TENSORS]))
     message = "^3 updates in a row were left out, since step 4: NaN or inf in the teacher's logits while"
     with pytest.raises(NonFiniteError, match=message):
-        notes.check(Processes())
+        notes.check(ProcessGroup())
 
 
 def test_another_policy_is_refused():

@@ -41,7 +41,7 @@ def test_a_checkpoint_without_something_that_is_kept_now_is_refused(tmp_path, mo
     run_until(long_run(), tmp_path, step=2)
     monkeypatch.setattr("fastadaad.training.state.NUMBERS", (*NUMBERS, "something new"))
     with pytest.raises(
-        CheckpointError, match=r"has not what this version keeps \('something new'\): go on with the version"
+        CheckpointError, match=r"does not hold the state of this version \('something new'\): resume with the version"
     ):
         trainer(long_run(), tmp_path, resume=True)
 
@@ -91,7 +91,7 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(tmp_path,
     resumed = trainer(config, folder, resume=True)
     assert resumed.state.step == 5
     assert f"{last} is " in said(resumed)
-    assert f"going on from {before}" in said(resumed)
+    assert f"resuming from {before}" in said(resumed)
     assert checkpoint_paths(folder) == [before]
     assert last.with_suffix(".damaged").exists()
     resumed.train()
@@ -209,7 +209,7 @@ def test_a_stranger_s_checkpoint_with_something_else_in_a_place_is_refused(tmp_p
     functools.reduce(operator.getitem, outer, checkpoint.state)[last] = "something else"
     write_checkpoint(tmp_path, 2, checkpoint.facts, checkpoint.state)
     position = torch.get_rng_state()
-    with pytest.raises(CheckpointError, match="has not what this version keeps"):
+    with pytest.raises(CheckpointError, match="does not hold the state of this version"):
         trainer(long_run(), tmp_path, resume=True)
     assert torch.equal(torch.get_rng_state(), position)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from tiny_runs import tiny_run
 
 from fastadaad import load_model
-from fastadaad.runtime.distributed import Processes
+from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.runtime.watchdog import Watchdog
 from fastadaad.training import evaluation as run_evaluation
 from fastadaad.training.data import training_data
@@ -23,12 +23,12 @@ LONG_S = 60.0  # a thread that waits so long has failed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thread(Processes):
+class Thread(ProcessGroup):
     """One of Threads."""
 
     meet: Callable[[int, object], list]
 
-    def gathered(self, value: object) -> list:
+    def all_gather(self, value: object) -> list:
         return self.meet(self.rank, value)
 
 
@@ -43,7 +43,7 @@ class Threads:
         self._own, self._values = threading.local(), [None] * count
         self._barrier, self._turn = threading.Barrier(count, timeout=LONG_S), threading.Lock()
 
-    def current(self) -> Processes:
+    def current(self) -> ProcessGroup:
         return self._own.processes
 
     def meet(self, rank: int, value: object) -> list:
@@ -67,7 +67,7 @@ class Threads:
         """work(rank) in each."""
 
         def run_one(rank: int) -> object:
-            self._own.processes = Thread(rank=rank, count=self.count, meet=self.meet)
+            self._own.processes = Thread(rank=rank, size=self.count, meet=self.meet)
             with self._turn:
                 return work(rank)
 
@@ -104,7 +104,7 @@ def test_shares_are_counted_as_all_images_are(run, monkeypatch, num_images, coun
 
     alone = measured(0)
     assert [num for _, num, _ in alone[0]] == [num_images] * 2
-    monkeypatch.setattr(run_evaluation, "current_processes", threads.current)
+    monkeypatch.setattr(run_evaluation, "current_process_group", threads.current)
     assert threads.run(measured) == [alone] * count
 
 
@@ -113,7 +113,7 @@ def test_a_process_that_is_done_waits_for_no_more_than_a_batch_of_the_others(run
     config, networks = run
     config = replace(config, evaluation=replace(config.evaluation, num_images=40))
     data, threads = training_data(config, torch.device("cpu")), Threads(2)
-    monkeypatch.setattr(run_evaluation, "current_processes", threads.current)
+    monkeypatch.setattr(run_evaluation, "current_process_group", threads.current)
 
     def measured(rank: int) -> None:
         sampling = replace(data.validation.sampling, batch_size=(2, 100)[rank])
@@ -147,7 +147,7 @@ def test_a_process_that_hangs_after_a_batch_is_reported_with_its_stack_and_one_t
             assert barked.wait(LONG_S)
 
     batches, dog = [], Watchdog(0.05, note)
-    monkeypatch.setattr(run_evaluation, "current_processes", lambda: Processes(watchdog=dog))
+    monkeypatch.setattr(run_evaluation, "current_process_group", lambda: ProcessGroup(watchdog=dog))
     evaluate_on_validation_split(networks[0], config, data, progress=hang_at_the_second_batch)
     assert len(batches) > 2
     reports.clear()

@@ -254,7 +254,7 @@ def test_torchrun_brings_a_run_back_from_its_last_checkpoint(tmp_path, two_proce
     task = {"name": "adaad", "config": run_of("adaad", teacher), "fault": FAULT | {"how": "killed"}, "resume": True}
     result = launch(tmp_path, [task], "--max-restarts=1")
     assert result.returncode == 0, result.stderr
-    assert "going on from" in result.stdout
+    assert "resuming from" in result.stdout
     assert "epoch 2 of 2, step 5" in result.stdout
     for rank in (0, 1):
         weights, undisturbed = weights_of(tmp_path, "adaad", rank), weights_of(two_processes, "adaad")

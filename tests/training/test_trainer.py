@@ -74,7 +74,7 @@ def test_a_run_leaves_its_files_and_its_best_weights_load_back(tmp_path):
         assert torch.equal(tensor, run.state.student.state_dict()[name]), name
 
 
-TEACHER_METRICS = ("teacher_logit_error", "teacher_kl_error", "teacher_top_class_differs", "asking_interval")
+TEACHER_METRICS = ("teacher_logit_error", "teacher_kl_error", "teacher_top_class_differs", "query_interval")
 
 
 @pytest.mark.filterwarnings("ignore:teacher policy:UserWarning")
@@ -88,11 +88,11 @@ def test_each_epoch_logs_how_far_a_teacher_policy_was_off(tmp_path, policy, inte
     rows = read_metrics(tmp_path / "run")
     assert [row["epoch"] for row in rows] == [1, 2]
     for row in rows:
-        logit_error, kl_error, top_class_differs, asking_interval = (row[name] for name in TEACHER_METRICS)
+        logit_error, kl_error, top_class_differs, query_interval = (row[name] for name in TEACHER_METRICS)
         assert logit_error > 0
         assert kl_error > 0
         assert 0 <= top_class_differs <= 1
-        assert asking_interval in intervals
+        assert query_interval in intervals
     assert rows[0]["teacher_kl_error"] != rows[1]["teacher_kl_error"]  # of this epoch, not of all so far
 
 

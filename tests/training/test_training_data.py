@@ -14,7 +14,7 @@ from torch import Tensor
 from fastadaad.config_io import override
 from fastadaad.data import Dataset, Pipeline
 from fastadaad.run_config import RunConfig
-from fastadaad.runtime.distributed import Processes
+from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.training import data as training_data_module
 from fastadaad.training.data import training_data
 from fastadaad.training.evaluation import evaluate_on_test_set
@@ -73,7 +73,7 @@ def test_the_splits_are_disjoint_balanced_and_a_function_of_the_seed(monkeypatch
 
 def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
     config = tiny_run()
-    monkeypatch.setattr(training_data_module, "current_processes", lambda: Processes(rank=1, count=3))
+    monkeypatch.setattr(training_data_module, "current_process_group", lambda: ProcessGroup(rank=1, count=3))
     with pytest.raises(ValueError, match="batch_size is 64, the images of a step of all 3 processes: give a multiple"):
         training_data(config, CPU)
 
@@ -123,7 +123,7 @@ def test_files_that_are_left_out_are_listed_at_the_end_and_beside_the_accuracy(t
     console = Console(record=True, width=200)
     run = Trainer(config, tmp_path / "run", console)
     run.train()
-    assert "image files that could not be decoded and were left out: 1, see" in console.export_text()
+    assert "image files that could not be decoded and were skipped: 1, see" in console.export_text()
     assert (tmp_path / "run" / "skipped_images.txt").read_text().startswith(f"{broken[0]} cannot be decoded")
     natural, _ = evaluate_on_test_set(run.state.student, config, run.data, Console(quiet=True), "")
     assert natural.num_images == 9

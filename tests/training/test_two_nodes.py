@@ -77,7 +77,7 @@ def test_a_run_on_two_nodes_goes_on_after_their_link_was_cut(tmp_path):
     with two_nodes() as nodes:
         run_with_a_cut(nodes, tmp_path)
     logs = [(tmp_path / f"node{number}.log").read_text() for number in (0, 1)]
-    assert sum(log.count("going on from") for log in logs) >= 1
+    assert sum(log.count("resuming from") for log in logs) >= 1
     assert sum(f"epoch 2 of 2, step {CUT_AT_STEP}" in log for log in logs) == 1  # the first process's, on one node
     alone = one_process(config, tmp_path / "alone")
     for rank in (0, 1):

@@ -4,22 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
-from torch import nn
 
 from fastadaad import methods, recipes
 from fastadaad.cli.comparison.cells import Cell, cell_lock, finish
 from fastadaad.cli.comparison.table import plot_comparison, print_table, summarize, write_csv, write_markdown
 from fastadaad.config_io import override
-from fastadaad.evaluation import AttackResult
 from fastadaad.evaluation.plots import plot_curves
 from fastadaad.models import load_model
-from fastadaad.run_config import ModelConfig, RunConfig, TeacherConfig
-from fastadaad.training.build import build_model
-from fastadaad.training.evaluation import evaluate_on_test_set, evaluate_on_validation_split
+from fastadaad.run_config import RunConfig, TeacherConfig
+from fastadaad.training.evaluation import evaluate_on_validation_split
 from fastadaad.training.log import read_metrics
-from fastadaad.training.trainer import Trainer
 
 
 def method_names(names: Sequence[str]) -> list[str]:
@@ -119,23 +114,3 @@ def train_teacher(config: RunConfig, folder: Path, console: Console) -> TeacherC
             raise ValueError(f"{cell.folder} is being trained by another process: start again when it has ended")
         cell.train(console)
     return replace(config.teacher, checkpoint=str(cell.folder / "best.safetensors"))
-
-
-def train_and_evaluate(
-    config: RunConfig, folder: Path, console: Console, title: str, *, resume: bool = False
-) -> list[AttackResult]:
-    """Train, or with `resume` go on with it, then evaluate the best epoch on the test set."""
-    trainer = Trainer(config, folder, console, resume=resume)
-    result = trainer.train()
-    console.print(
-        f"{title}: best epoch {result.best_epoch}, {result.images_per_s:,.0f} images/s, {result.seconds:,.0f} s"
-    )
-    model = trainer.processes.from_first(_best_student(trainer) if trainer.processes.is_first else None)
-    assert model is not None
-    return evaluate_on_test_set(model.to(trainer.device), config, trainer.data, console, title)
-
-
-def _best_student(trainer: Trainer) -> nn.Module:
-    """Of a finished training, on the CPU."""
-    best = ModelConfig(name=trainer.config.student.name, checkpoint=str(trainer.folder / "best.safetensors"))
-    return build_model(best, trainer.data, torch.device("cpu"))

@@ -5,9 +5,9 @@ fails is switched off there, said in one line, with a report file for whoever ca
 """
 
 import json
+import logging
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
@@ -20,6 +20,8 @@ from fastadaad.runtime import machine_cache as machine_memory
 from fastadaad.runtime.files import write_atomically
 from fastadaad.training.self_check import ops as self_check_ops
 from fastadaad.training.self_check import steps as self_check_steps
+
+log = logging.getLogger(__name__)
 
 SECTION = "self_check"
 OPS = tuple(op.removesuffix("_") for op in self_check_ops.CASES)
@@ -99,12 +101,12 @@ def apply(result: SelfCheckResult) -> None:
             registration.switch_off(op, _kind(result.device), f"self-check failed: {result.failures[op]}")
 
 
-def ensure_checked(device: torch.device | str, say: Callable[[str], object] = warnings.warn) -> SelfCheckResult:
-    """Self-check where this machine has not been checked, switch off what failed and `say` so in one line."""
+def ensure_checked(device: torch.device | str) -> SelfCheckResult:
+    """Runs the self-check if this machine has not been checked, switches off what failed, and logs it in one line."""
     result = self_check(device)
     apply(result)
     if result.failures:
-        say(result.summary)
+        log.warning(result.summary)
     return result
 
 

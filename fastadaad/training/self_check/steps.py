@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad.config import InnerConfig
-from fastadaad.inner.maximizer import InnerMaximizer, frozen
+from fastadaad.inner.frozen import frozen
+from fastadaad.inner.maximizer import InnerMaximizer
 from fastadaad.models import load_model
 from fastadaad.ops.kl_grad import kl_grad_ref
 from fastadaad.runtime.cuda_graph import CapturedCall, Record, record_cuda_graph
@@ -120,7 +121,7 @@ def _training_step(
     student, teacher = _networks(device)
     generator = torch.Generator(device).manual_seed(SEED)
     # Two steps from a random start end inside the ball, where the start still shows.
-    maximizer = InnerMaximizer(student, teacher, inner=InnerConfig(num_steps=2, start="uniform"))
+    maximizer = InnerMaximizer(student, teacher, inner=InnerConfig(num_steps=2, start="uniform"), mode="eager")
     parameters = dict(student.named_parameters())
 
     def step(x_natural: Tensor, learning_rate: Tensor) -> Mapping[str, Any]:
