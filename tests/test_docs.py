@@ -49,7 +49,7 @@ def test_the_examples_of_a_quick_start_run_one_after_the_other(name, tmp_path, m
     namespace: dict = {}
     for example in EXAMPLES[name]:
         exec(compile(example, name, "exec"), namespace)
-    assert float(re.search(r"[0-9.]+", capsys.readouterr().out)[0]) > 0
+    assert float(re.findall(r"[0-9]+\.?[0-9]*", capsys.readouterr().out)[-1]) > 0
 
 
 @pytest.mark.parametrize("line", QUICK_START_COMMANDS)
