@@ -3,6 +3,10 @@
 import importlib
 import sys
 
+from rich.console import Console
+
+from fastadaad.runtime.messages import messages_on
+
 BENCHMARKS = {
     "data": "images/s of the data engines, time that a training waits for data, pixel differences between engines",
     "faults": "trainings that are killed or lose their disk, compared with an undisturbed run",
@@ -24,7 +28,8 @@ def main(argv: list[str]) -> None:
         lines = [f"  {benchmark:8} {purpose}" for benchmark, purpose in BENCHMARKS.items()]
         print("usage: python -m bench NAME [options]", *lines, sep="\n", file=sys.stderr)
         raise SystemExit(0 if name in ("-h", "--help") else 2)
-    importlib.import_module(f"bench.{name}").main(options)
+    with messages_on(Console()):
+        importlib.import_module(f"bench.{name}").main(options)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     method = {} if options.method is None else {"method": options.method}
     config = override(recipes.get(options.recipe, **method), [*options.overrides, *words])
     console = Console()
-    folder = choose_run_folder(None, config, resume=False, say=console.print)
+    folder = choose_run_folder(None, config, resume=False)
     trainer = Trainer(config, folder, console)
     trainer.train()
     facts = {"recipe": config.recipe, "method": config.method, "mode": trainer.distiller.mode, "seed": config.seed}
