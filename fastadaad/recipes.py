@@ -1,6 +1,6 @@
-"""The runs people start from: each recipe returns a complete RunConfig.
+"""Recipes: functions that return the complete RunConfig of a published or shipped run.
 
-A recipe takes the method, since a published set-up may differ between methods; everything else is changed with
+A recipe takes the method, since a published set-up may differ between methods. All other settings are changed with
 overrides (`fastadaad train RECIPE section.field=value`).
 """
 
@@ -12,23 +12,23 @@ from fastadaad.config import InnerConfig, ThreatModel
 from fastadaad.methods.options import KLReduction
 from fastadaad.run_config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, TeacherConfig
 
-# On these small data sets AdaAD at the radius of the evaluation keeps natural accuracy to spare. It trades it for
-# robustness at a larger radius, as in the paper's study of the radius, and with running statistics of adversarial
+# On these small data sets AdaAD at the radius of the evaluation has natural accuracy to spare. A larger training
+# radius, as in the paper's study of the radius, trades it for robustness, and so do running statistics of adversarial
 # images alone.
 ADAAD_RADIUS = 1.25
 ADAAD_OPTIONS = {"clean_statistics": False}
 
-# The columns of the paper's table.
+# Columns of the paper's table.
 TABLE_ATTACKS = ("natural", "fgsm", "pgd20", "cw", "autoattack")  # autoattack needs the extra `aa`
 
 
 def _base(method: str) -> str:
-    """The row of the table that `method` builds on: adaad of adaad+igdm."""
+    """Returns the method without additions: adaad of adaad+igdm."""
     return method.partition("+")[0]
 
 
 def _epoch_options(method: str, epochs: int) -> dict[str, int]:
-    """The options that count epochs, for a run of so many where the papers' have 200."""
+    """Scales the options that count epochs from the papers' 200 epochs to `epochs`."""
     options = {"introspection_begin": epochs * 60 // 200, "igdm_ramp_epochs": epochs}
     return {name: value for name, value in options.items() if name in methods.get(method).reads}
 
@@ -90,7 +90,7 @@ def fashion_mnist(method: str = "adaad") -> RunConfig:
 
 
 def fashion_mnist_small(method: str = "adaad") -> RunConfig:
-    """Every method alike on 5,000 Fashion-MNIST images: students of about 20 k parameters, 10 epochs, epsilon 0.1."""
+    """All methods alike on 5,000 Fashion-MNIST images: students of about 20 k parameters, 10 epochs, epsilon 0.1."""
     full, epochs = fashion_mnist("pgd-at"), 10
     return replace(
         full,
@@ -128,10 +128,16 @@ def _paper(
     kl_reduction: KLReduction,
     igdm_weight: float,
 ) -> RunConfig:
-    """The paper's set-up: SGD for 200 epochs, K = 10, step 2/255, radius 8/255, the five columns of its table.
+    """Set-up of the paper: SGD for 200 epochs, K = 10, step 2/255, radius 8/255, the five columns of its table.
 
-    `kl_reduction` is that of the authors' AdaAD program; the other methods, AdaIAD too, average over the batch.
-    `igdm_weight` is that of the authors of IGDM and SAAD for this data set.
+    Args:
+        recipe: Name of the recipe.
+        method: Name of the method.
+        data: Name of the data set.
+        student: Name of the student network.
+        teacher: Name of the teacher network.
+        kl_reduction: Reduction of the authors' AdaAD program; all other methods, AdaIAD too, average over the batch.
+        igdm_weight: Weight by the authors of IGDM and SAAD for this data set.
     """
     threat_model = ThreatModel(epsilon=8 / 255)
     options: dict[str, object] = {"kl_reduction": kl_reduction} if _base(method) == "adaad" else {}
@@ -164,7 +170,7 @@ def cifar10_rn18(method: str = "adaad") -> RunConfig:
 
 
 def cifar10_mnv2(method: str = "adaad") -> RunConfig:
-    """As cifar10-rn18, with MobileNet-V2."""
+    """cifar10-rn18 with MobileNet-V2 as the student."""
     return replace(cifar10_rn18(method), recipe="cifar10-mnv2", student=ModelConfig(name="mobilenet-v2"))
 
 
@@ -182,7 +188,7 @@ def cifar100_rn18(method: str = "adaad") -> RunConfig:
 
 
 def cifar100_mnv2(method: str = "adaad") -> RunConfig:
-    """As cifar100-rn18, with MobileNet-V2."""
+    """cifar100-rn18 with MobileNet-V2 as the student."""
     return replace(cifar100_rn18(method), recipe="cifar100-mnv2", student=ModelConfig(name="mobilenet-v2"))
 
 
@@ -207,7 +213,15 @@ RECIPES: dict[str, Callable[..., RunConfig]] = {
 
 
 def get(name: str, **arguments: str) -> RunConfig:
-    """The recipe called `name`, for a method where given. Raises ValueError for an unknown name."""
+    """Returns a recipe's configuration by name.
+
+    Args:
+        name: A name of RECIPES.
+        **arguments: `method`, if it differs from the recipe's default.
+
+    Raises:
+        ValueError: Unknown recipe.
+    """
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
     return RECIPES[name](**arguments)

@@ -1,4 +1,4 @@
-"""Everything a run depends on, as frozen keyword-only dataclasses that check themselves."""
+"""Settings of a run, as frozen keyword-only dataclasses that check themselves."""
 
 import math
 import re
@@ -29,44 +29,44 @@ OptimizerBackend = Literal["auto", "foreach", "apex"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images, in which batches, read and augmented how."""
+    """Data set, batches, reading and augmentation."""
 
     name: str
     root: str | None = None
     download: bool = False
     num_samples: int | None = None
-    """Train on a class-balanced subset of this size; None: on all images."""
+    """Size of a class-balanced subset to train on. Default: all images."""
     validation_size: int = 1024
-    """Images held out of the training set, on which the best epoch is chosen."""
+    """Number of images held out of the training set, on which the best epoch is chosen."""
     batch_size: int = 128
-    """Images of a step; of several processes each takes its share of them."""
+    """Images per step, over all ranks."""
     padding: int = 0
-    """Random crops of the image padded by so many black pixels on each side."""
+    """Black pixels on each side before a random crop."""
     flip: bool = False
     """Random horizontal flips."""
     cutout: int = 0
-    """Side in pixels of a black square at a random place; 0: none."""
+    """Side in pixels of a black square at a random position; 0: no square."""
     image_size: int | None = None
-    """Of image files: side in pixels that they are resized to."""
+    """Side in pixels to which image files are resized."""
     center_share: float | None = None
-    """Of image files that are not cropped at random: side of the square that is kept over the shorter side.
+    """Side of the centre crop of an image file, as a fraction of its shorter side.
 
-    None: 1, for imagenet 0.875.
+    Default: 1, and 0.875 for imagenet. Unused if images are cropped at random.
     """
     min_crop_scale: float = 1.0
-    """Of image files: random resized crops of at least this share of the area, such as 0.08; 1: the centre instead."""
+    """Least area of a random resized crop of an image file, as a fraction such as 0.08; 1: centre crops."""
     color_jitter: float = 0.0
-    """Of image files: brightness, contrast and saturation are multiplied by factors in [1 - it, 1 + it]."""
+    """Strength j of colour jitter of image files: brightness, contrast, saturation are scaled by [1 - j, 1 + j]."""
     extra_images: str | None = None
-    """An .npz file with more images for training, such as generated ones; an epoch is as long as without them."""
+    """An .npz file with additional training images, such as generated ones; the length of an epoch does not change."""
     extra_share: float = 0.7
-    """Share of each batch that comes from extra_images."""
+    """Fraction of each batch that comes from extra_images."""
     engine: Engine = "auto"
-    """auto: resident for arrays, dali for image files, or torch where DALI is missing."""
+    """auto: resident for arrays, dali for image files, or torch if DALI is not installed."""
     num_workers: int = 2
-    """Threads of dali, processes of torch."""
+    """Number of threads of dali, or of processes of torch."""
     on_error: OnError = "raise"
-    """What happens to an image file that cannot be decoded; skip: it is left out, and listed at the end."""
+    """Treatment of an image file that cannot be decoded: raise, or skip it and list it at the end."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_samples", "image_size"):
@@ -76,69 +76,70 @@ class DataConfig:
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}: it must be 0 or more")
         for name in ("min_crop_scale", "center_share"):
             share = getattr(self, name)
-            require(share is None or 0 < share <= 1, f"{name} is {share}: it is a share, in (0, 1]")
+            require(share is None or 0 < share <= 1, f"{name} is {share}: it is a fraction, in (0, 1]")
         require(0 <= self.color_jitter <= 1, f"color_jitter is {self.color_jitter}: it must lie in [0, 1]")
-        require(0 < self.extra_share < 1, f"extra_share is {self.extra_share}: it is a share of a batch, in (0, 1)")
+        require(0 < self.extra_share < 1, f"extra_share is {self.extra_share}: it is a fraction of a batch, in (0, 1)")
         require_choice("engine", self.engine, Engine)
         require_choice("on_error", self.on_error, OnError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A network by name and, where it exists already, its weights: a file, or `shipped:NAME` for the package's own."""
+    """Network by name, and its weights if it is already trained."""
 
     name: str
     checkpoint: str | None = None
+    """File of weights, or `shipped:NAME` for weights of the package. Default: random weights."""
     normalize: bool = False
-    """Normalise pixels inside the model with the training images' mean and standard deviation."""
+    """Normalise pixels inside the network by the mean and standard deviation of the training images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(ModelConfig):
-    """The teacher, and how often the inner loop asks it."""
+    """Teacher, and the interval at which the inner loop queries it."""
 
     policy: TeacherPolicy = field(default_factory=TeacherPolicy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The optimiser, its learning-rate schedule, and averaged or perturbed weights, which combine with any method."""
+    """Optimiser, learning-rate schedule, and averaged or perturbed weights, which combine with any method."""
 
     epochs: int
     optimizer: OptimizerName = "sgd"
-    """lars and lamb are for batches of thousands.
+    """sgd, or lars and lamb for batches of thousands.
 
-    lamb takes rates of about 0.01. lars multiplies the rate of weights by 0.001 times their length over that of their
-    gradient, but takes it as it is for biases and batch-norm: rates of about 1 and more, with a warm-up.
+    lamb needs learning rates of about 0.01. lars multiplies the learning rate of a weight by 0.001 |w| / |gradient|,
+    but not that of biases and batch-norm: it needs learning rates of about 1 and more, with a warm-up.
     """
     optimizer_backend: OptimizerBackend = "auto"
-    """Of sgd and lamb; auto: torch's fused SGD. foreach: torch's other one. apex: those of NVIDIA's apex."""
+    """Implementation of sgd and lamb. auto: torch's fused SGD; foreach: torch's foreach SGD; apex: NVIDIA apex."""
     learning_rate: float = 0.1
     base_batch_size: int | None = None
-    """Batch size that learning_rate is meant for; it is multiplied by data.batch_size / base_batch_size. None: by 1."""
+    """Batch size of learning_rate, which is scaled by data.batch_size / base_batch_size. Default: no scaling."""
     micro_batch: int | None = None
-    """Images that go through the networks at a time; their gradients are summed before the update. None: the batch.
+    """Images that go through the networks at a time; gradients are summed before the update. Default: the batch.
 
-    Batch-norm in train mode then takes its statistics from so many images.
+    Batch-norm in train mode then takes its statistics from each micro-batch.
     """
     momentum: float = 0.9
-    """Of lamb: its beta_1."""
+    """Momentum of sgd and lars, beta_1 of lamb."""
     weight_decay: float = 5e-4
     nesterov: bool = False
     schedule: ScheduleName = "piecewise"
     milestones: tuple[float, ...] = ()
-    """Where the piecewise schedule divides the learning rate by 10, as shares of the run: 0.5 is half-way."""
+    """Points at which the piecewise schedule divides the learning rate by 10, as fractions of the run."""
     warmup: float = 0.0
-    """Share of the run in which the learning rate rises linearly from 0; for one-cycle the rising part of the cycle."""
+    """Fraction of the run in which the learning rate rises linearly from 0; for one-cycle the rising part."""
     ema_decay: float = 0.0
-    """EMA: decay per step of the averaged student that is evaluated and saved; 0: no such averaging."""
+    """EMA: decay per step of the averaged student that is evaluated and saved; 0: no EMA."""
     swa_begin: float | None = None
-    """SWA: share of the run from which on the students at the end of each epoch are averaged; None: no such averaging.
+    """SWA: fraction of the run after which the students at the end of each epoch are averaged. Default: no SWA.
 
-    The averaged student is evaluated and saved as soon as there is one.
+    The averaged student is evaluated and saved as soon as it exists.
     """
     awp_gamma: float = 0.0
-    """AWP: length of the perturbation of each weight, relative to the weight's; 0: none. 0.005 in its paper."""
+    """AWP: norm of the perturbation of each weight relative to the norm of the weight; 0: no AWP (paper: 0.005)."""
     awp_begin: int = 0
     """First epoch with AWP."""
 
@@ -155,11 +156,11 @@ class OptimConfig:
         require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}: it must be 0 or more")
         for name, size in (("base_batch_size", self.base_batch_size), ("micro_batch", self.micro_batch)):
             require(size is None or size >= 1, f"{name} is {size}: it must be 1 or more, or left out")
-        require(0 <= self.warmup < 1, f"warmup is {self.warmup}: it is a share of the run, in [0, 1)")
+        require(0 <= self.warmup < 1, f"warmup is {self.warmup}: it is a fraction of the run, in [0, 1)")
         require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: it must lie in [0, 1)")
         require(
             self.swa_begin is None or 0 <= self.swa_begin < 1,
-            f"swa_begin is {self.swa_begin}: it is a share of the run, in [0, 1)",
+            f"swa_begin is {self.swa_begin}: it is a fraction of the run, in [0, 1)",
         )
         require(
             self.swa_begin is None or not self.ema_decay,
@@ -169,7 +170,7 @@ class OptimConfig:
         require(self.awp_begin >= 0, f"awp_begin is {self.awp_begin}: it must be 0 or more")
         require_choice("schedule", self.schedule, ScheduleName)
         outside = [milestone for milestone in self.milestones if not 0 < milestone < 1]
-        require(not outside, f"milestones {outside} are not shares of the run: write 0.5 for half-way")
+        require(not outside, f"milestones {outside} are not fractions of the run: write 0.5 for half-way")
         require(
             not self.milestones or self.schedule == "piecewise",
             f"milestones belong to the piecewise schedule, not to {self.schedule}: set optim.milestones=[]",
@@ -186,7 +187,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How the student is measured: after each epoch on the validation split, at the end on the test set."""
+    """Evaluation of the student: after each epoch on the validation split, at the end on the test set."""
 
     threat_model: ThreatModel = field(default_factory=ThreatModel)
     attacks: tuple[str, ...] = ("natural", "fgsm", "pgd20")
@@ -195,7 +196,7 @@ class EvaluationConfig:
     validation_attack: str = "pgd10"
     every_epochs: int = 1
     num_images: int | None = None
-    """Test images to evaluate on; None: all."""
+    """Number of test images to evaluate on. Default: all."""
 
     def __post_init__(self) -> None:
         require(1 <= self.restarts <= 1000, f"restarts is {self.restarts}: it must be 1 to 1000")
@@ -207,12 +208,12 @@ class EvaluationConfig:
         )
         require(len(self.attacks) > 0, "attacks is empty: give at least one, such as natural")
         for attack in (*self.attacks, self.validation_attack):
-            check_attack_name(attack)  # a misspelt name must not surface after hours of training
+            check_attack_name(attack)  # a misspelt name must fail before hours of training
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One training run, complete."""
+    """Complete configuration of one training run."""
 
     recipe: str
     data: DataConfig
@@ -220,7 +221,7 @@ class RunConfig:
     teacher: TeacherConfig | None = None
     method: str = "adaad"
     method_options: dict[str, Any] = field(default_factory=dict)
-    """Overrides of the method's own options, by name (see methods.py)."""
+    """Options of the method by name that differ from its row (see methods/options.py)."""
     inner: InnerConfig = field(default_factory=InnerConfig)
     optim: OptimConfig
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -229,23 +230,23 @@ class RunConfig:
     device: str = "auto"
     mode: Mode = "auto"
     layout: Layout = "auto"
-    """Of the folded networks' convolutions; auto: measured once per machine and network."""
+    """Memory layout of the folded copies' convolutions; auto: measured once per machine and network."""
     log_every: int = 20
-    """Steps between two reads of the metrics from the device."""
+    """Number of steps between two reads of the metrics from the device."""
     early_stop_epochs: int | None = None
-    """Stop when the robust accuracy on the validation split has not risen for so many epochs; None: never."""
+    """Stop if the robust accuracy on the validation split has not risen for this number of epochs. Default: never."""
     checkpoint_every: int = 200
-    """Steps between two checkpoints, beside the one at the end of each epoch."""
+    """Number of steps between two checkpoints; there is one at the end of each epoch as well."""
     deterministic: bool = False
-    """Only algorithms that give the same bits at each run, and no layout that was measured."""
+    """Use only algorithms that give the same bits in each run, and no measured layout."""
     on_nonfinite: OnNonfinite = "stop"
-    """What follows NaN or inf in a step: the run stops, or the update is left out."""
+    """Treatment of NaN or inf in a step: stop the run, or skip the update."""
     teacher_check: int = 256
-    """Images on which the teacher is measured before the training; 0: none."""
+    """Number of images on which the teacher is measured before the training."""
     batch_norm: BatchNorm = "local"
-    """With several processes: the student's batch statistics are of each one's images, or of all."""
+    """Batch statistics of the student: of each rank's images (local), or of the images of all ranks (sync)."""
     rank_timeout_s: float = 600.0
-    """With several processes: seconds after which one that does not answer ends the run."""
+    """Seconds without an answer after which a rank ends the run."""
 
     def __post_init__(self) -> None:
         require(

@@ -99,7 +99,7 @@ REFUSED = [
     (lambda: run_config(method_options={"adversarial_weight": 1.5}), r"adversarial_weight is 1.5.*\[0, 1\]"),
     (lambda: run_config(method_options={"kl_reduction": "sum"}), "kl_reduction is 'sum'.*batchmean"),
     (lambda: run_config(log_every=0), "log_every is 0"),
-    (lambda: run_config(method="saad", optim=OptimConfig(epochs=2, micro_batch=8)), "saad weights.*leave out micro_ba"),
+    (lambda: run_config(method="saad", optim=OptimConfig(epochs=2, micro_batch=8)), "saad normalises its weights.*micro_batch: leave it out"),
     (
         lambda: run_config(early_stop_epochs=2, data=DataConfig(name="digits", validation_size=0)),
         "validation split.*data.validation_size",

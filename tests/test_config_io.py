@@ -91,22 +91,22 @@ def test_null_takes_a_setting_away_and_the_last_override_of_a_setting_counts():
         ("optim.epochs=", "^optim.epochs is '': give a whole number$"),
         ("data.flip=maybe", "^data.flip is 'maybe': give true or false$"),
         ("seed=1.5", "^seed is '1.5': give a whole number$"),
-        (f"seed={2**63}", rf"^seed is {2**63}: give a finite number below 2\*\*63$"),
-        ("seed=" + "9" * 5000, "^seed has no possible value: give a whole number$"),
+        (f"seed={2**63}", f"^seed is '{2**63}': give a whole number$"),
+        ("seed=" + "9" * 5000, r"^seed is '9{12}\.{3}9{13}': give a whole number$"),
         ("data.num_samples=few", "^data.num_samples is 'few': give a whole number or null$"),
-        ("optim.learning_rate=.inf", r"^optim.learning_rate is inf: give a finite number below 2\*\*63$"),
+        ("optim.learning_rate=inf", r"^optim.learning_rate is 'inf': give a finite number$"),
         ("optim.learning_rate=nan", "^optim.learning_rate is 'nan': give a finite number$"),
-        ("optim.learning_rate=1" + 400 * "0", r"^a number is too large: give one below 2\*\*63$"),
+        ("optim.learning_rate=1" + 400 * "0", r"^optim.learning_rate is '10*\.{3}0*': give a finite number$"),
         ("optim.milestones=half", r"^optim.milestones is 'half': give a list \[a finite number, ...\]$"),
         ("seed=null", "seed is null: give a value, or leave it out"),
         ("data.padding=~", "data.padding is null"),
         ("optim=null", "optim is null"),
         ("method_options.adversarial_weight=null", "method_options.adversarial_weight is null"),
         ("method_options.adversarial_weight=half", "adversarial_weight is 'half': give a number"),
-        ("method_options.adversarial_weight=[1]", r"adversarial_weight is \[1\]: give a number"),
+        ("method_options.adversarial_weight=[1]", r"adversarial_weight is '\[1\]': give a number"),
         ("method_options.adversarial_weight=true", "adversarial_weight is True: give a number"),
         ("method_options.clean_statistics=1", "clean_statistics is 1: give true or false"),
-        ("method_options.kl_reduction=3", "kl_reduction is 3: give a text"),
+        ("method_options.kl_reduction=3", "kl_reduction is 3: give a string"),
         ("inner.threat_model.norm=l3", "^inner.threat_model.norm is 'l3': give linf or l2$"),
         ("inner.start=zero", "^inner.start is 'zero': give gaussian, uniform or natural or null$"),
         ("inner.threat_model.epsilon=8", "epsilon is 8.*8/255"),
@@ -244,7 +244,7 @@ def test_the_planted_module_tells_when_it_runs(ran):
 SPEC = {"class_path": CODE, "init_args": {}}
 BOMB = "{a: &a [x,x,x,x,x,x,x,x,x], b: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a], c: [*b,*b,*b,*b,*b,*b,*b,*b,*b]}"
 TAG = "!!python/object/apply:planted_module.Planted []"
-SECTIONS = ["data", "student", "teacher", "method_options", "inner", "inner.threat_model", "optim", "precision"]
+SECTIONS = ["data", "student", "teacher", "method_options", "inner", "inner.threat_model", "optim"]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ SECTIONS = ["data", "student", "teacher", "method_options", "inner", "inner.thre
 )
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_section_is_no_value(ran, monkeypatch, section, text):
-    """Not even the name of a file, which jsonargparse would read."""
+    """Not even the name of a file."""
     monkeypatch.chdir(ran.parent)
     (ran.parent / "data.json").write_text('{"name": "cifar10"}')
     with pytest.raises(ValueError, match=f"^{section} is a section: set its fields one by one"):
@@ -269,7 +269,7 @@ def test_a_section_has_no_class(ran, section, field):
     assert not ran.exists()
 
 
-# The last one is of commas among which a pattern could divide the spaces in 2**100 ways.
+# In the last one a careless pattern could divide the spaces among the commas in 2**100 ways.
 COMPOSED = [
     *(json.dumps(SPEC), f" \t{json.dumps(SPEC)}", f"[\t{json.dumps(SPEC)}]", TAG, f"[{TAG}]", BOMB, "[" * 100_000),
     f"[{100 * ' ,'}!]",
@@ -279,33 +279,38 @@ COMPOSED = [
 @pytest.mark.parametrize(
     "value", [*COMPOSED, "&a 3", "*a", "- 3", "a: b", "[[1]]", "!!int 3"], ids=range(len(COMPOSED) + 6)
 )
-@pytest.mark.parametrize(
-    "name",
-    [
-        "seed",
-        "optim.milestones",
-        "method_options.kl_reduction",
-        "evaluation.attacks",
-        "data.root",
-        "teacher.checkpoint",
-    ],
-)
-def test_a_value_is_plain(ran, tmp_path, name, value):
-    with pytest.raises(
-        ValueError, match=f"{name} is set to '.*: give a plain value, or a list of plain values"
-    ) as caught:
+@pytest.mark.parametrize("name", ["seed", "optim.milestones", "method_options.kl_reduction", "evaluation.attacks"])
+def test_a_composed_value_is_refused(ran, tmp_path, name, value):
+    with pytest.raises(ValueError, match=r"\w") as caught:
         override(DEMO, [f"{name}={value}"])
-    assert len(str(caught.value)) < 200
-    *sections, field = name.split(".")
-    saved = asdict(DEMO)
-    section = saved[sections[0]] if sections else saved
+    assert len(str(caught.value)) < 1100
+    assert "\n" not in str(caught.value)
     for planted in (value, [value], [[3]], [{"class_path": CODE}]):
-        section[field] = planted
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(saved))
-        with pytest.raises(ValueError, match=rf"config.json does not hold a run's configuration: {name} is set to"):
-            read_config(path)
+        with pytest.raises(ValueError, match=r"config.json does not hold a run's configuration: "):
+            read_config(saved_with(tmp_path, name, planted))
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("value", COMPOSED, ids=range(len(COMPOSED)))
+@pytest.mark.parametrize("name", ["data.root", "teacher.checkpoint"])
+def test_a_string_is_taken_verbatim_and_nothing_else_is_one(ran, tmp_path, name, value):
+    section, field = name.split(".")
+    assert asdict(override(DEMO, [f"{name}={value}"]))[section][field] == value
+    assert asdict(read_config(saved_with(tmp_path, name, value)))[section][field] == value
+    for planted in ([value], [[3]], {"class_path": CODE}, 3, True):
+        with pytest.raises(ValueError, match=f"configuration: {name} is .*: give a string or null; "):
+            read_config(saved_with(tmp_path, name, planted))
+    assert not ran.exists()
+
+
+def saved_with(folder: Path, name: str, value: object) -> Path:
+    """Writes the demo's configuration with another value of one setting."""
+    saved = asdict(DEMO)
+    *sections, field = name.split(".")
+    (saved[sections[0]] if sections else saved)[field] = value
+    path = folder / "config.json"
+    path.write_text(json.dumps(saved))
+    return path
 
 
 @pytest.mark.parametrize("value", [SPEC, {"kl_reduction": SPEC}, CODE, [SPEC], "data.json", [CODE]], ids=str)
@@ -316,7 +321,7 @@ def test_a_saved_configuration_names_no_code(ran, monkeypatch, section, value):
     path = ran.parent / "config.json"
     path.write_text(json.dumps(asdict(DEMO) | {section: value}))
     with pytest.raises(
-        ValueError, match=r"config.json does not hold .*(is a section|unknown setting|is set to)"
+        ValueError, match=r"config.json does not hold .*(is a section|unknown setting|give )"
     ) as caught:
         read_config(path)
     assert "\n" not in str(caught.value)

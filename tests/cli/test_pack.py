@@ -49,7 +49,7 @@ def test_a_folder_is_packed_verified_and_known_to_be_complete(run):
     ]
     assert run("pets", "out", "--image-size", "8", "--workers", "1") == (0, result, "")
     assert run("pets", "out", "--image-size", "8") == (0, ["out is complete already", *result], "")
-    assert run("pets", "out", "--verify") == (0, ["out is whole: all checksums agree"], "")
+    assert run("pets", "out", "--verify") == (0, ["out is complete: all checksums agree"], "")
 
 
 def test_progress_is_shown_with_its_rate(capsys):
@@ -107,7 +107,7 @@ def test_damage_is_found_by_verify(run):
 # The words of the command, and what the one line must say.
 MISTAKES = [
     (["pets", "out"], "--image-size is missing: give the side of the packed images in pixels, such as 64"),
-    (["pets", "out", "--image-size", "8", "--center-share", "1.5"], "center_share is 1.5: it is a share, in (0, 1]"),
+    (["pets", "out", "--image-size", "8", "--center-share", "1.5"], "center_share is 1.5: it is a fraction, in (0, 1]"),
     (["pet", "out", "--image-size", "8"], "pet does not exist"),
     (["pets", "pets", "--image-size", "8"], "pets holds something else: give another OUT"),
     (["pets", "out", "--verify"], "out/pack.json does not exist"),
