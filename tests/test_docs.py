@@ -69,7 +69,7 @@ def check_command(command: str) -> None:
         override(recipes.get(recipe, method=getattr(arguments, "method", None) or "adaad"), arguments.overrides)
 
 
-def test_the_example_of_data_gives_the_same_batch_by_each_engine(capsys):
+def test_the_example_of_data_yields_the_same_batch_from_each_engine(capsys):
     run_example("data.md")
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     assert [engine for engine, _ in lines] == ["resident", "dali", "torch"]
@@ -84,7 +84,7 @@ def test_the_example_of_models_prints_the_parameters_of_the_network(tmp_path, mo
     assert capsys.readouterr().out == f"{expected}\n"
 
 
-def test_the_example_method_is_what_its_docstrings_say(capsys, monkeypatch, tmp_path):
+def test_the_example_method_computes_the_formulas_of_its_docstrings(capsys, monkeypatch, tmp_path):
     namespace = run_example("methods.md")
     assert float(re.search(r"[0-9.]+", capsys.readouterr().out)[0]) > 0
     row, student, teacher = namespace["logit_matching"], namespace["student"].eval(), namespace["teacher"].eval()
@@ -127,7 +127,7 @@ def test_files_named_on_a_page_exist(name):
         ("mobilenet-v2", "2,296,922"), ("wrn-28-10", "36,479,194"),
     ],
 )  # fmt: skip
-def test_parameter_counts_of_the_page_of_models(name, parameters):
+def test_parameter_counts_of_the_models_page(name, parameters):
     with torch.device("meta"):
         assert f"{sum(parameter.numel() for parameter in load_model(name).parameters()):,}" == parameters
     assert parameters in PAGES["models.md"]
@@ -142,7 +142,7 @@ def rows_of(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_figures_of_the_page_of_performance_are_those_of_their_rows():
+def test_the_figures_of_the_performance_page_match_their_rows():
     page = " ".join(PAGES["performance.md"].split())
     steps = {(row["method"], row["variant"]): row for row in rows_of("step.csv") if row["pair"] == "cifar"}
     ours, plain = steps["adaad", "distiller-compiled"], steps["adaad", "reference"]
@@ -179,11 +179,11 @@ def test_the_figures_of_the_page_of_performance_are_those_of_their_rows():
     assert {row["host_synchronisations"] for row in steps.values()} <= {"0", ""}
 
 
-def test_the_tables_of_the_page_of_data_are_those_of_their_rows():
+def test_the_tables_of_the_data_page_match_their_rows():
     assert tables(ROOT / "bench" / "results" / "data.csv") in PAGES["data.md"], "run python -m bench data --draw"
 
 
-def test_the_engines_gain_and_take_what_is_asked_of_them():
+def test_the_data_engines_meet_their_targets():
     speed = {(row["images"].split()[1], row["engine"]): row for row in rows_of("data.csv")}
     assert float(speed["arrays", "resident"]["times_dataloader_p50"]) >= 15
     assert all(
@@ -192,15 +192,15 @@ def test_the_engines_gain_and_take_what_is_asked_of_them():
     assert all(float(row["growth_share"]) < 0.05 for row in rows_of("data-memory.csv"))
 
 
-def test_the_table_of_measures_is_that_of_its_rows():
+def test_the_table_of_measures_matches_its_rows():
     assert measures_table(rows_of("measures.csv")) in PAGES["performance.md"]
 
 
-def test_the_table_of_policies_is_that_of_its_rows():
+def test_the_table_of_policies_matches_its_rows():
     assert table(policy_lines(ROOT / "bench" / "results")) in PAGES["performance.md"]
 
 
-def test_the_recommended_policy_gains_and_costs_what_the_pages_say():
+def test_gain_and_cost_of_the_recommended_policy_match_the_pages():
     speeds = {(row["policy"], row["teacher_precision"]): row for row in rows_of("policies-speed.csv")}
     accuracies: dict[tuple[str, str, str], list[float]] = {}
     for row in rows_of("policies.csv"):
@@ -219,7 +219,7 @@ def test_the_recommended_policy_gains_and_costs_what_the_pages_say():
     assert change("pgd20") > 0  # robustness did not fall
 
 
-def test_the_faults_that_were_survived_are_those_of_the_rows():
+def test_the_survived_faults_match_their_rows():
     with open(ROOT / "bench" / "results" / "faults.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert all(row["tried"] == row["survived"] for row in rows)

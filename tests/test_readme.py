@@ -38,7 +38,7 @@ def test_command_line_example_parses(line):
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", README))
-def test_links_lead_somewhere(link):
+def test_links_resolve(link):
     assert (ROOT / link).exists()
 
 
@@ -53,7 +53,7 @@ def table_under(header: str) -> list[list[str]]:
     return [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_the_table_of_systems_is_that_of_its_rows():
+def test_the_table_of_systems_matches_its_rows():
     measured: dict[tuple[str, str, str], list[float]] = {}
     for row in rows_of("fashion-mnist-small.csv"):
         measured.setdefault((row["student"], row["method"], row["attack"]), []).append(100 * float(row["accuracy"]))
@@ -68,11 +68,11 @@ def test_the_table_of_systems_is_that_of_its_rows():
             assert cell == f"{statistics.fmean(accuracies):.1f}{spread}", (student, method, attack)
 
 
-def test_the_tables_of_speed_are_those_of_their_rows():
+def test_the_tables_of_speed_are_up_to_date():
     assert readme.rewritten(README, readme.block()) == README, "run python -m bench readme"
 
 
-def test_the_tables_of_speed_have_the_figures_of_the_last_rows():
+def test_the_tables_of_speed_match_the_last_rows():
     rows = rows_of("step.csv")
     header = README[README.index("| networks, batch | method | reference") :].partition("\n")[0]
     table = table_under(header)
@@ -86,7 +86,7 @@ def test_the_tables_of_speed_have_the_figures_of_the_last_rows():
             assert cell == ("{:.2f} ({:.2f} to {:.2f})".format(*quantiles) if quantiles else ""), variant
 
 
-def test_the_figures_of_the_data_are_those_of_their_rows():
+def test_the_figures_of_the_data_match_their_rows():
     words = " ".join(README.split())
     speed = {
         (row["images"].split()[1], row["engine"]): float(row["times_dataloader_p50"]) for row in rows_of("data.csv")

@@ -20,11 +20,10 @@ pytest.importorskip("mkdocstrings_handlers.python", reason="needs the extra docs
 def site(tmp_path_factory) -> Path:
     """Builds the site as `make docs` does; a warning is an error."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "http_proxy": "http://127.0.0.1:9"}
     built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    assert built.stderr == ""
     return folder
 
 

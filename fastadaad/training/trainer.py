@@ -463,7 +463,7 @@ def train(
         One result per attack of config.evaluation.
 
     Raises:
-        Errors of Trainer and Trainer.train.
+        Exception: As Trainer and Trainer.train.
     """
     trainer = Trainer(config, Path(folder), console, resume=resume)
     trainer.train()
