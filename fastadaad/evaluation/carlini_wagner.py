@@ -1,4 +1,4 @@
-"""The attack of Carlini and Wagner (2017) in l2, batched, with a binary search over its constant for each image."""
+"""Attack of Carlini and Wagner (2017) in l2, batched, with a binary search over the constant of each image."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastadaad.config import ThreatModel
 from fastadaad.methods.objectives import margin
 
-# Pixels of exactly 0 or 1 lie at infinity in tanh space; this brings them back.
+# Pixels of exactly 0 or 1 lie at infinity in tanh space; this factor keeps them finite.
 _SHRINK = 1 - 1e-6
 
 
@@ -18,8 +18,17 @@ _SHRINK = 1 - 1e-6
 class CarliniWagner:
     """Minimises |delta|^2 + constant * max(z_y - max_{j != y} z_j + confidence, 0) by Adam in tanh space.
 
-    The defaults are the settings of the paper's evaluation: one constant, no search, no radius. With `within_epsilon`
-    an image counts as broken only within the l2 radius of the threat model.
+    z are the logits, y is the label. The defaults are the settings of the AdaAD paper's evaluation: one constant, no
+    search and no radius.
+
+    Args:
+        num_steps: Largest number of steps of Adam for each constant.
+        search_steps: Number of constants that the binary search tries for each image.
+        constant: First constant.
+        confidence: Lead in logits that an adversarial image must have.
+        learning_rate: Learning rate of Adam.
+        within_epsilon: If True, an image counts as broken only within the l2 radius of the threat model; otherwise at
+            any distance.
     """
 
     num_steps: int = 1000
@@ -31,7 +40,7 @@ class CarliniWagner:
     is_random = False
 
     def check(self, threat_model: ThreatModel) -> None:
-        """Raises ValueError where a radius is needed and it is not l2."""
+        """Raises ValueError if the attack needs an l2 radius and the threat model has another norm."""
         if self.within_epsilon and threat_model.norm != "l2":
             raise ValueError(f"cw-l2 needs an l2 radius, and the threat model's norm is {threat_model.norm}: use cw")
 
@@ -43,14 +52,32 @@ class CarliniWagner:
         labels: Tensor,
         generators: Sequence[torch.Generator],
     ) -> Tensor:
-        """Which images are not broken, a bool [B]; the search has no random start and leaves `generators` alone."""
+        """Attacks a batch.
+
+        Args:
+            model: Network in eval mode, from pixels to logits [B, N].
+            threat_model: Radius, if the attack has one.
+            x_natural: Images [B, C, H, W], fp32 in [0, 1].
+            labels: Class numbers [B], int64.
+            generators: Not used, as the attack has no random start.
+
+        Returns:
+            A bool tensor [B]: True if no adversarial image was found.
+        """
         _, distance = self.perturb(model, x_natural, labels)
         return distance > threat_model.epsilon if self.within_epsilon else distance.isinf()
 
     def perturb(self, model: nn.Module, x_natural: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """x_adv [B, C, H, W], the closest adversarial image found, and its l2 distance [B].
+        """Searches for the closest adversarial images.
 
-        Where none was found the image is x_natural and the distance infinite.
+        Args:
+            model: Network in eval mode, from pixels to logits [B, N].
+            x_natural: Images [B, C, H, W], fp32 in [0, 1].
+            labels: Class numbers [B], int64.
+
+        Returns:
+            x_adv [B, C, H, W] and the l2 distances [B] from x_natural. If no adversarial image was found, x_adv is the
+            natural image and the distance is infinite.
         """
         best_x_adv, best_distance = x_natural.clone(), torch.full_like(labels, math.inf, dtype=x_natural.dtype)
         constant = torch.full_like(best_distance, self.constant)
@@ -65,7 +92,7 @@ class CarliniWagner:
         return best_x_adv, best_distance
 
     def _minimize(self, model: nn.Module, x_natural: Tensor, labels: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
-        """As perturb, for given constants [B]."""
+        """Runs Adam with one constant [B] per image; returns the same as perturb."""
         w = torch.atanh(_SHRINK * (2 * x_natural - 1)).requires_grad_()
         optimizer = torch.optim.Adam([w], lr=self.learning_rate)
         best_x_adv, best_distance = x_natural.clone(), torch.full_like(constant, math.inf)
@@ -73,14 +100,14 @@ class CarliniWagner:
         for step in range(self.num_steps):
             x_adv = (w.tanh() + 1) / 2
             squared_distance = (x_adv - x_natural).square().sum((1, 2, 3))
-            lead = -margin(model(x_adv), labels)  # of the right class; negative where the image is adversarial
+            lead = -margin(model(x_adv), labels)  # of the right class; negative if the image is adversarial
             loss = (squared_distance + constant * (lead + self.confidence).clamp(min=0)).sum()
             with torch.no_grad():
                 distance = squared_distance.sqrt()
                 better = (lead <= -self.confidence) & (lead < 0) & (distance < best_distance)
                 best_x_adv = torch.where(better.view(-1, 1, 1, 1), x_adv, best_x_adv)
                 best_distance = torch.where(better, distance, best_distance)
-            if step % check_every == 0:  # the authors' rule: stop when a tenth of the steps brought nothing
+            if step % check_every == 0:  # the authors' rule: stop if a tenth of the steps did not reduce the loss
                 if loss.item() > 0.9999 * last_loss:
                     break
                 last_loss = loss.item()

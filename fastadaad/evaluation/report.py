@@ -1,4 +1,4 @@
-"""Results as people look at them: a table, CSV, JSON."""
+"""Results of attacks as tables of the terminal, as CSV and as JSON."""
 
 import csv
 import io
@@ -17,21 +17,27 @@ Models = Sequence[tuple[str, Sequence[AttackResult]]]
 
 
 def attack_title(result: AttackResult) -> str:
-    """natural, fgsm, pgd20, or pgd20 x2 with two restarts."""
+    """Returns the name of the attack and its restarts if it has several: natural, pgd20, pgd20 x2."""
     return result.attack if result.restarts == 1 else f"{result.attack} x{result.restarts}"
 
 
 def percent(accuracy: float) -> str:
+    """Formats a fraction in per cent, with one digit."""
     return f"{100 * accuracy:.1f}"
 
 
 def table_title(result: AttackResult) -> str:
-    """On what the accuracies of a table were measured, from one of its results."""
+    """Returns the title of a table of accuracies, with the images and the threat model of one of its results."""
     return f"Accuracy in % on {result.num_images:,} images, {result.norm} epsilon {result.epsilon:g}"
 
 
 def print_accuracies(console: Console, models: Models) -> None:
-    """One row per (name, results), one column per attack; all models have the same attacks. Then what to know."""
+    """Prints a table with a row per model and a column per attack, then the notes and warnings.
+
+    Args:
+        console: Console to print on.
+        models: Name and results of each model; all models have the same attacks.
+    """
     table = Table(title=table_title(models[0][1][0]))
     table.add_column("model")
     for result in models[0][1]:
@@ -45,15 +51,15 @@ def print_accuracies(console: Console, models: Models) -> None:
 
 
 def print_attacks(console: Console, results: Sequence[AttackResult]) -> None:
-    """One model: one row per attack and per part of it, with the time each took. Then what to know."""
+    """Prints the results of one model, a row per attack and attack stage with its seconds, then notes and warnings."""
     table = Table(title=table_title(results[0]))
     for column in ("attack", "accuracy", "seconds"):
         table.add_column(column, justify="left" if column == "attack" else "right")
     for result in results:
         accuracy = f"{percent(result.accuracy)} ± {100 * result.margin:.1f}"
         table.add_row(attack_title(result), accuracy, f"{result.seconds:,.1f}")
-        for part, part_accuracy, seconds in result.parts:
-            table.add_row(f"  after {part}", percent(part_accuracy), f"{seconds:,.1f}")
+        for stage, stage_accuracy, seconds in result.parts:
+            table.add_row(f"  after {stage}", percent(stage_accuracy), f"{seconds:,.1f}")
     console.print(table)
     for line in _remarks(results):
         console.print(line)
@@ -66,7 +72,7 @@ def _remarks(results: Sequence[AttackResult]) -> list[str]:
 
 
 def csv_bytes(rows: Sequence[dict]) -> bytes:
-    """The rows as a CSV file; all have the same keys."""
+    """Returns the content of a CSV file; all rows have the same keys."""
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -75,12 +81,12 @@ def csv_bytes(rows: Sequence[dict]) -> bytes:
 
 
 def write_results(path: Path, models: Models) -> None:
-    """The same as CSV, one row per model and attack."""
+    """Writes the results as CSV, one row per model and attack."""
     rows = [{"model": name} | result.row() for name, results in models for result in results]
     write_output(path, csv_bytes(rows))
 
 
 def write_json(path: Path, name: str, results: Sequence[AttackResult]) -> None:
-    """The same as JSON: the model, the warning where there is one, and every field of every result."""
+    """Writes the results of one model as JSON: its name, the warning or null, and every field of each result."""
     content = {"model": name, "warning": masking_warning(results), "attacks": [asdict(result) for result in results]}
     write_output(path, json.dumps(content, indent=2).encode())

@@ -1,4 +1,4 @@
-"""Attacks in parts, each on the images that survived those before; what has been attacked is kept in a file."""
+"""Attacks in stages, each on the survivors of the stages before it, with their progress saved in a file."""
 
 import hashlib
 import json
@@ -17,56 +17,75 @@ from fastadaad.runtime.files import write_atomically
 
 @dataclass(kw_only=True)
 class Survival:
-    """Which images survive so far, and how far the attack has come."""
+    """Progress of an attack: the surviving images and the finished stages.
+
+    Attributes:
+        survives: True for each image that is classified correctly before the attack and after it, so far.
+        attacked: True for each image that the current stage has attacked.
+        accuracies: Accuracy after each finished stage, a fraction.
+        seconds: Duration of each stage, including the current one.
+    """
 
     survives: list[bool]
     attacked: list[bool]
-    """By the current part."""
     accuracies: list[float]
-    """After each finished part."""
     seconds: list[float]
-    """Of each part, the current one included."""
 
     def __post_init__(self) -> None:
         kinds = {"survives": bool, "attacked": bool, "accuracies": float, "seconds": float}
         lists = {name: getattr(self, name) for name in kinds}
         if not all(isinstance(lists[name], list) and set(map(type, lists[name])) <= {kinds[name]} for name in kinds):
-            raise TypeError("a list is none, or holds something else")
+            raise TypeError("a field is not a list of its type")
         if len(self.survives) != len(self.attacked) or not 0 <= len(self.seconds) - len(self.accuracies) <= 1:
-            raise ValueError("two lists do not belong together")
+            raise ValueError("the lengths of two lists do not match")
 
     def advance(self, indices: Sequence[int], survives: Tensor, seconds: float) -> None:
-        """Enter the outcome of the current part for the images `indices`."""
+        """Records the outcome of the current stage for the images `indices`."""
         for index, survived in zip(indices, survives.tolist(), strict=True):
             self.survives[index], self.attacked[index] = survived, True
         self.seconds[-1] += seconds
 
 
 class Keeper:
-    """Writes a Survival after each batch and reads it back; without a folder it does neither."""
+    """Saves a Survival after each batch and loads it again; does nothing without a folder.
+
+    Args:
+        folder: Folder of the files, or None.
+        name: Name of the attack.
+        facts: Everything that the outcome depends on, as JSON. Other facts have another file.
+    """
 
     def __init__(self, folder: Path | None, name: str, facts: object) -> None:
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
         self._path = None if folder is None else folder / f"{name}_{digest}.json"
 
     def load(self) -> Survival | None:
+        """Loads the progress.
+
+        Returns:
+            The progress, or None if no file has these facts.
+
+        Raises:
+            ValueError: The file is damaged.
+        """
         if self._path is None or not self._path.exists():
             return None
         try:
             return Survival(**json.loads(self._path.read_text()))
         except (OSError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"{self._path} is not what an evaluation kept: delete it, and this attack begins anew"
+                f"{self._path} is not the saved progress of an evaluation: delete it, and this attack starts again"
             ) from error
 
     def save(self, survival: Survival) -> None:
+        """Writes the progress in one piece."""
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path, json.dumps(asdict(survival)).encode())
 
 
 def fingerprint(*tensors: Tensor) -> str:
-    """sha256 of the tensors' bytes."""
+    """Returns the sha256 of the bytes of all tensors."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -85,25 +104,40 @@ def attack_survivors(
     keeper: Keeper,
     progress: Callable[[str, int], None],
 ) -> Survival:
-    """Run the parts of `spec` on x_natural [M, C, H, W] in batches, going on from what `keeper` has kept."""
+    """Runs the stages of an attack, each on the images that survived the stages before it.
+
+    Args:
+        model: Network in eval mode, from pixels to logits [B, N].
+        spec: Attack and its stages.
+        threat_model: Norm and radius.
+        x_natural: Images [M, C, H, W], fp32 in [0, 1].
+        labels: Class numbers [M], int64.
+        batch_size: Images per batch.
+        generators: One generator of random starts per restart.
+        keeper: Saved progress, from which the attack resumes.
+        progress: Function that is called with the name of the stage and the number of images after each batch.
+
+    Returns:
+        The survival of each image, and the accuracy and the seconds of each stage.
+    """
     survival = keeper.load() or _before_attack(model, x_natural, labels, batch_size)
-    for number, (part, attack) in enumerate(spec.stages):
+    for number, (stage, attack) in enumerate(spec.stages):
         if number < len(survival.accuracies):
-            progress(part, len(labels))
+            progress(stage, len(labels))
             continue
         if number == len(survival.seconds):
             survival.attacked = [False] * len(labels)
             survival.seconds.append(0.0)
         pairs = enumerate(zip(survival.survives, survival.attacked, strict=True))
         pending = [index for index, (survives, attacked) in pairs if survives and not attacked]
-        progress(part, len(labels) - len(pending))
+        progress(stage, len(labels) - len(pending))
         for start in range(0, len(pending), batch_size):
             indices = pending[start : start + batch_size]
             started = time.perf_counter()
             survives = attack.survives(model, threat_model, x_natural[indices], labels[indices], generators)
             survival.advance(indices, survives, time.perf_counter() - started)
             keeper.save(survival)
-            progress(part, len(indices))
+            progress(stage, len(indices))
         survival.accuracies.append(sum(survival.survives) / len(labels))
         keeper.save(survival)
     return survival

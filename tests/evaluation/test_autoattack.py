@@ -130,7 +130,7 @@ def test_a_state_of_another_form_is_refused(tmp_path, changed):
     (path,) = tmp_path.iterdir()
     assert keeper.load() == survival.Survival(**GOOD)
     path.write_text(json.dumps(GOOD | changed))
-    with pytest.raises(ValueError, match=f"^{path} is not what an evaluation kept: delete it"):
+    with pytest.raises(ValueError, match=f"^{path} is not the saved progress of an evaluation: delete it"):
         keeper.load()
 
 

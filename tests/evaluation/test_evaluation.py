@@ -274,10 +274,10 @@ def test_a_warning_names_masked_gradients_and_only_those():
     assert masking_warning([result("pgd20", 0.60), result("autoattack", 0.51)]) is None
     assert masking_warning([result("natural", 0.9), result("autoattack", 0.1)]) is None
     masked = [result("pgd20", 0.70), result("fgsm", 0.65), result("autoattack", 0.50)]
-    assert "autoattack leaves 50.0 % where fgsm leaves 65.0 %" in masking_warning(masked)
+    assert "accuracy is 50.0 % under autoattack and 65.0 % under fgsm" in masking_warning(masked)
     console = Console(file=io.StringIO(), width=200)
     print_accuracies(console, [("student", masked)])
-    assert "student: warning: autoattack leaves" in console.file.getvalue()
+    assert "student: warning: accuracy is 50.0 % under autoattack" in console.file.getvalue()
 
 
 def test_curves_are_drawn_from_epochs_that_were_measured(tmp_path):
