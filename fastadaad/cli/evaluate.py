@@ -1,4 +1,4 @@
-"""Evaluate a run folder, or a file of weights."""
+"""Evaluate the network of a run folder or of a weights file."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastadaad.run_config import RunConfig
 
 EXAMPLE = "fastadaad evaluate runs/my-run --attacks pgd20,autoattack -n 1000"
-# Options that are short for a setting.
+# Options that are short forms of a setting.
 SETTINGS = {
     "attacks": "evaluation.attacks",
     "num_images": "evaluation.num_images",
@@ -26,21 +26,24 @@ SETTINGS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `fastadaad evaluate`."""
     parser.add_argument("run_or_weights", metavar="RUN_OR_WEIGHTS", help="a run folder or a weights file")
     add_overrides(parser)
     parser.add_argument("--attacks", metavar="LIST", help="natural, fgsm, pgdN, cw, cw-l2, cw-linf, autoattack")
-    parser.add_argument("-n", "--num-images", metavar="N", help="the first N of the test set")
+    parser.add_argument("-n", "--num-images", metavar="N", help="evaluate on the first N images of the test set")
     parser.add_argument("--norm", help="linf or l2")
     parser.add_argument("--epsilon", help="radius in pixel units, such as 8/255")
-    parser.add_argument("--recipe", help="of a weights file: its data set and network")
-    parser.add_argument("--csv", metavar="FILE", help="write the results there too")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
-    parser.add_argument("--state", metavar="FOLDER", help="keep there what cw and autoattack have done, and go on")
-    parser.add_argument("--shard", type=_shard, metavar="I/N", help="every N-th image from I; all/N: all, one by one")
+    parser.add_argument("--recipe", help="recipe with the data set and the network of a weights file")
+    parser.add_argument("--csv", metavar="FILE", help="write the results to a CSV file")
+    parser.add_argument("--json", metavar="FILE", help="write the results to a JSON file")
+    parser.add_argument("--state", metavar="FOLDER", help="save the progress of cw and autoattack there, and resume it")
+    parser.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="every N-th image from I; all/N: all shards in turn"
+    )
 
 
 def _shard(text: str) -> tuple[list[int], int]:
-    """The numbers of the shards to evaluate, and of how many."""
+    """Returns the numbers of the shards to evaluate and the number of shards in total."""
     match = re.fullmatch(r"([0-9]{1,4}|all)/([1-9][0-9]{0,3})", text)
     if match is None or (match[1] != "all" and int(match[1]) >= int(match[2])):
         raise argparse.ArgumentTypeError(f"{text!r} is not a shard: write 0/2 and 1/2, or all/2")
@@ -70,6 +73,7 @@ def _config_and_weights(arguments: argparse.Namespace) -> "tuple[RunConfig, Path
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Evaluates the network, prints the results and writes them to the requested files."""
     from fastadaad.evaluation.report import print_attacks, write_json, write_results
     from fastadaad.runtime.distributed import joined_process_group
     from fastadaad.runtime.output_files import check_output
@@ -79,12 +83,12 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         check_output(Path(output))
     state = None if arguments.state is None else Path(arguments.state)
     if state is not None and state.exists() and not state.is_dir():
-        raise ValueError(f"{state} is no folder: give a folder, new or of an evaluation that goes on")
+        raise ValueError(f"{state} is not a folder: give a folder, new or of the evaluation to resume")
     with joined_process_group(config.device, config.rank_timeout_s) as process_group:
         if not process_group.is_first:
             console = Console(quiet=True)
         if arguments.shard and process_group.size > 1:
-            raise ValueError("--shard is for processes that are started one by one: leave it out under torchrun")
+            raise ValueError("--shard is for separate commands: leave it out under torchrun")
         results = _results(arguments, config, weights, state, console)
         print_attacks(console, results)
         name = Path(arguments.run_or_weights).name
@@ -97,7 +101,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 def _results(
     arguments: argparse.Namespace, config: "RunConfig", weights: Path, state: Path | None, console: Console
 ) -> "list[AttackResult]":
-    """Of the shards that are asked for, merged."""
+    """Evaluates the requested shards and merges their results."""
     from fastadaad.evaluation import merge
     from fastadaad.run_config import ModelConfig
     from fastadaad.training.build import build_model, resolve_device
@@ -107,8 +111,8 @@ def _results(
     device = resolve_device(config.device)
     data = training_data(config, device)
     model = build_model(ModelConfig(name=config.student.name, checkpoint=str(weights)), data, device)
-    shards, count = arguments.shard or ([0], 1)
-    parts = [replace(data, test=data.test.shard(shard, count)) for shard in shards]
+    numbers, count = arguments.shard or ([0], 1)
+    shards_of_data = [replace(data, test=data.test.shard(number, count)) for number in numbers]
     name = Path(arguments.run_or_weights).name
-    measured = [evaluate_on_test_set(model, config, part, console, name, state=state) for part in parts]
+    measured = [evaluate_on_test_set(model, config, shard, console, name, state=state) for shard in shards_of_data]
     return [merge(results) for results in zip(*measured, strict=True)]
