@@ -5,9 +5,9 @@ options that the loss reads (methods/options.py); docs/methods.md has an example
 functions as strings, so that recipes and the command line can read it without importing torch.
 """
 
-import pkgutil
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from fastadaad.config import Start
@@ -144,7 +144,15 @@ class Method:
 
 def _object(given: Any) -> Any:
     """Returns an object of fastadaad.methods by its name; anything but a string is returned unchanged."""
-    return pkgutil.resolve_name(f"fastadaad.methods.{given}") if isinstance(given, str) else given
+    if not isinstance(given, str):
+        return given
+    # By import statements, which torch.compile traces; it refuses importlib and pkgutil.
+    import fastadaad.methods.igdm
+    import fastadaad.methods.losses
+    import fastadaad.methods.objectives
+    import fastadaad.methods.saad
+
+    return attrgetter(given)(fastadaad.methods)
 
 
 _DISTILLATION = ("teacher_weight", "temperature", "kl_reduction", "clean_statistics")

@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import images_and_labels, student_and_teacher
+from searches import pixel_gradient
 from torch import Tensor, nn
 
 from fastadaad import methods
-from fastadaad.inner.step import pixel_gradient, tape_vjp, traceable_vjp
+from fastadaad.inner.search import tape_vjp, traceable_vjp
 from fastadaad.methods.losses import kl_mean
 from fastadaad.methods.options import MethodOptions
 from fastadaad.methods.saad import renyi_entropy
@@ -183,11 +184,11 @@ MAXIMISED_BY = {
 @pytest.mark.parametrize(("value", "name"), [(value, name) for value, names in MAXIMISED_BY.items() for name in names])
 def test_the_pixel_gradient_of_an_inner_objective_is_that_of_its_formula(value, name, vjp):
     student, teacher = (copy.deepcopy(network).eval().requires_grad_(False) for network in NETWORKS)
-    objective = methods.get(name).objective
+    method = methods.get(name).resolved()
     with torch.no_grad():
-        target = objective.fixed_target(student, teacher, X_NATURAL, LABELS)
-    networks = (student, teacher) if objective.through_teacher else (student,)
-    gradient = pixel_gradient(vjp, networks, objective, X_ADV, target)
+        target = method.objective.fixed_target(student, teacher, X_NATURAL, LABELS)
+    networks = (student, teacher) if method.through_teacher else (student,)
+    gradient = pixel_gradient(vjp, networks, method.objective, X_ADV, target)
 
     x = X_ADV.double().requires_grad_()
     (expected,) = torch.autograd.grad(INNER_VALUES[value](x, student.double(), teacher.double()), x)

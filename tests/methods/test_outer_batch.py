@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from fastadaad import methods
-from fastadaad.methods.outer_batch import OuterBatch, sees_the_batch
+from fastadaad.methods.outer_batch import OuterBatch, depends_on_batch
 
 X_NATURAL, LABELS = images_and_labels(batch_size=4)
 X_ADV = (X_NATURAL + 0.1 * torch.randn(X_NATURAL.shape, generator=torch.Generator().manual_seed(5))).clamp(0, 1)
@@ -110,7 +110,7 @@ def test_one_forward_for_several_points_gives_what_one_for_each_gives(name, opti
     apart = copy.deepcopy(together)
     loss = loss_of(name, options, epoch, together, teacher)
     loss.backward()
-    monkeypatch.setattr("fastadaad.methods.outer_batch.sees_the_batch", lambda network: True)
+    monkeypatch.setattr("fastadaad.methods.outer_batch.depends_on_batch", lambda network: True)
     expected = loss_of(name, options, epoch, apart, teacher)
     expected.backward()
     assert len(apart.rows) > len(together.rows)
@@ -145,8 +145,8 @@ class HomeMadeBatchNorm(nn.Module):
 )
 def test_layers_that_see_the_batch_are_known(layer, in_train_mode, in_eval_mode):
     network = nn.Sequential(nn.Conv2d(3, 3, 1), layer)
-    assert sees_the_batch(network.train()) == in_train_mode
-    assert sees_the_batch(network.eval()) == in_eval_mode
+    assert depends_on_batch(network.train()) == in_train_mode
+    assert depends_on_batch(network.eval()) == in_eval_mode
 
 
 def test_logits_are_fp32_also_under_autocast():
