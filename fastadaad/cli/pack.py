@@ -1,7 +1,8 @@
 """Decode a folder of images once, into arrays.
 
-FOLDER holds train and test, or val, with a folder per class each. Killed and started
-again, it goes on where it stopped. To train from it: data.name=packed data.root=OUT.
+FOLDER holds train and test (or val), each with one folder per class. After an
+interruption, run the command again to resume. To train from OUT:
+data.name=packed data.root=OUT.
 """
 
 import argparse
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fastadaad.data.datasets.packed import Pack
 
 EXAMPLE = "fastadaad pack pets pets-64 --image-size 64"
-NUM_SHOWN = 20  # files that were left out; pack.json has all
+NUM_SHOWN = 20  # skipped files that are listed; pack.json has all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="X",
-        help="of the shorter side, kept in the middle; default: 1",
+        help="fraction of the shorter side that the center crop keeps; default: 1",
     )
     parser.add_argument("--skip-errors", action="store_true", help="leave out files that cannot be decoded")
-    parser.add_argument("--workers", type=positive, metavar="N", help="threads; default: as many as processors")
-    parser.add_argument("--verify", action="store_true", help="compare a finished OUT with its checksums instead")
+    parser.add_argument("--workers", type=positive, metavar="N", help="number of threads; default: one per processor")
+    parser.add_argument("--verify", action="store_true", help="only compare a finished OUT with its checksums")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
@@ -72,11 +73,11 @@ def verify(folder: Path, console: Console) -> None:
     num_images = sum(split.num_images for split in pack.splits.values())
     with image_progress(console, f"verifying {folder.name}", num_images) as progress:
         verify_pack(folder, pack, progress.advance)
-    print_line(console, f"{folder} is whole: all checksums agree")
+    print_line(console, f"{folder} is complete: all checksums agree")
 
 
 def report(pack: "Pack", folder: Path, console: Console) -> None:
-    """What `folder` holds, and which files were left out of it."""
+    """Prints the contents of `folder` and the files that were left out."""
     train, test = pack.splits["train"], pack.splits["test"]
     size = pack.origin.image_size
     megabytes = (train.num_images + test.num_images) * pack.origin.image_bytes / 1e6

@@ -1,4 +1,4 @@
-"""Data sets, and engines that make batches of them as a pure function of (seed, epoch, batch number)."""
+"""Data sets, and engines that make their batches as a pure function of (seed, epoch, batch number)."""
 
 from fastadaad.data.augmentation import Augmentation
 from fastadaad.data.dataset import DataError, Dataset, ImageFiles

@@ -1,4 +1,4 @@
-"""How the images of an epoch are cropped, mirrored, cut out and coloured: pure functions of (seed, epoch, sample)."""
+"""Random crops, flips, cutouts and colours of images: pure functions of (seed, epoch, sample)."""
 
 from dataclasses import dataclass
 
@@ -11,41 +11,59 @@ from fastadaad.data.resized_crop import NUM_DRAWS as RESIZED_CROP_DRAWS
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is done to a training image, in this order; the default is nothing."""
+    """Augmentation of training images, applied in the order of the attributes; the default changes nothing.
+
+    Attributes:
+        min_crop_scale: Smallest fraction of the area that a random resized crop of an image file keeps; 1: center crop.
+        padding: Black pixels added on each side before a random crop to the old size.
+        flip: Random horizontal flips.
+        color_jitter: Brightness, contrast and saturation of image files are multiplied by factors in
+            [1 - color_jitter, 1 + color_jitter].
+        cutout: Side in pixels of a black square at a random place, which may cross the border; 0: no square.
+    """
 
     min_crop_scale: float = 1.0
-    """Random resized crops of image files of at least this share of the area; 1: the centre of the image instead."""
     padding: int = 0
-    """Random crops of the image padded by so many black pixels on each side."""
     flip: bool = False
-    """Random horizontal flips."""
     color_jitter: float = 0.0
-    """Of image files: brightness, contrast and saturation are multiplied by factors in [1 - it, 1 + it]."""
     cutout: int = 0
-    """Side in pixels of a black square at a random place, partly outside near the border; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Draws:
-    """The random numbers of B samples; None where the augmentation needs none."""
+    """Random numbers of B samples; None for a disabled augmentation.
+
+    Attributes:
+        top: int64 [B] in [0, 2 * padding], first row of the crop in the padded image.
+        left: int64 [B], first column of the crop.
+        flip: bool [B].
+        cutout_center: int64 [B, 2], row and column in the finished crop.
+        resized_crop: float32 [B, RESIZED_CROP_DRAWS] in [0, 1), see resized_crop.py.
+        color: float32 [B, 3], factors of brightness, contrast and saturation.
+    """
 
     top: Tensor
-    """int64 [B] in [0, 2 padding]: first row of the crop in the padded image."""
     left: Tensor
     flip: Tensor
-    """bool [B]."""
     cutout_center: Tensor | None = None
-    """int64 [B, 2], a row and a column of the finished crop."""
     resized_crop: Tensor | None = None
-    """float32 [B, RESIZED_CROP_DRAWS] in [0, 1), see resized_crop.py."""
     color: Tensor | None = None
-    """float32 [B, 3]: the factors of brightness, contrast and saturation."""
 
 
 def draw(augmentation: Augmentation, seed: int, epoch: int, indices: Tensor, height: int, width: int) -> Draws:
-    """The draws of the samples `indices` int64 [B] in an epoch, on their device, for images of height x width.
+    """Draws the random numbers of samples in an epoch.
 
-    Crop corners are uniform to within 2**-24; a mirror flag has probability 1/2, or 0 without `flip`.
+    Args:
+        augmentation: Augmentation that needs the numbers.
+        seed: Seed, 0 <= seed < 2**63.
+        epoch: Epoch number, from 0.
+        indices: Samples, int64 [B].
+        height: Rows of an image in pixels.
+        width: Columns of an image in pixels.
+
+    Returns:
+        Draws on the device of `indices`. Crop corners are uniform to within 2**-24; flip has probability 1/2, or 0 if
+        augmentation.flip is False.
     """
     bits = hash_bits(seed, Use.AUGMENTATION, epoch, indices)
     num_offsets = 2 * augmentation.padding + 1

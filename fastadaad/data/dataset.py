@@ -1,4 +1,4 @@
-"""What a data set is once it has been read."""
+"""Types of a data set that has been read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,19 +23,23 @@ def check_labels(path: Path, labels: Tensor, num_classes: int, remedy: str) -> N
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageFiles:
-    """M images as files of any size, decoded when a batch needs them and brought to image_size x image_size x 3."""
+    """M images as files of any size, decoded when a batch needs them and resized to image_size x image_size x 3.
+
+    Attributes:
+        root: Folder of the files.
+        names: Paths of the files below `root`, one per image.
+        image_size: Side of the resized images in pixels.
+        center_share: Side of the center crop as a fraction of the image's shorter side, for images that are not cropped
+            at random. 0.875 is usual for ImageNet.
+        on_error: "raise" raises DataError for a file that cannot be decoded; "skip" leaves it out of its batch and
+            counts it.
+    """
 
     root: Path
     names: Sequence[str]
-    """Below `root`, one for each image."""
     image_size: int
     center_share: float = 1.0
-    """Of images that are not cropped at random: side of the square in the middle that is kept, over the shorter side.
-
-    0.875 is the usual one for ImageNet.
-    """
     on_error: OnError = "raise"
-    """What happens to a file that cannot be decoded: DataError, or it is left out of its batch and counted."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -45,11 +49,11 @@ class ImageFiles:
 
 
 Images = Tensor | ImageFiles
-"""uint8 [M, H, W, C] on the CPU, which may be a memory map, or files."""
+"""uint8 [M, H, W, C] on the CPU, possibly a memory map, or image files."""
 
 
 def image_shape(images: Images) -> tuple[int, int, int]:
-    """(H, W, C) of the images of a batch."""
+    """Returns (H, W, C) of the images of a batch."""
     if isinstance(images, ImageFiles):
         return images.image_size, images.image_size, 3
     _, height, width, channels = images.shape
@@ -58,7 +62,18 @@ def image_shape(images: Images) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Images with labels int64 [M] on the CPU, 0 <= label < len(class_names)."""
+    """Images and labels of a training set and a test set.
+
+    Attributes:
+        name: Name in DATASETS.
+        train_images: uint8 [M, H, W, C] on the CPU, or image files.
+        train_labels: int64 [M] on the CPU, 0 <= label < len(class_names).
+        test_images: As train_images.
+        test_labels: As train_labels.
+        class_names: Name of each class, in the order of the labels.
+        statistics: (mean, std) of the training images per channel in pixel units, if known without reading all images.
+        skipped: Image files that were left out when the set was read into arrays, with the reason.
+    """
 
     name: str
     train_images: Images
@@ -67,6 +82,4 @@ class Dataset:
     test_labels: Tensor
     class_names: tuple[str, ...]
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """(mean, std) of the training images per channel in pixel units, where they are known without reading all."""
     skipped: Mapping[Path, str] = field(default_factory=dict)
-    """Image files that were left out when the set was read into arrays, and why."""

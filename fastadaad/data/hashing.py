@@ -1,8 +1,8 @@
-"""Random numbers as pure functions of (seed, use, epoch, sample index): every engine draws the same.
+"""Random numbers as pure functions of (seed, use, epoch, sample index), the same in every engine.
 
 Sample i of an epoch gets the i-th number of the splitmix64 generator (Steele, Lea, Flood: "Fast splittable
-pseudorandom number generators", 2014) whose state is derived from the seed, the epoch and the use. Integer arithmetic
-in int64 wraps alike on every device, so the numbers are the same everywhere.
+pseudorandom number generators", 2014) whose state is derived from the seed, the use and the epoch. Arithmetic in int64
+wraps in the same way on every device, so the numbers are the same everywhere.
 """
 
 from enum import IntEnum
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Use(IntEnum):
-    """What hashes are for; each use has its own stream, so that order, augmentation and splits are independent."""
+    """Purposes of random numbers; each has its own stream, so order, augmentation and splits are independent."""
 
     ORDER = 1
     AUGMENTATION = 2
@@ -28,38 +28,41 @@ GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - 2**64
 MULTIPLIER_2 = 0x94D049BB133111EB - 2**64
 
-FIELD_BITS = 24  # as many as a float32 holds exactly; two such fields and a flag fit into the 64 bits of a hash
+FIELD_BITS = 24  # as many as a float32 holds exactly; two fields of this size and a flag fit into the 64 bits of a hash
 FIELD_MASK = 2**FIELD_BITS - 1
 
 
 def integer(bits: Tensor, field: int, num_values: int) -> Tensor:
-    """Of each hash a number in [0, num_values), uniform to within 2**-24; `field` 0 and 1 are independent."""
+    """Returns a number in [0, num_values) per hash, uniform to within 2**-24; `field` 0 and 1 are independent."""
     return (((bits >> field * FIELD_BITS) & FIELD_MASK) * num_values) >> FIELD_BITS
 
 
 def flag(bits: Tensor) -> Tensor:
-    """Of each hash a bool with probability 1/2, independent of its integers."""
+    """Returns a bool per hash with probability 1/2, independent of the integers of the hash."""
     return ((bits >> 2 * FIELD_BITS) & 1).bool()
 
 
 def uniform(seed: int, use: Use, epoch: int, indices: Tensor, count: int) -> Tensor:
-    """`count` numbers in [0, 1) for each of the samples `indices` [B], float32 [B, count]."""
+    """Returns `count` numbers in [0, 1) per sample, float32 [B, count], for samples `indices` int64 [B]."""
     numbers = indices[:, None] * count + torch.arange(count, device=indices.device)
     return integer(hash_bits(seed, use, epoch, numbers), 0, 2**FIELD_BITS).float() / 2**FIELD_BITS
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int, device: torch.device | str = "cpu") -> Tensor:
-    """The permutation int64 [num_samples] in which an epoch visits the samples."""
+    """Returns the order in which an epoch visits the samples, a permutation int64 [num_samples]."""
     return hash_order(seed, Use.ORDER, epoch, num_samples, device)
 
 
 def hash_order(seed: int, use: Use, epoch: int, num_samples: int, device: torch.device | str = "cpu") -> Tensor:
-    """The permutation int64 [num_samples] that sorts the hashes; they never tie, so it is the same on every device."""
+    """Returns the permutation int64 [num_samples] that sorts the hashes; they never tie, so every device agrees."""
     return torch.argsort(hash_bits(seed, use, epoch, torch.arange(num_samples, device=device)))
 
 
 def hash_bits(seed: int, use: Use, epoch: int, indices: Tensor) -> Tensor:
-    """64 random bits per sample, int64 with the shape of `indices`; distinct indices have distinct bits."""
+    """Returns 64 random bits per sample, int64 with the shape of `indices`; distinct indices have distinct bits.
+
+    Raises ValueError if seed or epoch is negative or 2**63 or more.
+    """
     for name, number in (("seed", seed), ("epoch", epoch)):
         if not 0 <= number < 2**63:
             raise ValueError(f"{name} {number} is outside 0..2**63 - 1: choose a non-negative {name}")
@@ -71,7 +74,7 @@ def hash_bits(seed: int, use: Use, epoch: int, indices: Tensor) -> Tensor:
 
 
 def splitmix64(state: Tensor, index: int | Tensor) -> Tensor:
-    """Output number `index` (from 0) of the generator started at `state`; 64 bits as int64, a bijection of either."""
+    """Returns output `index` (from 0) of the generator with start `state`: 64 bits as int64, bijective in either."""
     bits = state + (index + 1) * GOLDEN
     bits = (bits ^ _logical_shift_right(bits, 30)) * MULTIPLIER_1
     bits = (bits ^ _logical_shift_right(bits, 27)) * MULTIPLIER_2
@@ -79,5 +82,5 @@ def splitmix64(state: Tensor, index: int | Tensor) -> Tensor:
 
 
 def _logical_shift_right(bits: Tensor, count: int) -> Tensor:
-    """`bits >> count` with zeros moving in, where `>>` of a negative int64 would move ones in."""
+    """Returns `bits >> count` with zeros shifted in; `>>` of a negative int64 shifts ones in."""
     return (bits >> count) & (2 ** (64 - count) - 1)

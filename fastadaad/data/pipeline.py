@@ -1,4 +1,4 @@
-"""What every engine promises: batches as a pure function of (seed, epoch, batch number)."""
+"""Contract of the engines: batches are a pure function of (seed, epoch, batch number)."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Failure(NamedTuple):
-    """An image file that is left out, and the line that says why."""
+    """Image file that is left out, with the reason in one line."""
 
     path: Path
     reason: str
@@ -27,9 +27,22 @@ class Failure(NamedTuple):
 class Pipeline(ABC):
     """Batches (x_natural fp32 [B, C, H, W] in [0, 1], labels int64 [B]) on `device`, in the order of `sampling`.
 
-    images: uint8 [M, H, W, C] or ImageFiles; labels: int64 [M]. `samples` int64: the images that take part; None: all.
-    There is no hidden position: to save (epoch, batch number) is to save a pipeline, and `epoch` goes on from there in
-    any process. Raises ValueError for arguments that do not fit each other.
+    A pipeline has no state to save: `epoch` resumes at any (epoch, batch number), in any process.
+
+    Args:
+        images: uint8 [M, H, W, C] or ImageFiles.
+        labels: int64 [M].
+        sampling: Split of the samples into batches.
+        samples: Indices of the images to use, int64; None: all images.
+        augmentation: Augmentation of the images; None: no augmentation.
+        device: Device of the batches.
+
+    Attributes:
+        labels: Labels of the samples of all shards, int64 on the CPU.
+        skipped: Image files that were left out so far, with the reason.
+
+    Raises:
+        ValueError: If the arguments do not fit each other.
     """
 
     def __init__(
@@ -48,32 +61,39 @@ class Pipeline(ABC):
         self.samples = torch.arange(len(images)) if samples is None else samples
         sampling.check(len(self.samples))
         self.labels = labels[self.samples]
-        """int64 on the CPU, of the samples of all shards."""
         self.sampling = sampling
         self.augmentation = augmentation
         self.device = torch.device(device)
         self.skipped: dict[Path, str] = {}
-        """Image files that were left out so far, and why."""
 
     def __len__(self) -> int:
-        """Batches per epoch, in this shard."""
+        """Returns the batches per epoch of this shard."""
         return self.sampling.num_batches(len(self.samples))
 
     @property
     def num_images(self) -> int:
-        """Images of an epoch, in this shard."""
+        """Images per epoch of this shard."""
         return self.sampling.num_images(len(self.samples))
 
     def shard(self, index: int, count: int) -> "Pipeline":
-        """The same for every `count`-th sample of each epoch from the `index`-th on."""
-        part = copy.copy(self)
-        part.sampling = replace(self.sampling, shard=index, num_shards=count)
-        part.sampling.check(len(part.samples))
-        part.skipped = {}
-        return part
+        """Returns a pipeline of samples index, index + count, ... of each epoch's order."""
+        shard = copy.copy(self)
+        shard.sampling = replace(self.sampling, shard=index, num_shards=count)
+        shard.sampling.check(len(shard.samples))
+        shard.skipped = {}
+        return shard
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from `start_batch` on."""
+        """Yields the batches of an epoch.
+
+        Args:
+            epoch: Epoch number, from 0.
+            start_batch: Number of the first batch, to resume within an epoch.
+
+        Raises:
+            ValueError: If `start_batch` exceeds the batches of an epoch.
+            DataError: If an image file cannot be decoded and on_error is "raise".
+        """
         if not 0 <= start_batch <= len(self):
             raise ValueError(f"start_batch {start_batch} is outside 0..{len(self)}, the number of batches of an epoch")
         return self._read(epoch, self.sampling.batches(epoch, len(self.samples))[start_batch:])
@@ -83,9 +103,9 @@ class Pipeline(ABC):
         return draw(self.augmentation, self.sampling.seed, epoch, batch, height, width)
 
     def _skip(self, failures: Sequence[Failure], batch_size: int) -> None:
-        """Note files that are left out of a batch, of which `batch_size` images stay; one without any does not come.
+        """Records files that are left out of a batch, which keeps `batch_size` images; an empty batch is not yielded.
 
-        Raises DataError where the files must not be left out, or where that costs a training a whole batch.
+        Raises DataError if on_error is "raise", or if a training batch (drop_last) loses all its images.
         """
         if failures and isinstance(self.images, ImageFiles) and self.images.on_error == "raise":
             raise DataError(failures[0].reason)
@@ -95,7 +115,7 @@ class Pipeline(ABC):
 
     @abstractmethod
     def _read(self, epoch: int, batches: Sequence[Tensor]) -> Iterator[Batch]:
-        """The images and labels of each batch of positions in `samples`, drawn for `epoch`."""
+        """Yields images and labels of each batch of positions in `samples`, augmented for `epoch`."""
 
 
 def _check(images: Images, labels: Tensor, augmentation: Augmentation) -> None:

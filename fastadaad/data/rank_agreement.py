@@ -1,4 +1,4 @@
-"""Whether all processes of a training see the same data set: their batches only fit together if they do."""
+"""Check that all ranks of a training read the same data set; otherwise their batches do not fit together."""
 
 import hashlib
 import itertools
@@ -9,11 +9,11 @@ import torch
 from fastadaad.data.dataset import DataError, Dataset, ImageFiles, Images
 from fastadaad.runtime.distributed import current_process_group
 
-NUM_SAMPLED = 256  # images of an array of which all pixels are compared; of an array on disk the rest is not even read
+NUM_SAMPLED = 256  # images of an array whose pixels are compared; the rest of an array on disk is not read
 
 
 def check_same_on_all_ranks(dataset: Dataset) -> None:
-    """Raises the same DataError on every rank where the data sets of two ranks differ; one process is right alone."""
+    """Raises the same DataError on every rank if the data sets of two ranks differ."""
     process_group = current_process_group()
     if process_group.size == 1:
         return
@@ -29,9 +29,9 @@ def check_same_on_all_ranks(dataset: Dataset) -> None:
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """sha256 of the names of image files, or of the shape and 256 images of an array, with all labels and classes."""
+    """Returns the sha256 of labels, class names, and the names of files or the shape and 256 images of an array."""
     digest = hashlib.sha256(repr((dataset.name, dataset.class_names)).encode())
-    for images, labels in _parts(dataset).values():
+    for images, labels in _splits(dataset).values():
         if isinstance(images, ImageFiles):
             digest.update(b"\0".join(map(os.fsencode, images.names)))
         else:
@@ -41,7 +41,7 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _parts(dataset: Dataset) -> dict[str, tuple[Images, torch.Tensor]]:
+def _splits(dataset: Dataset) -> dict[str, tuple[Images, torch.Tensor]]:
     return {
         "training": (dataset.train_images, dataset.train_labels),
         "test": (dataset.test_images, dataset.test_labels),
@@ -49,26 +49,24 @@ def _parts(dataset: Dataset) -> dict[str, tuple[Images, torch.Tensor]]:
 
 
 def _sampled(images: torch.Tensor) -> torch.Tensor:
-    """Evenly spaced ones."""
+    """Returns evenly spaced images."""
     return images[:: max(1, len(images) // NUM_SAMPLED)]
 
 
 def _contents(dataset: Dataset) -> dict[str, tuple[int, list[str]]]:
-    """Of each part how many images there are, and their names where they are files."""
+    """Returns the number of images of each split, and their names if they are files."""
     return {
-        part: (len(images), list(images.names) if isinstance(images, ImageFiles) else [])
-        for part, (images, _) in _parts(dataset).items()
+        split: (len(images), list(images.names) if isinstance(images, ImageFiles) else [])
+        for split, (images, _) in _splits(dataset).items()
     }
 
 
 def _difference(first: dict[str, tuple[int, list[str]]], other: dict[str, tuple[int, list[str]]]) -> str:
-    """What is another in `other` than in `first`, as far as the contents tell."""
-    for part, (num_first, names_first) in first.items():
-        num_other, names_other = other[part]
-        pairs = itertools.zip_longest(names_other, names_first, fillvalue="nothing")
-        name = next(
-            (f", of which {theirs} is the first in place of {ours}" for theirs, ours in pairs if theirs != ours), ""
-        )
-        if num_other != num_first or name:
-            return f"{num_other} {part} images in place of {num_first}{name}"
-    return "other pixels, labels or class names"
+    """Describes the first difference between the contents of two ranks."""
+    for split, (num_first, names_first) in first.items():
+        num_other, names_other = other[split]
+        pairs = itertools.zip_longest(names_other, names_first, fillvalue="no file")
+        names = [f"{theirs} instead of {ours}" for theirs, ours in pairs if theirs != ours]
+        if names or num_other != num_first:
+            return ", ".join([f"{num_other} {split} images instead of {num_first}", *names[:1]])
+    return "different pixels, labels or class names"

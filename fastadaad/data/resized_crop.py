@@ -1,4 +1,4 @@
-"""Windows of random resized crops: torchvision's RandomResizedCrop as a function of given uniform numbers.
+"""Windows of random resized crops: torchvision's RandomResizedCrop as a function of uniform random numbers.
 
 Source: Szegedy et al. 2015, "Going deeper with convolutions", section 6.
 """
@@ -13,11 +13,19 @@ MIN_RATIO, MAX_RATIO = 3 / 4, 4 / 3  # of width to height
 
 
 def resized_crop_windows(sizes: np.ndarray, draws: np.ndarray, min_scale: float) -> np.ndarray:
-    """(top, left, height, width) int64 [B, 4] of the windows in images of `sizes` int64 [B, 2], height and width.
+    """Computes a random window per image.
 
-    draws: float32 [B, NUM_DRAWS] in [0, 1). A window has a share of the area uniform in [min_scale, 1] and a ratio of
-    width to height log-uniform in [3/4, 4/3]: the first try that fits the image. Where none does, it is the largest
-    window of an allowed ratio in the middle.
+    The window keeps a fraction of the area uniform in [min_scale, 1], with a ratio of width to height log-uniform in
+    [3/4, 4/3]. The first try that fits the image is taken; if no try fits, the largest window of an allowed ratio in
+    the center.
+
+    Args:
+        sizes: Heights and widths, int64 [B, 2].
+        draws: Random numbers in [0, 1), float32 [B, NUM_DRAWS].
+        min_scale: Smallest fraction of the area.
+
+    Returns:
+        (top, left, height, width), int64 [B, 4].
     """
     draws = draws.astype(np.float64)
     area = sizes.prod(axis=1, keepdims=True) * (min_scale + (1 - min_scale) * draws[:, :NUM_TRIES])
@@ -33,12 +41,12 @@ def resized_crop_windows(sizes: np.ndarray, draws: np.ndarray, min_scale: float)
 
 
 def _largest(sizes: np.ndarray) -> np.ndarray:
-    """Height and width of the largest window of an allowed ratio in images of `sizes` [B, 2]."""
+    """Returns height and width of the largest window of an allowed ratio in images of `sizes` [B, 2]."""
     others = np.rint(sizes[:, ::-1] * (1 / MIN_RATIO, MAX_RATIO)).astype(np.int64)
     return np.minimum(sizes, others)
 
 
-def center_window(height: int, width: int, share: float) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the square in the middle, its side `share` of the shorter side."""
-    side = max(1, round(share * min(height, width)))
+def center_window(height: int, width: int, fraction: float) -> tuple[int, int, int, int]:
+    """Returns (top, left, height, width) of the center square, whose side is a fraction of the shorter side."""
+    side = max(1, round(fraction * min(height, width)))
     return (height - side) // 2, (width - side) // 2, side, side

@@ -1,4 +1,4 @@
-"""Subsets and held-out parts of a data set as pure functions of (labels, seed)."""
+"""Class-balanced subsets and validation splits of a data set: pure functions of (labels, seed)."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,18 @@ from fastadaad.data.hashing import Use, hash_order
 
 
 def subset(labels: Tensor, num_samples: int, seed: int) -> Tensor:
-    """Ascending indices int64 [num_samples] of a draw that holds each class in proportion to its size.
+    """Draws samples that hold each class in proportion to its size.
 
-    labels: int64 [M]. Of one seed, a smaller draw is contained in every larger one.
+    Args:
+        labels: int64 [M].
+        num_samples: Size of the draw, at most M.
+        seed: Seed of the draw. With one seed, a smaller draw is contained in every larger one.
+
+    Returns:
+        Ascending indices, int64 [num_samples].
+
+    Raises:
+        ValueError: If `num_samples` is negative or larger than M.
     """
     if not 0 <= num_samples <= len(labels):
         raise ValueError(
@@ -19,7 +28,19 @@ def subset(labels: Tensor, num_samples: int, seed: int) -> Tensor:
 
 
 def split_validation(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """(train_indices, validation_indices), both ascending; the `size` validation samples are drawn as by `subset`."""
+    """Splits a data set into training and validation samples; `subset` draws the latter.
+
+    Args:
+        labels: int64 [M].
+        size: Number of validation samples, at most M.
+        seed: Seed of the draw.
+
+    Returns:
+        (train_indices, validation_indices), int64 [M - size] and [size], both ascending.
+
+    Raises:
+        ValueError: If `size` is larger than M.
+    """
     if size > len(labels):
         raise ValueError(f"validation_size {size} is more than the {len(labels)} training images: choose fewer")
     validation = subset(labels, size, seed)
@@ -29,9 +50,9 @@ def split_validation(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tens
 
 
 def _stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """A permutation int64 [M] of which each prefix holds every class in proportion to its size.
+    """Returns a permutation int64 [M] whose prefixes hold each class in proportion to its size.
 
-    The r-th of the n shuffled samples of a class stands at (r + 1/2) / n of the way.
+    The permutation sorts the samples by (r + 1/2) / n for the r-th of the n shuffled samples of a class.
     """
     labels = labels.cpu()
     shuffled = hash_order(seed, Use.SPLIT, 0, len(labels))

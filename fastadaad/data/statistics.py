@@ -1,4 +1,4 @@
-"""Mean and standard deviation of pixels per channel, for networks that normalise."""
+"""Mean and standard deviation of the pixels per channel, for networks that normalise their input."""
 
 from collections.abc import Iterator
 
@@ -10,29 +10,29 @@ from fastadaad.data.image_decoding import decode_resized
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
-CHUNK = 4096  # images at a time, so that a memory map does not have to fit into memory
-SAMPLED_FILES = 1024  # of image files: decoding all of a large set takes minutes, and these leave an error of about 1 %
+CHUNK = 4096  # images per step, so that a memory map need not fit into memory
+SAMPLED_FILES = 1024  # decoding all files of a large set takes minutes; a sample of this size has an error of about 1 %
 
 
 def channel_statistics(images: Images) -> Statistics:
-    """(mean, std) per channel in pixel units: of arrays exactly, of image files from 1,024 evenly spaced ones."""
-    # From the 256 counts of a channel, exactly and without a float copy of the data set.
+    """Returns (mean, std) per channel in pixel units; of image files, 1,024 evenly spaced ones are read."""
+    # The 256 counts of a channel give exact results without a float copy of the data set.
     counts = sum(count_values(chunk) for chunk in _chunks(images))
     assert isinstance(counts, Tensor), "no image can be read"
     return statistics_of_counts(counts)
 
 
 def count_values(images: Tensor) -> Tensor:
-    """How often each value occurs in each channel of uint8 [M, H, W, C]; int64 [C, 256]."""
+    """Counts each value in each channel of uint8 [M, H, W, C]; returns int64 [C, 256]."""
     return torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(-1)])
 
 
 def statistics_of_counts(counts: Tensor) -> Statistics:
-    """(mean, std) per channel in pixel units."""
+    """Returns (mean, std) per channel in pixel units for `counts` int64 [C, 256]."""
     values = torch.arange(256, dtype=torch.float64) / 255
-    share = counts.double() / counts.sum(1, keepdim=True)
-    mean = share @ values
-    std = (share @ values.square() - mean.square()).clamp(min=0).sqrt()
+    frequency = counts.double() / counts.sum(1, keepdim=True)
+    mean = frequency @ values
+    std = (frequency @ values.square() - mean.square()).clamp(min=0).sqrt()
     return tuple(mean.tolist()), tuple(std.tolist())
 
 

@@ -1,4 +1,4 @@
-"""Data sets of two processes: the same, and each way in which they can differ."""
+"""Data sets of two ranks: equal ones, and each kind of difference."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,50 +32,50 @@ FILES = replace(ARRAYS, name="folder", train_images=files(NAMES), test_images=fi
 OTHER_PIXEL = IMAGES.clone()
 OTHER_PIXEL[5, 3, 3, 2] ^= 1
 
-# What rank 1 has where rank 0 has the first, and what both then say about it.
+# Data sets of rank 0 and of rank 1, and the difference that both report.
 CASES = {
     "the same arrays": (ARRAYS, replace(ARRAYS, train_images=IMAGES.clone()), None),
     "the same files elsewhere": (FILES, replace(FILES, train_images=files(list(NAMES), "/mnt/images")), None),
     "a file less": (
         FILES,
         replace(FILES, train_images=files(NAMES[:2] + NAMES[3:]), train_labels=LABELS[1:]),
-        "5 training images in place of 6, of which a/3.jpg is the first in place of a/2.jpg",
+        "5 training images instead of 6, a/3.jpg instead of a/2.jpg",
     ),
     "a file more": (
         FILES,
         replace(FILES, test_images=files(NAMES[:4]), test_labels=LABELS[:4]),
-        "4 test images in place of 3, of which a/3.jpg is the first in place of nothing",
+        "4 test images instead of 3, a/3.jpg instead of no file",
     ),
     "another name": (
         FILES,
         replace(FILES, train_images=files((*NAMES[:5], "a/x.jpg"))),
-        "6 training images in place of 6, of which a/x.jpg is the first in place of a/5.jpg",
+        "6 training images instead of 6, a/x.jpg instead of a/5.jpg",
     ),
     "an image less": (
         ARRAYS,
         replace(ARRAYS, train_images=IMAGES[:5], train_labels=LABELS[:5]),
-        "5 training images in place of 6",
+        "5 training images instead of 6",
     ),
-    "another pixel": (ARRAYS, replace(ARRAYS, train_images=OTHER_PIXEL), "other pixels, labels or class names"),
-    "other labels": (ARRAYS, replace(ARRAYS, test_labels=LABELS[1:4]), "other pixels, labels or class names"),
-    "other classes": (FILES, replace(FILES, class_names=("a", "b", "d")), "other pixels, labels or class names"),
+    "another pixel": (ARRAYS, replace(ARRAYS, train_images=OTHER_PIXEL), "different pixels, labels or class names"),
+    "other labels": (ARRAYS, replace(ARRAYS, test_labels=LABELS[1:4]), "different pixels, labels or class names"),
+    "other classes": (FILES, replace(FILES, class_names=("a", "b", "d")), "different pixels, labels or class names"),
 }
 
 
 def run(rank: int, folder: Path) -> None:
-    """Writes to `folder`, for each of the cases, what this rank says."""
+    """Writes the error of this rank for each case to `folder`."""
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
     for number, (dataset, other, _) in enumerate(CASES.values()):
-        said = "nothing"
+        message = "nothing"
         try:
             check_same_on_all_ranks(other if rank else dataset)
         except DataError as error:
-            said = str(error)
-        (folder / f"{number}-{rank}").write_text(said)
+            message = str(error)
+        (folder / f"{number}-{rank}").write_text(message)
     dist.destroy_process_group()
 
 
-def test_two_ranks_that_differ_both_say_how(tmp_path):
+def test_two_ranks_that_differ_raise_the_same_error(tmp_path):
     multiprocessing.spawn(run, (tmp_path,), nprocs=2)
     for number, (name, (_, _, difference)) in enumerate(CASES.items()):
         expected = (
@@ -86,19 +86,19 @@ def test_two_ranks_that_differ_both_say_how(tmp_path):
         assert [(tmp_path / f"{number}-{rank}").read_text() for rank in range(2)] == [expected] * 2, name
 
 
-def test_one_process_is_right_alone():
+def test_one_rank_is_not_checked():
     assert not dist.is_initialized()
     check_same_on_all_ranks(ARRAYS)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_fingerprints_differ_where_the_data_sets_do(case):
+def test_fingerprints_differ_if_the_data_sets_do(case):
     dataset, other, difference = CASES[case]
     assert (fingerprint(dataset) == fingerprint(other)) == (difference is None)
 
 
-def test_fingerprint_of_a_large_array_reads_a_part_of_it():
-    """Of 10,000 images about 256, evenly spaced, and every label."""
+def test_fingerprint_of_a_large_array_reads_some_of_its_images():
+    """Reads about 256 of 10,000 images, evenly spaced, and every label."""
     images, labels = torch.zeros(10_000, 1, 1, 3, dtype=torch.uint8), torch.zeros(10_000, dtype=torch.int64)
     dataset = replace(ARRAYS, train_images=images, train_labels=labels)
     noticed = 0

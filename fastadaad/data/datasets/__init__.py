@@ -1,4 +1,4 @@
-"""Data sets by name; each is read once, into uint8 tensors or the list of its image files."""
+"""Data sets by name; each is read once, into uint8 tensors or a list of image files."""
 
 import os
 from collections.abc import Callable
@@ -26,9 +26,9 @@ DATASETS: dict[str, Callable[[Source], Dataset]] = {
     "packed": load_packed,
 }
 FILE_DATASETS = ("imagenet", "folder")
-"""Those of image files, which image_size and center_share are for."""
+"""Data sets of image files, which read image_size and center_share."""
 OWN_DATASETS = ("folder", "packed")
-"""Those of which the name alone does not tell the images; `root` does."""
+"""Data sets whose images depend on `root`, not on the name alone."""
 
 
 def load_dataset(
@@ -40,10 +40,21 @@ def load_dataset(
     center_share: float | None = None,
     on_error: OnError = "raise",
 ) -> Dataset:
-    """The data set `name` (a key of DATASETS), from `root` or else $FASTADAAD_DATA or else ~/.cache/fastadaad.
+    """Reads a data set.
 
-    Nothing is fetched from the network unless `download`, and what is fetched is checked by its MD5. image_size,
-    center_share: of image files, as in DataConfig. Raises DataError.
+    Args:
+        name: Key of DATASETS.
+        root: Folder of the files; default: $FASTADAAD_DATA, or ~/.cache/fastadaad if it is not set.
+        download: Fetch missing files from the network; their MD5 is checked. Without it nothing is fetched.
+        image_size: Side in pixels to which image files are resized.
+        center_share: Side of the center crop of image files as a fraction of the shorter side.
+        on_error: "raise", or "skip" to leave out image files that cannot be decoded.
+
+    Returns:
+        Images as uint8 arrays [M, H, W, C] or as ImageFiles, with int64 labels.
+
+    Raises:
+        DataError: If files are missing or damaged, or an option does not fit the data set.
     """
     if name not in DATASETS:
         raise DataError(f"data set {name!r} is unknown: use one of {', '.join(DATASETS)}")

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from torchvision's files."""
+"""CIFAR-10 and CIFAR-100 from the files that torchvision downloads."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from fastadaad.runtime.file_checks import is_web_page, one_line
 
 
 def load_cifar(name: str, source: Source) -> Dataset:
-    """`name` is cifar10 or cifar100; torchvision checks the MD5 of the archive that it downloads and of every file.
+    """Reads cifar10 or cifar100. Raises DataError.
 
-    So the contents are the published ones. Raises DataError.
+    torchvision checks the MD5 of the archive and of every file, so the contents are the published ones.
     """
     from torchvision import datasets
 
@@ -37,7 +37,7 @@ def load_cifar(name: str, source: Source) -> Dataset:
 
 
 def _bad_file(torchvision_class: Any, source: Source) -> str:
-    """Names the first file that torchvision rejects."""
+    """Describes the first file that torchvision rejects."""
     from torchvision.datasets.utils import check_integrity
 
     archive = source.root / torchvision_class.filename

@@ -1,4 +1,4 @@
-"""The 1,797 scans of handwritten digits that come with scikit-learn."""
+"""Handwritten digits, 1,797 scans that scikit-learn contains."""
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ SPLIT_SEED = 0
 
 
 def load_digits(source: Source) -> Dataset:
-    """Images of 8x8 pixels, 0..16 scaled to 0..255; needs neither a folder nor a download.
+    """Reads images of 8x8 pixels, scaled from 0..16 to 0..255; needs neither a folder nor a download.
 
-    The test set is a fixed class-balanced draw. (The scans are ordered by writer, so the last 20 % would measure the
-    change of writers as well.)
+    The test set is a fixed class-balanced draw. The scans are ordered by writer, so the last 20 % would also measure
+    the change of writers.
     """
     from sklearn import datasets
 

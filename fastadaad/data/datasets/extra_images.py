@@ -1,4 +1,4 @@
-"""More images for training, such as generated ones, from an .npz file."""
+"""Extra training images, for example generated ones, from an .npz file."""
 
 import zipfile
 import zlib
@@ -18,17 +18,28 @@ from fastadaad.runtime.file_limits import check_unpacked
 Result = TypeVar("Result")
 
 KEYS = (("image", "label"), ("images", "labels"))
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of packing, that numpy uses
-# RuntimeError: of an encrypted archive, and of a packing that zipfile does not know.
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # compression methods of numpy
+# RuntimeError: an encrypted archive, or a compression that zipfile does not know.
 UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
-CHUNK_BYTES = 2**24  # read at a time, beside the array itself
+CHUNK_BYTES = 2**24  # read at a time, in addition to the array
 
 
 class ExtraImages:
-    """uint8 images of `image_shape` (H, W, C) and integer labels from the arrays image and label of an .npz file.
+    """Arrays `image` (uint8 [M, H, W, C]) and `label` (integers [M]) of an .npz file.
 
-    Only the labels are read at once: the images may be most of a machine's memory, and `read_into` puts them where they
-    are to stay. Raises DataError for a file that does not hold these.
+    The constructor reads only the labels. The images may take most of a machine's memory, so `read_into` reads them
+    directly into their final tensor.
+
+    Args:
+        path: The .npz file.
+        num_classes: Number of classes; labels are in 0..num_classes - 1.
+        image_shape: (H, W, C) of the data set.
+
+    Attributes:
+        labels: int64 [M].
+
+    Raises:
+        DataError: If the file is damaged or its arrays do not fit.
     """
 
     def __init__(self, path: Path, *, num_classes: int, image_shape: Sequence[int]) -> None:
@@ -36,7 +47,6 @@ class ExtraImages:
         self._image_key, label_key = self._keys()
         shape = self._read(self._image_key, self._image_shape)
         self.labels = self._read(label_key, self._labels)
-        """int64 [M]."""
         if shape[1:] != tuple(image_shape):
             raise self._broken(f"holds images of shape {list(shape[1:])}", f"give [H, W, C] = {list(image_shape)}")
         if len(self.labels) != shape[0]:
@@ -48,7 +58,7 @@ class ExtraImages:
         return len(self.labels)
 
     def read_into(self, images: Tensor) -> None:
-        """Fills `images`, contiguous uint8 [M, H, W, C], with all images."""
+        """Fills `images`, a contiguous uint8 [M, H, W, C], with all images."""
         assert images.shape == self._shape
         assert images.dtype == torch.uint8
         assert images.is_contiguous()
@@ -63,7 +73,7 @@ class ExtraImages:
         self._read(self._image_key, fill)
 
     def _keys(self) -> tuple[str, str]:
-        """Names of the arrays of images and of labels."""
+        """Returns the names of the arrays of images and labels."""
         if not self._path.is_file():
             raise DataError(f"{self._path} does not exist: set data.extra_images to an .npz file")
         if is_web_page(self._path):
@@ -76,17 +86,19 @@ class ExtraImages:
                         check_unpacked(self._path, sum(archive.getinfo(f"{key}.npy").file_size for key in keys))
                         return keys
         except UNREADABLE as error:
-            raise self._broken(f"is truncated or no .npz file ({one_line(error)})", "copy or make it again") from error
+            raise self._broken(
+                f"is truncated or not an .npz file ({one_line(error)})", "copy or make it again"
+            ) from error
         arrays = ", ".join(found) or "none"
         raise self._broken(f"lacks the arrays image and label (found: {arrays})", "save it with these names")
 
     def _read(self, key: str, read: Callable[[IO[bytes], NpyHeader], Result]) -> Result:
-        """What `read` makes of the file of an array, and of its header."""
+        """Returns read(file of an array, its header)."""
         try:
             with zipfile.ZipFile(self._path) as archive:
                 member = archive.getinfo(f"{key}.npy")
                 if member.compress_type not in METHODS:
-                    raise ValueError("it is packed as numpy does not")
+                    raise ValueError("its compression is not one of numpy's")
                 with archive.open(member) as stream:
                     return read(stream, read_npy_header(stream, member.file_size))
         except DataError:

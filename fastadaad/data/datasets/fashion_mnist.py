@@ -31,9 +31,9 @@ IDX_UINT8 = 0x0800  # an IDX magic number is this plus the number of dimensions
 
 
 def load_fashion_mnist(source: Source) -> Dataset:
-    """The original IDX files, from `root`, the Debian package or torchvision's download, in this order.
+    """Reads the original IDX files from `root`, the Debian package or torchvision's download, in this order.
 
-    torchvision checks the MD5 of what it downloads. Raises DataError.
+    torchvision checks the MD5 of downloaded files. Raises DataError.
     """
     folder = _folder(source)
     train_images, train_labels = _read_pair(folder, *TRAIN)
@@ -49,7 +49,7 @@ def load_fashion_mnist(source: Source) -> Dataset:
 
 
 def _folder(source: Source) -> Path:
-    """The first folder that holds all four files; a folder may have torchvision's layout."""
+    """Returns the first folder that holds all four files, possibly in torchvision's layout."""
     folders = [base / layout for base in (source.root, DEBIAN_FOLDER) for layout in (Path(), TORCHVISION_FOLDER)]
     missing = {folder: _missing_files(folder) for folder in folders}
     complete = [folder for folder in folders if not missing[folder]]
@@ -67,7 +67,7 @@ def _missing_files(folder: Path) -> list[str]:
 
 
 def _path(folder: Path, name: str) -> Path:
-    """The file `name` in `folder`, or `name`.gz where only that exists."""
+    """Returns the path of the file `name` in `folder`, or of `name`.gz if only that exists."""
     packed = folder / f"{name}.gz"
     return packed if packed.is_file() and not (folder / name).is_file() else folder / name
 
@@ -82,7 +82,7 @@ def _download(root: Path) -> None:
 
 
 def _read_pair(folder: Path, image_name: str, label_name: str) -> tuple[Tensor, Tensor]:
-    """Images uint8 [M, 28, 28, 1] and labels int64 [M], checked against each other."""
+    """Reads images uint8 [M, 28, 28, 1] and labels int64 [M] and checks that they fit each other."""
     image_path, label_path = _path(folder, image_name), _path(folder, label_name)
     images, labels = _read_idx(image_path, num_dims=3), _read_idx(label_path, num_dims=1).long()
     if images.shape[1:] != (28, 28):
@@ -96,9 +96,9 @@ def _read_pair(folder: Path, image_name: str, label_name: str) -> tuple[Tensor, 
 
 
 def _read_idx(path: Path, num_dims: int) -> Tensor:
-    """The uint8 tensor with `num_dims` dimensions in an IDX file, gzipped or not. Raises DataError.
+    """Reads the uint8 tensor with `num_dims` dimensions of an IDX file, gzipped or not. Raises DataError.
 
-    Whether it is gzipped is seen by its contents, whatever its suffix: browsers unpack .gz files silently.
+    The contents decide whether it is gzipped, not the suffix: browsers unpack .gz files silently.
     """
     try:
         with path.open("rb") as file:
@@ -113,7 +113,7 @@ def _read_idx(path: Path, num_dims: int) -> Tensor:
 
 
 def _read_values(path: Path, stream: BinaryIO | gzip.GzipFile, num_dims: int, size: int | None) -> Tensor:
-    """What `stream` holds, of `size` bytes where that is known.
+    """Reads the tensor in `stream`; `size` is its number of bytes if known.
 
     Format: big-endian uint32 magic number, one uint32 per dimension, then the values.
     """
@@ -123,19 +123,19 @@ def _read_values(path: Path, stream: BinaryIO | gzip.GzipFile, num_dims: int, si
     length = 4 * (1 + num_dims)
     magic, *shape = np.frombuffer(start[:length].ljust(length, b"\0"), dtype=">u4").tolist()
     if magic != IDX_UINT8 + num_dims:
-        raise _broken(path, f"is no IDX file of {num_dims} dimensions: it starts with {start[:8]!r}")
+        raise _broken(path, f"is not an IDX file of {num_dims} dimensions: it starts with {start[:8]!r}")
     num_values = math.prod(shape)
     if size not in (None, length + num_values):
-        raise _broken(path, f"has {size} bytes where its header promises {length + num_values}")
+        raise _broken(path, f"has {size} bytes, not {length + num_values} as in its header")
     try:
         check_unpacked(path, length + num_values)
     except ValueError as error:
         raise _broken(path, f"is refused: {error}") from error
     stream.seek(length)
-    values = stream.read(num_values + 1)  # with the one too many the checksum is read, and a longer file noticed
+    values = stream.read(num_values + 1)  # the extra byte makes gzip check the checksum, and detects a longer file
     if len(values) != num_values:
-        found = "more" if len(values) > num_values else length + len(values)
-        raise _broken(path, f"has {found} bytes where its header promises {length + num_values}")
+        found = "too many" if len(values) > num_values else length + len(values)
+        raise _broken(path, f"has {found} bytes, not {length + num_values} as in its header")
     return torch.from_numpy(np.frombuffer(values, np.uint8).reshape(shape).copy())
 
 

@@ -1,7 +1,7 @@
 """Image files of any size in one folder per class: root/train/CLASS/... and root/test/CLASS/... or root/val/CLASS/...
 
-Classes are numbered in the alphabetical order of their folders, images are in the order of class and name. The files
-are only listed: their contents are seen when a batch needs them.
+Classes are numbered in the alphabetical order of their folders; images are sorted by class and name. The files are only
+listed: they are opened when a batch needs them.
 """
 
 import os
@@ -23,31 +23,30 @@ IMAGENET_SIZE, IMAGENET_CENTER_SHARE = 224, 0.875
 
 
 class _Split(NamedTuple):
-    """The images of one split, and the files that are none."""
+    """Images of one split; `names` and `others`, the files that are not images, are relative to `folder`."""
 
     folder: Path
     class_names: tuple[str, ...]
     names: tuple[str, ...]
-    """Below `folder`."""
     labels: Tensor
     others: list[str]
 
 
 def load_folder(source: Source) -> Dataset:
-    """Any such tree; where both are there, test is the test set and val is left out. Raises DataError."""
+    """Lists a tree of image files; if both test and val exist, test is the test set. Raises DataError."""
     if source.image_size is None:
         raise DataError("data.name=folder resizes its images: set data.image_size to a side in pixels, such as 64")
     return _load("folder", ("test", "val"), source)
 
 
 def load_imagenet(source: Source) -> Dataset:
-    """ImageNet with val as the test set, as its test images have no published labels; at 224 pixels unless told.
+    """Lists ImageNet with val as the test set, as its test images have no published labels. Raises DataError.
 
-    Raises DataError.
+    Defaults: 224 pixels, and 0.875 of the shorter side for the center crop.
     """
     size = IMAGENET_SIZE if source.image_size is None else source.image_size
-    share = IMAGENET_CENTER_SHARE if source.center_share is None else source.center_share
-    return _load("imagenet", ("val",), replace(source, image_size=size, center_share=share))
+    center_share = IMAGENET_CENTER_SHARE if source.center_share is None else source.center_share
+    return _load("imagenet", ("val",), replace(source, image_size=size, center_share=center_share))
 
 
 def _load(name: str, test_names: Sequence[str], source: Source) -> Dataset:
@@ -57,7 +56,7 @@ def _load(name: str, test_names: Sequence[str], source: Source) -> Dataset:
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror}): repair or delete it") from error
     _check_same_classes(train, test)
-    _say_what_is_left_out(train, test)
+    _warn_of_other_files(train, test)
     return Dataset(
         name=name,
         train_images=_image_files(train, source),
@@ -80,7 +79,7 @@ def _image_files(split: _Split, source: Source) -> ImageFiles:
 
 
 def _split_folders(root: Path, test_names: Sequence[str]) -> tuple[Path, Path]:
-    """The folders of the training and of the test set."""
+    """Returns the folders of the training and the test set."""
     places = " or ".join(test_names)
     remedy = f"set data.root=FOLDER to the folder that holds train and {places}"
     for folder in (root, root / "train"):
@@ -97,7 +96,7 @@ def _split_folders(root: Path, test_names: Sequence[str]) -> tuple[Path, Path]:
 
 
 def _scan(folder: Path) -> _Split:
-    """All images of the class folders in `folder`, at any depth. Raises DataError, OSError."""
+    """Lists the images of the class folders in `folder`, at any depth. Raises DataError, OSError."""
     entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     class_names = sorted(entry.name for entry in entries if entry.is_dir())
     beside = sorted(entry.name for entry in entries if not entry.is_dir())
@@ -121,16 +120,16 @@ def _scan(folder: Path) -> _Split:
 def _check_layout(folder: Path, class_names: Sequence[str], images: Sequence[str]) -> None:
     remedy = "sort the images into class folders, the same for training and test"
     if images:
-        where = f"beside its {len(class_names)} class folders" if class_names else "and no class folders"
-        raise DataError(f"{folder} holds {len(images)} images {where}, such as {images[0]}: {remedy}")
+        place = f"beside its {len(class_names)} class folders" if class_names else "and no class folders"
+        raise DataError(f"{folder} holds {len(images)} images {place}, such as {images[0]}: {remedy}")
     if not class_names:
         raise DataError(f"{folder} holds no class folders: {remedy}")
 
 
 def _files(folder: str | Path, name: str) -> Iterator[str]:
-    """The files in `folder` at any depth, under the `name` that it has below the split; hidden ones are passed over.
+    """Yields the files in `folder` at any depth, except hidden ones; `name` is its path below the split.
 
-    The directory tells what is a folder, so that no file is touched: a million of them take seconds. Raises DataError.
+    Directory entries tell files from folders, so no file is opened: a million files take seconds. Raises DataError.
     """
     if name.count("/") > NESTED_FOLDERS:
         raise DataError(f"{folder} is {NESTED_FOLDERS} folders below its class: does a link lead back up? delete it")
@@ -159,7 +158,7 @@ def _check_same_classes(train: _Split, test: _Split) -> None:
         )
 
 
-def _say_what_is_left_out(*splits: _Split) -> None:
+def _warn_of_other_files(*splits: _Split) -> None:
     others = [split.folder / name for split in splits for name in split.others]
     if others:
         warnings.warn(

@@ -1,4 +1,4 @@
-"""The header of numpy's .npy format, which says what follows it: believed only where it fits the size of the file."""
+"""Header of numpy's .npy format, checked against the size of the file."""
 
 import io
 import math
@@ -9,12 +9,12 @@ import numpy as np
 from fastadaad.runtime.file_checks import one_line
 from fastadaad.runtime.file_limits import NPY_HEADER_BYTES
 
-# By version of the format; later ones are for arrays with names.
+# By version of the format; later versions are for arrays with named fields.
 READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class NpyHeader(NamedTuple):
-    """What an .npy file holds."""
+    """Contents of an .npy file."""
 
     shape: tuple[int, ...]
     is_fortran: bool
@@ -22,9 +22,9 @@ class NpyHeader(NamedTuple):
 
 
 def read_npy_header(stream: IO[bytes], size: int) -> NpyHeader:
-    """The header of an .npy file of `size` bytes, all of them numbers; `stream` is left where these begin.
+    """Reads the header of an .npy file of `size` bytes; `stream` is left at the first number.
 
-    Raises ValueError where it is no such file, or where its shape and dtype are those of more or fewer bytes.
+    Raises ValueError if the file is not an .npy file of numbers, or if its shape and dtype need another size.
     """
     start = io.BytesIO(stream.read(NPY_HEADER_BYTES))
     try:
@@ -32,7 +32,7 @@ def read_npy_header(stream: IO[bytes], size: int) -> NpyHeader:
         if version not in READ_HEADER:
             raise ValueError(f"it is in version {version} of numpy's format")
         header = NpyHeader(*READ_HEADER[version](start))
-    except Exception as error:  # the header is a Python literal, and its parser raises what it likes
+    except Exception as error:  # the header is a Python literal, whose parser raises any type
         raise ValueError(one_line(error)) from error
     if header.dtype.hasobject:
         raise ValueError("it holds pickled objects, which are not read")

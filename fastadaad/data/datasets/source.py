@@ -1,4 +1,4 @@
-"""What a reader of a data set is told."""
+"""Arguments of the readers of data sets."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +8,18 @@ from fastadaad.config import OnError
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a data set is read from, and how its image files are; the fields are those of DataConfig."""
+    """Place of a data set, and settings of its image files; the fields match DataConfig.
+
+    Attributes:
+        root: Folder of the files.
+        download: Fetch files that `root` lacks from the network; otherwise nothing is fetched.
+        image_size: Side of the resized images in pixels; None: default of the data set.
+        center_share: Side of the center crop as a fraction of the shorter side; None: default of the data set.
+        on_error: "raise", or "skip" to leave out files that cannot be decoded.
+    """
 
     root: Path
     download: bool = False
-    """Fetch from the network what `root` lacks; else nothing is fetched."""
     image_size: int | None = None
     center_share: float | None = None
     on_error: OnError = "raise"

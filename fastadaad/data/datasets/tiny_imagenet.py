@@ -1,8 +1,8 @@
 """Tiny-ImageNet-200 from the folder that its archive unpacks to.
 
 Its validation images are the test set, as the test images have no published labels. Classes are numbered in the
-alphabetical order of their WordNet ids, as by torchvision's ImageFolder and so by most published teachers; the order
-of wnids.txt is another one.
+alphabetical order of their WordNet ids, as in torchvision's ImageFolder and most published teachers; wnids.txt has a
+different order.
 """
 
 import os
@@ -32,9 +32,9 @@ REMEDY = f"set data.root=FOLDER to the folder {FOLDER} of the unpacked archive, 
 
 
 def load_tiny_imagenet(source: Source) -> Dataset:
-    """Decodes all 110,000 images; with on_error=skip those that cannot be decoded are left out, in one warning.
+    """Decodes all 110,000 images; with on_error=skip, broken images are left out with one warning. Raises DataError.
 
-    A downloaded archive is checked by its MD5. Raises DataError.
+    The MD5 of a downloaded archive is checked.
     """
     folder = _folder(source)
     class_names = sorted(_lines(folder / "wnids.txt"))
@@ -57,7 +57,7 @@ def load_tiny_imagenet(source: Source) -> Dataset:
 
 
 def _folder(source: Source) -> Path:
-    """The folder of the set: `root`, or the one of its name below, which is downloaded where it is missing."""
+    """Returns `root` if it is the unpacked archive, else the folder below it, downloaded if missing and allowed."""
     if (source.root / "wnids.txt").is_file():
         return source.root
     folder = source.root / FOLDER
@@ -67,13 +67,13 @@ def _folder(source: Source) -> Path:
 
 
 def _download(root: Path) -> None:
-    """Fetches the archive into `root`, or takes the one that is there, and unpacks it."""
+    """Downloads the archive into `root` unless it is there, and unpacks it."""
     from torchvision.datasets.utils import download_and_extract_archive
 
     archive = root / ARCHIVE
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # Renamed when all of it is there, so that what was cut off is not taken for the whole set.
+        # Renamed once it is complete, so that an interrupted download is not taken for the whole set.
         with tempfile.TemporaryDirectory(dir=root, prefix=f"{FOLDER}-") as unpacked:
             download_and_extract_archive(URL, download_root=str(root), extract_root=unpacked, filename=ARCHIVE, md5=MD5)
             Path(unpacked, FOLDER).rename(root / FOLDER)
@@ -99,7 +99,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[Path]:
-    """The images of one class, in the order of their names."""
+    """Returns the images of one class, sorted by name."""
     paths = sorted(path for path in folder.glob("*.JPEG") if not path.name.startswith("."))
     if not paths:
         raise DataError(f"{folder} holds no .JPEG files: {REMEDY}")
@@ -107,7 +107,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _annotated(folder: Path, line: str, label_of: dict[str, int]) -> tuple[Path, int]:
-    """Image and label of one line of val_annotations.txt: file name, WordNet id and a box, between tabs."""
+    """Parses a line of val_annotations.txt (file name, WordNet id and a box, between tabs) into image and label."""
     file_name, wordnet_id, *_ = [*line.split("\t"), ""]
     if wordnet_id not in label_of:
         raise DataError(f"{folder / 'val_annotations.txt'} has the line {line!r}, whose class is unknown: {REMEDY}")
@@ -116,13 +116,13 @@ def _annotated(folder: Path, line: str, label_of: dict[str, int]) -> tuple[Path,
 
 
 def _check_stays_below(path: Path, name: str) -> None:
-    """Raises DataError where `name`, which a line of `path` gives to a file or folder, leads to another place."""
+    """Raises DataError if `name`, a file or folder in a line of `path`, leads out of its folder."""
     if name in ("", ".", "..") or set(name) & set("/\\\0"):
         raise DataError(f"{path} has the name {name!r}, which leads elsewhere: {REMEDY}")
 
 
-def _read(files: Sequence[tuple[Path, int]], part: str, source: Source) -> tuple[Tensor, Tensor, dict[Path, str]]:
-    """uint8 [M, 64, 64, 3] and labels int64 [M] of the files that can be decoded, and why the others cannot."""
+def _read(files: Sequence[tuple[Path, int]], split: str, source: Source) -> tuple[Tensor, Tensor, dict[Path, str]]:
+    """Decodes files: returns uint8 [M, 64, 64, 3], labels int64 [M], and the skipped files with the reason."""
 
     def attempt(file: tuple[Path, int]) -> np.ndarray | DataError:
         try:
@@ -133,9 +133,9 @@ def _read(files: Sequence[tuple[Path, int]], part: str, source: Source) -> tuple
     images = np.empty((len(files), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     labels: list[int] = []
     skipped: dict[Path, str] = {}
-    # Not rich's track: left by an error, its thread ends at some later time, and may then wait for itself.
+    # Not rich.progress.track: after an error its thread ends at some later time and may then wait for itself.
     with ThreadPool(os.cpu_count()) as pool, Progress(transient=True) as progress:
-        task = progress.add_task(f"tiny-imagenet, {part} images", total=len(files))
+        task = progress.add_task(f"tiny-imagenet, {split} images", total=len(files))
         for (path, label), found in zip(files, pool.imap(attempt, files, chunksize=64), strict=True):
             progress.advance(task)
             if isinstance(found, DataError):
@@ -147,7 +147,7 @@ def _read(files: Sequence[tuple[Path, int]], part: str, source: Source) -> tuple
                 labels.append(label)
     if skipped:
         first = next(iter(skipped.values()))
-        warnings.warn(f"{len(skipped)} {part} images of tiny-imagenet are left out, the first: {first}", stacklevel=4)
+        warnings.warn(f"{len(skipped)} {split} images of tiny-imagenet are left out, the first: {first}", stacklevel=4)
     return torch.from_numpy(images[: len(labels)]), torch.tensor(labels), skipped
 
 

@@ -1,4 +1,4 @@
-"""The engines by name; each is imported where it is used, as DALI may not be installed."""
+"""Engines by name; each is imported when it is used, as DALI may not be installed."""
 
 import importlib.util
 import warnings
@@ -11,7 +11,7 @@ from fastadaad.config import Engine
 from fastadaad.data.dataset import ImageFiles, Images
 from fastadaad.data.pipeline import Pipeline
 
-# Module and class; resident reads no files, so it has no workers.
+# Module and class. The resident engine reads no files, so it has no workers.
 ENGINES = {
     "resident": ("resident", "ResidentPipeline"),
     "dali": ("dali", "DaliPipeline"),
@@ -20,10 +20,21 @@ ENGINES = {
 
 
 def make_pipeline(engine: Engine, images: Images, labels: Tensor, *, num_workers: int = 2, **options: Any) -> Pipeline:
-    """A pipeline of the engine; auto: resident for arrays, and for image files dali, or torch where DALI is missing.
+    """Makes a pipeline of an engine.
 
-    num_workers: threads of dali, processes of torch. options: as of Pipeline. Raises ValueError for an engine that
-    cannot serve these images or is not installed.
+    Args:
+        engine: "resident" (arrays only), "dali", "torch", or "auto": resident for arrays; for image files dali, or
+            torch with a warning if DALI is not installed.
+        images: uint8 [M, H, W, C] or ImageFiles.
+        labels: int64 [M].
+        num_workers: Number of threads of dali or processes of torch.
+        **options: Arguments of Pipeline.
+
+    Returns:
+        Pipeline; every engine uses the same samples and random numbers for a batch.
+
+    Raises:
+        ValueError: If the engine cannot serve these images or is not installed.
     """
     if engine == "auto":
         engine = _chosen(images)

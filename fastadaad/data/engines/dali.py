@@ -1,7 +1,7 @@
-"""The dali engine: NVIDIA DALI reads, decodes and augments, in its own threads and on the GPU where there is one.
+"""The dali engine: NVIDIA DALI reads, decodes and augments, in its own threads and on the GPU if one is used.
 
-A graph of DALI lives as long as one epoch's iterator and gets every random number from outside. So there is no position
-to save: an epoch that starts at batch n gives what the whole epoch gives from there on, in any process.
+A DALI graph lives as long as one epoch's iterator and receives every random number as an input. So it has no position
+to save: an epoch that starts at batch n yields the same batches as the whole epoch from there on, in any process.
 """
 
 from collections import deque
@@ -22,9 +22,9 @@ JPEG_START, JPEG_END = (0xFF, 0xD8), (0xFF, 0xD9)
 
 
 class DaliPipeline(Pipeline):
-    """See Pipeline; `num_workers` threads read, decode and, without a GPU, augment.
+    """Pipeline whose images NVIDIA DALI decodes; `num_workers` threads read, decode and, without a GPU, augment.
 
-    Raises ValueError where DALI is not installed.
+    Raises ValueError if DALI is not installed.
     """
 
     def __init__(self, images: Images, labels: Tensor, *, num_workers: int = 2, **options: Any):
@@ -40,12 +40,12 @@ class DaliPipeline(Pipeline):
             yield from self._run(epoch, pending)
 
     def _run(self, epoch: int, pending: deque[Tensor]) -> Iterator[Batch]:
-        """Takes batches from the front of `pending`, up to the first with files that are to be skipped from now on."""
+        """Yields and removes batches from the front of `pending`, up to the first with newly skipped files."""
         from fastadaad.data.engines import dali_graph
 
-        # As of now: another iterator may find more, and what was asked for has to be what is labelled.
+        # A copy: another iterator may skip more files, but labels must match the images that were requested.
         skipped = dict(self.skipped)
-        # DALI asks for inputs ahead of their use, and takes no empty ones.
+        # DALI requests inputs ahead of their use, and accepts no empty batches.
         readable = filter(len, (self._readable(batch, skipped)[0] for batch in tuple(pending)))
         inputs = (self._inputs(epoch, batch) for batch in readable)
         graph = dali_graph.build(
@@ -68,7 +68,7 @@ class DaliPipeline(Pipeline):
             pending.popleft()
 
     def _next(self, graph: Any, batch: Tensor) -> Tensor | None:
-        """x_natural of `batch`, or None after its unreadable files were skipped."""
+        """Returns x_natural of `batch`, or None after its unreadable files were skipped."""
         from fastadaad.data.engines import dali_graph
 
         try:
@@ -81,7 +81,7 @@ class DaliPipeline(Pipeline):
         return x_natural
 
     def _inputs(self, epoch: int, batch: Tensor) -> dict[str, Any]:
-        """What the graph gets for a batch of positions in `samples`: an array or a list of B arrays for each name."""
+        """Returns the graph's inputs for a batch of positions in `samples`: an array or a list of B arrays per name."""
         from fastadaad.data.engines.dali_graph import encoded
 
         draws, indices = self._draw(epoch, batch), self.samples[batch]
@@ -107,7 +107,7 @@ class DaliPipeline(Pipeline):
         return [self.images.path(index) for index in self.samples[batch].tolist()]
 
     def _readable(self, batch: Tensor, skipped: dict[Path, str]) -> tuple[Tensor, list[Failure]]:
-        """`batch` without the files that are `skipped`, and these."""
+        """Splits `batch` into readable files and the files in `skipped`."""
         if not skipped:
             return batch, []
         paths = self._paths(batch)
@@ -115,15 +115,15 @@ class DaliPipeline(Pipeline):
         return batch[torch.tensor([path not in skipped for path in paths])], failures
 
     def _check_ends(self, batch: Tensor, ends: np.ndarray) -> None:
-        """RuntimeError for a truncated JPEG, which a decoder on a GPU need not notice."""
-        is_jpeg, is_whole = (ends[:, :2] == JPEG_START).all(1), (ends[:, 2:] == JPEG_END).all(1)
+        """Raises RuntimeError for a truncated JPEG, which a decoder on a GPU may not detect."""
+        is_jpeg, is_complete = (ends[:, :2] == JPEG_START).all(1), (ends[:, 2:] == JPEG_END).all(1)
         # Pillow decides: a file may have other bytes after its end.
-        failures = _failures(self._paths(batch[torch.from_numpy(is_jpeg & ~is_whole)]))
+        failures = _failures(self._paths(batch[torch.from_numpy(is_jpeg & ~is_complete)]))
         if failures:
             raise RuntimeError(failures[0].reason)
 
     def _refuse(self, batch: Tensor, error: RuntimeError) -> None:
-        """Skip the files of a batch that cannot be decoded, or raise DataError; `error` where there is none."""
+        """Skips the undecodable files of a batch or raises DataError for them; without such files raises `error`."""
         if not isinstance(self.images, ImageFiles):
             raise error
         paths = self._paths(batch)
@@ -133,7 +133,7 @@ class DaliPipeline(Pipeline):
         self._skip(failures, len(batch) - len(failures))
 
     def _failures_of_dali(self, paths: list[Path]) -> list[Failure]:
-        """Files that are whole, but in a format or a variant that DALI does not know."""
+        """Returns intact files in a format or a variant that DALI does not support."""
         from fastadaad.data.engines.dali_graph import can_decode
 
         reason = "cannot be decoded by DALI: convert it, or set data.engine=torch"
@@ -141,7 +141,7 @@ class DaliPipeline(Pipeline):
 
 
 def _failures(paths: list[Path]) -> list[Failure]:
-    """The files that Pillow cannot decode."""
+    """Returns the files that Pillow cannot decode."""
     return [failure for failure in map(_failure, paths) if failure]
 
 

@@ -1,6 +1,6 @@
-"""The operators of the dali engine, from paths or pixels to x_natural. Importing this needs DALI.
+"""Operators of the dali engine, from paths or pixels to x_natural. Importing this module needs DALI.
 
-No operator draws a number or keeps a state: what is random comes in with each batch.
+No operator draws a number or keeps a state: random numbers are inputs of each batch.
 """
 
 import os
@@ -22,7 +22,7 @@ from fastadaad.data.augmentation import Augmentation
 from fastadaad.data.dataset import ImageFiles, Images, image_shape
 from fastadaad.data.resized_crop import center_window, resized_crop_windows
 
-PREFETCH = 3  # batches: one is handed over while the next two are made
+PREFETCH = 3  # batches: one is used while the next two are made
 
 
 def build(
@@ -35,9 +35,16 @@ def build(
     num_threads: int,
     device: torch.device,
 ) -> Graph:
-    """A graph that gives x_natural, and of image files also the first and last two bytes, uint8 [B, 4].
+    """Builds a graph that outputs x_natural, and for image files the first and last two bytes, uint8 [B, 4].
 
-    `source` gives a batch of each input of `names`, see DaliPipeline._inputs; the first is `image`.
+    Args:
+        source: Returns a batch of each input, see DaliPipeline._inputs.
+        names: Names of the inputs; the first is `image`.
+        images: uint8 [M, H, W, C] or ImageFiles.
+        augmentation: Augmentation of the images.
+        batch_size: Largest size of a batch.
+        num_threads: Number of threads of the graph.
+        device: Device of x_natural.
     """
     graph = Graph(
         batch_size=batch_size,
@@ -60,15 +67,15 @@ def build(
 
 
 def run(graph: Graph, device: torch.device) -> tuple[Tensor, np.ndarray | None]:
-    """The next batch of `graph`, for use on the current stream. Raises what DALI raises, StopIteration at the end.
+    """Returns the next batch of `graph` for the current stream, which waits for it; the host does not.
 
-    The stream waits for the batch, the host does not.
+    Raises StopIteration at the end, and any error of DALI.
     """
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device)
         images, *ends = (output.as_tensor() for output in graph.run(stream))
-        # A copy: memory that is shared by DLPack is given back by a thread of DALI that synchronises with the device
-        # first, and that breaks the capture of a CUDA graph.
+        # A copy: memory shared by DLPack is freed by a DALI thread that first synchronises with the device, and that
+        # breaks the capture of a CUDA graph.
         x_natural = torch.empty(images.shape(), device=device)
         feed_ndarray(images, x_natural, cuda_stream=stream)
     else:
@@ -78,12 +85,12 @@ def run(graph: Graph, device: torch.device) -> tuple[Tensor, np.ndarray | None]:
 
 
 def encoded(path: Path) -> np.ndarray:
-    """A path as DALI's file.read expects it."""
+    """Encodes a path for DALI's file.read."""
     return np.frombuffer(os.fsencode(path), np.uint8)
 
 
 def can_decode(path: Path, device: torch.device) -> bool:
-    """Whether DALI decodes a file that exists."""
+    """Returns True if DALI can decode the file."""
     graph = Graph(batch_size=1, num_threads=1, device_id=_device_id(device))
     with graph:
         content = read(Constant(encoded(path)))
@@ -106,8 +113,8 @@ def _decoder(device: torch.device) -> str:
 
 
 def _resized(content: Any, inputs: dict[str, Any], files: ImageFiles, min_scale: float, device: torch.device) -> Any:
-    """uint8 [S, S, 3] of an encoded image, turned as its EXIF says."""
-    windows, arguments = partial(_center_windows, share=files.center_share), [fn.peek_image_shape(content)]
+    """Decodes and resizes to uint8 [S, S, 3]; the image is rotated according to its EXIF."""
+    windows, arguments = partial(_center_windows, fraction=files.center_share), [fn.peek_image_shape(content)]
     if "resized_crop" in inputs:
         windows = partial(_random_windows, min_scale=min_scale)
         arguments.append(inputs["resized_crop"])
@@ -127,19 +134,19 @@ def _random_windows(shapes: list[np.ndarray], draws: list[np.ndarray], min_scale
     return list(resized_crop_windows(np.stack(shapes)[:, :2], np.stack(draws), min_scale).astype(np.int32))
 
 
-def _center_windows(shapes: list[np.ndarray], share: float) -> list[np.ndarray]:
-    return [np.array(center_window(int(height), int(width), share), np.int32) for height, width, _ in shapes]
+def _center_windows(shapes: list[np.ndarray], fraction: float) -> list[np.ndarray]:
+    return [np.array(center_window(int(height), int(width), fraction), np.int32) for height, width, _ in shapes]
 
 
 def _augmented(image: Any, inputs: dict[str, Any], images: Images, cutout: int) -> Any:
-    """fp32 [C, H, W] in [0, 1] of uint8 [H, W, C]."""
+    """Augments uint8 [H, W, C]; returns fp32 [C, H, W] in [0, 1]."""
     height, width, channels = image_shape(images)
     if "corner" in inputs:
         image = fn.slice(image, start=inputs["corner"], shape=[height, width], axes=(0, 1), out_of_bounds_policy="pad")
     if "color" in inputs:
         image = _colored(image, inputs["color"])
-    # The product with 1/255 comes for nothing here. Arrays get the quotient: then they are as by crop_flip to the last
-    # bit, which resized files cannot be.
+    # The product with 1/255 costs nothing here. Arrays get the quotient, which matches crop_flip to the last bit;
+    # resized files cannot match it anyway.
     is_quotient = not isinstance(images, ImageFiles)
     image = fn.crop_mirror_normalize(
         image,
@@ -154,7 +161,7 @@ def _augmented(image: Any, inputs: dict[str, Any], images: Images, cutout: int) 
 
 
 def _colored(image: Any, factors: Any) -> Any:
-    """`image` with other brightness, contrast and saturation, rounded after each where torchvision rounds down."""
+    """Scales brightness, contrast and saturation; rounds to nearest after each, where torchvision rounds down."""
     image = fn.brightness(image, brightness=factors[0])
     grey = fn.color_space_conversion(image, image_type=DALIImageType.RGB, output_type=DALIImageType.GRAY)
     mean = fn.reductions.mean(grey).cpu()  # parameters of operators are on the CPU

@@ -1,4 +1,4 @@
-"""The torch engine: torchvision's transforms in the workers of a DataLoader. Plain and slow; the others' oracle."""
+"""The torch engine: torchvision's transforms in the workers of a DataLoader; slow, the reference of the others."""
 
 import signal
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from fastadaad.data.resized_crop import resized_crop_windows
 
 
 class Request(NamedTuple):
-    """A sample as a worker is asked for it, with its draws."""
+    """Sample that a worker has to read, with its draws."""
 
     image_index: int
     label: int
@@ -32,7 +32,7 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """A sample as a worker gives it back, or why it is left out."""
+    """Sample that a worker returns, or the reason why it is left out."""
 
     x_natural: Tensor | None
     label: int
@@ -40,7 +40,7 @@ class Response(NamedTuple):
 
 
 class TorchPipeline(Pipeline):
-    """See Pipeline; `num_workers` processes read and augment the images, 0: this one does."""
+    """Pipeline whose images `num_workers` processes read and augment; 0: the calling process."""
 
     def __init__(self, images: Images, labels: Tensor, *, num_workers: int = 2, **options: Any):
         super().__init__(images, labels, **options)
@@ -72,12 +72,12 @@ class TorchPipeline(Pipeline):
 
 
 def _ignore_sigterm(worker: int) -> None:
-    """As it may be sent to all processes of a job, and a training whose workers die of it cannot finish its step."""
+    """Keeps a worker alive if SIGTERM is sent to all processes of a job; the training needs it to finish its step."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Samples(TorchDataset):
-    """The images of a pipeline, one by one, in a worker."""
+    """Images of a pipeline in a worker."""
 
     def __init__(self, images: Images, augmentation: Augmentation) -> None:
         self.images, self.augmentation = images, augmentation
@@ -91,7 +91,7 @@ class _Samples(TorchDataset):
         return Response(self._augmented(image, request), request.label)
 
     def _image(self, request: Request) -> Tensor:
-        """uint8 [C, H, W], of files resized."""
+        """Returns uint8 [C, H, W]; image files are resized."""
         images = self.images
         if not isinstance(images, ImageFiles):
             return images[request.image_index].permute(2, 0, 1)
@@ -103,7 +103,7 @@ class _Samples(TorchDataset):
         return TF.pil_to_tensor(TF.resized_crop(image, *window, [images.image_size] * 2))
 
     def _augmented(self, image: Tensor, request: Request) -> Tensor:
-        """fp32 [C, H, W] in [0, 1]."""
+        """Returns fp32 [C, H, W] in [0, 1]."""
         _, height, width = image.shape
         if self.augmentation.padding:
             image = TF.crop(TF.pad(image, [self.augmentation.padding]), request.top, request.left, height, width)
@@ -115,11 +115,11 @@ class _Samples(TorchDataset):
             image = TF.adjust_saturation(image, saturation)
         if request.cutout_center is not None:
             image = TF.erase(image, *self._cutout(request.cutout_center, height, width), torch.zeros(()).to(image))
-        # A quotient, as everywhere here; TF.to_dtype multiplies by 1/255, which differs in the last bit.
+        # A quotient, as in the other engines; TF.to_dtype multiplies by 1/255, which differs in the last bit.
         return image.float().div_(255)
 
     def _cutout(self, center: list[int], height: int, width: int) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of the part of the square that is inside."""
+        """Returns (top, left, height, width) of the square, clipped to the image."""
         side = self.augmentation.cutout
         first = [max(0, middle - side // 2) for middle in center]
         end = [min(middle - side // 2 + side, size) for middle, size in zip(center, (height, width), strict=True)]
@@ -127,9 +127,9 @@ class _Samples(TorchDataset):
 
 
 def _collate(responses: list[Response]) -> tuple[Tensor, Tensor, list[Failure]]:
-    """The images of a batch, their labels, and the files that are left out of it."""
+    """Returns the images of a batch, their labels, and the files that are left out."""
     images = [response.x_natural for response in responses if response.x_natural is not None]
     labels = [response.label for response in responses if response.x_natural is not None]
     failures = [response.failure for response in responses if response.failure is not None]
-    # default_collate stacks them in the memory that a worker shares with its parent.
+    # default_collate stacks images in the memory that a worker shares with its parent.
     return default_collate(images) if images else torch.empty(0), torch.tensor(labels), failures

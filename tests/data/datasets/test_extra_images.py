@@ -117,11 +117,11 @@ def test_files_that_are_no_npz_are_named(tmp_path):
     path.write_bytes(b"<!DOCTYPE html><html>")
     assert error(path) == "is a web page, not an .npz file: download it again"
     path.write_bytes(b"")
-    assert error(path).startswith("is truncated or no .npz file (File is not a zip file): ")
+    assert error(path).startswith("is truncated or not an .npz file (File is not a zip file): ")
     write(path, image=IMAGES, label=LABELS)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    assert error(path).startswith("is truncated or no .npz file (File is not a zip file): copy or make it again")
+    assert error(path).startswith("is truncated or not an .npz file (File is not a zip file): copy or make it again")
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -220,14 +220,14 @@ def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused_unpacked(t
     size = path.stat().st_size
     assert size < 2**20
     members = 2 * 128 + images.nbytes + len(images)
-    assert error(path).startswith(f"is truncated or no .npz file (its {size} bytes are to unpack to {members}): ")
+    assert error(path).startswith(f"is truncated or not an .npz file (its {size} bytes are to unpack to {members}): ")
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_another_packing_is_refused(tmp_path, compression):
     path = write(tmp_path / "extra.npz", image=IMAGES, label=LABELS)
     replace(path, "image", npy(IMAGES), compression)
-    assert error(path).startswith("cannot be read (image: it is packed as numpy does not): ")
+    assert error(path).startswith("cannot be read (image: its compression is not one of numpy's): ")
 
 
 def test_an_encrypted_archive_is_refused(tmp_path):

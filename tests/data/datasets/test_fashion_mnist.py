@@ -128,17 +128,17 @@ GOOD_IMAGES, GOOD_LABELS = idx(FASHION_ARRAYS[IMAGES]), idx(FASHION_ARRAYS[LABEL
         (f"{IMAGES}.gz", gzip.compress(GOOD_IMAGES)[:-8] + bytes(8), "cannot be read (CRC check failed"),
         (f"{IMAGES}.gz", gzip.compress(GOOD_IMAGES)[:40] + bytes(5000), "cannot be read ("),
         (f"{IMAGES}.gz", b"<!DOCTYPE html><html>", "is a web page, not an IDX file"),
-        (IMAGES, b"", "is no IDX file of 3 dimensions: it starts with b''"),
-        (IMAGES, GOOD_LABELS, "is no IDX file of 3 dimensions: it starts with"),
-        (LABELS, GOOD_IMAGES, "is no IDX file of 1 dimensions: it starts with"),
-        (IMAGES, b"\0\0\x0d" + GOOD_IMAGES[3:], "is no IDX file of 3 dimensions: it starts with"),
-        (IMAGES, GOOD_IMAGES[:-1], "has 23535 bytes where its header promises 23536"),
-        (IMAGES, GOOD_IMAGES + b"\0", "has 23537 bytes where its header promises 23536"),
-        (f"{IMAGES}.gz", gzip.compress(GOOD_IMAGES + b"\0"), "has more bytes where its header promises 23536"),
-        (f"{IMAGES}.gz", gzip.compress(GOOD_IMAGES[:-1]), "has 23535 bytes where its header promises 23536"),
+        (IMAGES, b"", "is not an IDX file of 3 dimensions: it starts with b''"),
+        (IMAGES, GOOD_LABELS, "is not an IDX file of 3 dimensions: it starts with"),
+        (LABELS, GOOD_IMAGES, "is not an IDX file of 1 dimensions: it starts with"),
+        (IMAGES, b"\0\0\x0d" + GOOD_IMAGES[3:], "is not an IDX file of 3 dimensions: it starts with"),
+        (IMAGES, GOOD_IMAGES[:-1], "has 23535 bytes, not 23536 as in its header"),
+        (IMAGES, GOOD_IMAGES + b"\0", "has 23537 bytes, not 23536 as in its header"),
+        (f"{IMAGES}.gz", gzip.compress(GOOD_IMAGES + b"\0"), "has too many bytes, not 23536 as in its header"),
+        (f"{IMAGES}.gz", gzip.compress(GOOD_IMAGES[:-1]), "has 23535 bytes, not 23536 as in its header"),
         (f"{IMAGES}.gz", gzip.compress(PROMISES_ALL), "is refused: its 26 bytes are to unpack to 7922816245"),
-        (IMAGES, PROMISES_ALL, "has 16 bytes where its header promises 79228162458924105385300197391"),
-        (IMAGES, PROMISES_0, "has 23536 bytes where its header promises 16"),
+        (IMAGES, PROMISES_ALL, "has 16 bytes, not 79228162458924105385300197391 as in its header"),
+        (IMAGES, PROMISES_0, "has 23536 bytes, not 16 as in its header"),
         (IMAGES, idx(np.zeros((30, 32, 32), np.uint8)), "holds images of 32x32 pixels, not 28x28"),
         (LABELS, idx(np.zeros(29, np.uint8)), f"holds 29 labels for the 30 images of {IMAGES}"),
         (LABELS, idx(np.full(30, 10, np.uint8)), "holds the label 10, outside 0..9"),
@@ -176,7 +176,7 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path):
     folder = write_fashion_mnist(tmp_path / "root", (IMAGES,))
     path, num_images = folder / f"{IMAGES}.gz", 2**27 // 784
     honest = struct.pack(">4I", 0x0803, num_images, 28, 28)
-    for header, complaint in ((honest, "is refused: its "), (GOOD_IMAGES[:16], "has more bytes where its header")):
+    for header, complaint in ((honest, "is refused: its "), (GOOD_IMAGES[:16], "has too many bytes, not ")):
         path.write_bytes(gzip.compress(header + bytes(784 * num_images)))
         tracemalloc.start()
         try:
