@@ -1,4 +1,4 @@
-"""`fastadaad pack` as its users meet it."""
+"""`fastadaad pack` from the command line."""
 
 import re
 from pathlib import Path
@@ -11,12 +11,12 @@ from fastadaad import cli
 from fastadaad.cli import pack as command
 from fastadaad.data import packing
 
-NUM_IMAGES = {"train": 3, "val": 2}  # of each class
+NUM_IMAGES = {"train": 3, "val": 2}  # per class
 
 
 @pytest.fixture(autouse=True)
 def pets(tmp_path, monkeypatch) -> Path:
-    """A tree in the working directory, which is a temporary one."""
+    """Writes a tree to the working directory, which is temporary."""
     monkeypatch.chdir(tmp_path)
     generator = np.random.default_rng(0)
     for split, num_images in NUM_IMAGES.items():
@@ -31,7 +31,7 @@ def pets(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def run(capsys):
-    """run(*words) -> exit code, lines of stdout without those of the progress, stderr."""
+    """Returns run(*words) -> exit code, lines of stdout without the progress bar, stderr."""
 
     def run_main(*words: str) -> tuple[int, list[str], str]:
         code = cli.main(["pack", *words])
@@ -42,7 +42,7 @@ def run(capsys):
     return run_main
 
 
-def test_a_folder_is_packed_verified_and_known_to_be_complete(run):
+def test_a_folder_is_packed_verified_and_recognised_as_complete(run):
     result = [
         "out: 6 training and 4 test images of 8x8 pixels in 2 classes, 0.0 MB",
         "to train from it: fastadaad train RECIPE data.name=packed data.root=out",
@@ -57,15 +57,15 @@ def test_progress_is_shown_with_its_rate(capsys):
     assert re.search(r"packing out .* images/s", capsys.readouterr().out)
 
 
-def test_the_middle_that_is_kept_is_asked_for(run):
+def test_center_share_sets_the_center_crop(run):
     assert run("pets", "whole", "--image-size", "5")[0] == 0
-    assert run("pets", "middle", "--image-size", "5", "--center-share", "0.5")[0] == 0
-    first = np.fromfile("middle/train_images.u8", np.uint8)[:75].reshape(5, 5, 3)
+    assert run("pets", "center", "--image-size", "5", "--center-share", "0.5")[0] == 0
+    first = np.fromfile("center/train_images.u8", np.uint8)[:75].reshape(5, 5, 3)
     assert np.array_equal(first, np.asarray(Image.open("pets/train/cat/0.png"))[3:8, 2:7])
-    assert Path("whole/train_images.u8").read_bytes() != Path("middle/train_images.u8").read_bytes()
+    assert Path("whole/train_images.u8").read_bytes() != Path("center/train_images.u8").read_bytes()
 
 
-def test_broken_files_stop_it_or_are_left_out_and_listed(run, monkeypatch):
+def test_broken_files_stop_the_pack_or_are_skipped_and_listed(run, monkeypatch):
     for number in range(2):
         Path(f"pets/train/dog/{number}.png").write_bytes(b"")
     code, _, err = run("pets", "out", "--image-size", "8")
@@ -104,7 +104,7 @@ def test_damage_is_found_by_verify(run):
     )
 
 
-# The words of the command, and what the one line must say.
+# Words of the command, and the message.
 MISTAKES = [
     (["pets", "out"], "--image-size is missing: give the side of the packed images in pixels, such as 64"),
     (["pets", "out", "--image-size", "8", "--center-share", "1.5"], "center_share is 1.5: it is a fraction, in (0, 1]"),
@@ -123,7 +123,7 @@ def test_a_mistake_ends_with_one_line_and_exit_code_2(run, words, message):
     assert err.count("\n") == 1
 
 
-def test_interrupted_it_says_so_and_goes_on(run, monkeypatch):
+def test_an_interrupted_pack_is_reported_and_resumes(run, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 

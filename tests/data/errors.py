@@ -1,4 +1,4 @@
-"""The line in which a data set is refused."""
+"""Error message of load_dataset, for the tests of the readers."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from fastadaad.data import DataError, load_dataset
 
 
 def error_of(name: str, root: Path, **options) -> str:
-    """What load_dataset says, in one line."""
+    """Returns the message of the DataError, which is one line."""
     with pytest.raises(DataError) as caught:
         load_dataset(name, root=root, **options)
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""Small trees of image files, a folder per class."""
+"""Small trees of image files with one folder per class."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ MIN_SIZE, MAX_SIZE = 9, 23  # of either side, in pixels
 
 
 def write_tree(root: Path) -> Path:
-    """TRAIN and TEST, of different sizes, all pixels random; returns `root`."""
+    """Writes TRAIN and TEST with random pixels and different sizes; returns `root`."""
     generator = np.random.default_rng(0)
     for split, names in (("train", TRAIN), ("test", TEST)):
         for name in names:

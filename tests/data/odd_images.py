@@ -1,4 +1,4 @@
-"""Image files as they occur in the wild, odd but readable or broken, with what a reader has to make of them."""
+"""Unusual and broken image files, with the pixels or the error that a reader must give."""
 
 import struct
 import zlib
@@ -13,7 +13,7 @@ HEIGHT, WIDTH = 24, 40
 
 
 class OddImage(NamedTuple):
-    """What a file decodes to: uint8 [H, W, 3], and by how much a lossy format may be off in any pixel."""
+    """Decoded file, uint8 [H, W, 3], and the largest error of a pixel that a lossy format may have."""
 
     pixels: np.ndarray
     tolerance: int = 0
@@ -32,7 +32,7 @@ JPEG_ERROR = 4
 PALETTE = np.random.default_rng(0).integers(0, 256, (16, 3), dtype=np.uint8)
 INDICES = (np.arange(HEIGHT)[:, None] + np.arange(WIDTH)).astype(np.uint8) % 16
 
-# EXIF's orientation -> how the stored pixels of SMOOTH have to be turned to be seen as meant.
+# EXIF orientation -> transform that a reader has to apply to the stored pixels.
 ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda stored: stored,
     2: lambda stored: stored[:, ::-1],
@@ -46,7 +46,7 @@ ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def write_readable(folder: Path) -> dict[Path, OddImage]:
-    """Writes one file of each readable kind to `folder`; tells what each decodes to."""
+    """Writes one file of each readable kind to `folder`; returns the pixels of each file."""
     folder.mkdir(parents=True, exist_ok=True)
     expected = {**_write_lossless(folder), **_write_jpeg(folder)}
     return {folder / name: image for name, image in expected.items()}
@@ -67,7 +67,7 @@ def _write_lossless(folder: Path) -> dict[str, OddImage]:
     palette.save(folder / "palette.png")
     palette.save(folder / "palette_transparent.png", transparency=bytes(range(0, 256, 16)))
     palette.save(folder / "animated.gif", save_all=True, append_images=[_palette_image(15 - INDICES)])
-    # 257 k is the 16-bit number for the 8-bit k; the low byte on top must not matter.
+    # 257 k is the 16-bit value of the 8-bit k; changes of the low byte must not matter.
     sixteen_bit = GREY.astype(np.uint16) * 256 + 255 - GREY
     Image.fromarray(sixteen_bit).save(folder / "sixteen_bit.png")
     Image.fromarray(sixteen_bit).save(folder / "sixteen_bit.tif")
@@ -91,7 +91,7 @@ def _write_jpeg(folder: Path) -> dict[str, OddImage]:
     Image.fromarray(GREY).save(folder / "grey.jpg", format="JPEG", quality=95)
     image.save(folder / "progressive.JPEG", progressive=True, **JPEG)
     image.save(folder / "jpeg_named.png", **JPEG)
-    # With Adobe's marker, which says that the stored numbers are inverted.
+    # With Adobe's marker, which declares that the stored values are inverted.
     inks = [Image.fromarray(ink) for ink in (*np.moveaxis(255 - SMOOTH, 2, 0), np.zeros_like(GREY))]
     Image.merge("CMYK", inks).save(folder / "cmyk.jpg", **JPEG)
     image.save(folder / "bad_exif.jpg", exif=b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x40no directory of tags", **JPEG)
@@ -106,7 +106,7 @@ def _write_jpeg(folder: Path) -> dict[str, OddImage]:
 
 
 def write_broken(folder: Path) -> dict[Path, str]:
-    """Writes one file of each unreadable kind to `folder`; tells words of the line that a reader gives."""
+    """Writes one file of each unreadable kind to `folder`; returns words of the error for each file."""
     folder.mkdir(parents=True, exist_ok=True)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     for name in ("truncated.jpg", "truncated.png", "truncated.bmp"):
@@ -147,7 +147,7 @@ def _palette_image(indices: np.ndarray) -> Image.Image:
 
 
 def _sixteen_bit_png(pixels: np.ndarray) -> bytes:
-    """uint16 [H, W, 3] as a PNG, which Pillow reads but does not write."""
+    """Encodes uint16 [H, W, 3] as a PNG, which Pillow can read but not write."""
     height, width, _ = pixels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     return _png(width=width, height=height, bits=16, color_type=2, rows=rows)

@@ -1,4 +1,4 @@
-"""Draws of the augmentation: distribution, and dependence on nothing but (seed, epoch, sample)."""
+"""Draws of the augmentation: their distribution, and that they depend only on (seed, epoch, sample)."""
 
 from dataclasses import fields
 
@@ -12,7 +12,7 @@ EVERYTHING = Augmentation(padding=4, flip=True, cutout=3, min_crop_scale=0.1, co
 
 
 def drawn(seed: int = 0, epoch: int = 0, indices=64, augmentation: Augmentation = EVERYTHING) -> Draws:
-    """For images of 7x9 pixels."""
+    """Draws for images of 7x9 pixels."""
     indices = torch.arange(indices) if isinstance(indices, int) else indices
     return draw(augmentation, seed, epoch, indices, 7, 9)
 
@@ -27,7 +27,7 @@ def cells_of_crops(draws: Draws) -> torch.Tensor:
 
 
 def test_golden_values():
-    """A change of these numbers changes every run: it needs an entry in the change log."""
+    """Changing these numbers changes every run and needs an entry in the change log."""
     draws = drawn(seed=7, epoch=3, indices=8)
     assert draws.top.tolist() == [0, 3, 8, 2, 3, 1, 8, 8]
     assert draws.left.tolist() == [0, 2, 3, 3, 3, 3, 8, 4]
@@ -51,7 +51,7 @@ def test_centres_of_cutouts_are_uniform_over_the_image_and_independent_of_the_cr
     assert torch.corrcoef(pairs)[0, 1].abs() < 4 / 100_000**0.5
 
 
-def test_factors_of_the_colours_span_their_interval():
+def test_colour_factors_span_their_interval():
     color = drawn(indices=20_000).color
     assert color.shape == (20_000, 3)
     assert (round(color.min().item(), 2), round(color.max().item(), 2)) == (0.6, 1.4)
@@ -68,7 +68,7 @@ def test_numbers_do_not_depend_on_the_batch():
             assert torch.equal(getattr(part, name), getattr(whole, name)[batch]), name
 
 
-def test_by_default_nothing_is_drawn():
+def test_the_default_augmentation_draws_nothing():
     draws = drawn(augmentation=Augmentation())
     assert not draws.top.any()
     assert not draws.left.any()

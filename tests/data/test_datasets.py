@@ -7,7 +7,7 @@ from fastadaad.data import DATASETS
 from fastadaad.data.datasets import FILE_DATASETS
 
 
-def test_unknown_name_lists_the_known(tmp_path):
+def test_the_error_for_an_unknown_name_lists_the_known_names(tmp_path):
     assert error_of("mnist", tmp_path) == f"data set 'mnist' is unknown: use one of {', '.join(DATASETS)}"
 
 

@@ -1,4 +1,4 @@
-"""The hashes behind every random number of the data: published values and distribution."""
+"""Hashes behind every random number of the data: published values and distribution."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def unsigned(bits: torch.Tensor) -> list[int]:
 
 
 def splitmix64_of_integers(state: int, index: int) -> int:
-    """The generator with unbounded integers."""
+    """Computes the generator with unbounded integers."""
     z = (state + (index + 1) * 0x9E3779B97F4A7C15) & WORD
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & WORD
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & WORD
@@ -48,7 +48,7 @@ def test_hash_bits_equal_unbounded_integer_arithmetic(seed, epoch):
 
 
 def test_golden_order():
-    """A change of these numbers changes every run: it needs an entry in the change log."""
+    """Changing these numbers changes every run and needs an entry in the change log."""
     assert epoch_order(7, 3, 10).tolist() == [5, 1, 2, 3, 7, 9, 6, 0, 4, 8]
 
 

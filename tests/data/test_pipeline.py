@@ -1,4 +1,4 @@
-"""The contract of the engines: the same batches from each of them, as a pure function of the position."""
+"""Contract of the engines: equal batches from all engines, as a pure function of the position."""
 
 import subprocess
 import sys
@@ -14,13 +14,13 @@ from fastadaad.data.hashing import epoch_order
 
 NUM_IMAGES = 23
 IMAGES = torch.randint(0, 256, (NUM_IMAGES, 6, 9, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-NAMES = torch.arange(NUM_IMAGES)  # as labels, they tell which image is where
+NAMES = torch.arange(NUM_IMAGES)  # used as labels, they identify the images
 AUGMENTATION = Augmentation(padding=2, flip=True, cutout=3)
 ENGINES = ["resident", "torch", "dali"]
 
 
 def pipeline(engine: str, images=IMAGES, labels=NAMES, **options) -> Pipeline:
-    """With the arguments of Sampling among those of a pipeline."""
+    """Makes a pipeline; the options are those of Pipeline and of Sampling."""
     defaults = {"augmentation": AUGMENTATION, "batch_size": 5, "seed": 3}
     options = defaults | options
     sampling = {name: options.pop(name) for name in Sampling.__dataclass_fields__ if name in options}
@@ -33,17 +33,17 @@ def whole_epoch(batches) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def with_torchvision(image: torch.Tensor, top: int, left: int, flip: bool, center: list[int]) -> torch.Tensor:
-    """uint8 [H, W, C] to fp32 [C, H, W], as AUGMENTATION says."""
+    """Applies AUGMENTATION with torchvision: uint8 [H, W, C] to fp32 [C, H, W]."""
     height, width, _ = image.shape
     out = TF.crop(TF.pad(image.permute(2, 0, 1), [2]), top, left, height, width)
     out = (TF.horizontal_flip(out) if flip else out).float() / 255
-    row, column = (middle - 1 for middle in center)  # of a square of side 3
+    row, column = (middle - 1 for middle in center)  # first row and column of a square of side 3
     out[:, max(row, 0) : row + 3, max(column, 0) : column + 3] = 0
     return out
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_batches_are_those_of_the_draws(engine):
+def test_batches_match_torchvision_with_the_same_draws(engine):
     x_natural, names = whole_epoch(pipeline(engine).epoch(4))
     assert torch.equal(names, epoch_order(3, 4, NUM_IMAGES))
     draws = draw(AUGMENTATION, 3, 4, names, 6, 9)
@@ -62,7 +62,7 @@ def test_evaluation_visits_every_image_once_in_order_and_unchanged(engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("batch_size", "num_shards"), [(1, 1), (7, 1), (23, 2), (50, 1), (4, 3), (2, 23), (3, 30)])
-def test_every_image_is_evaluated_once_whatever_the_batch_and_the_number_of_processes(engine, batch_size, num_shards):
+def test_every_image_is_evaluated_once_for_any_batch_size_and_number_of_shards(engine, batch_size, num_shards):
     whole = pipeline(engine, shuffle=False, augmentation=None, batch_size=batch_size)
     shards = [whole.shard(index, num_shards) for index in range(num_shards)]
     names = [label.item() for shard in shards for _, labels in shard.epoch(0) for label in labels]
@@ -71,7 +71,7 @@ def test_every_image_is_evaluated_once_whatever_the_batch_and_the_number_of_proc
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_shards_are_disjoint_and_together_the_set_in_two_epochs(engine):
+def test_shards_partition_the_set_in_two_epochs(engine):
     shards = [pipeline(engine).shard(index, 2) for index in range(2)]
     seen = []
     for epoch in (0, 1):
@@ -104,7 +104,7 @@ torch.save([whole_epoch(batches) for batches in epochs], {path!r})
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_new_process_goes_on_in_the_middle_of_an_epoch(engine, tmp_path):
+def test_a_new_process_resumes_in_the_middle_of_an_epoch(engine, tmp_path):
     run = pipeline(engine)
     begun = run.epoch(1)
     for _ in range(2):
@@ -118,7 +118,7 @@ def test_a_new_process_goes_on_in_the_middle_of_an_epoch(engine, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_epoch_that_is_left_early_does_not_disturb_the_next(engine):
+def test_an_epoch_stopped_early_does_not_change_the_next(engine):
     run = pipeline(engine)
     left_early = run.epoch(0)
     next(left_early)
@@ -140,7 +140,7 @@ def test_pixels_of_an_image_do_not_depend_on_the_batch_size_or_earlier_epochs():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_samples_choose_the_images_that_take_part(engine):
+def test_samples_select_the_images(engine):
     samples = torch.tensor([20, 3, 11])
     _, names = whole_epoch(pipeline(engine, samples=samples, shuffle=False).epoch(0))
     assert names.tolist() == [20, 3, 11]
@@ -162,7 +162,7 @@ def test_mistakes_are_named(changes, message):
 
 
 @pytest.mark.parametrize("start_batch", [-1, 6])
-def test_impossible_position_is_named_at_once(start_batch):
+def test_an_impossible_position_is_named_immediately(start_batch):
     with pytest.raises(ValueError, match=rf"start_batch {start_batch} is outside 0\.\.5"):
         pipeline("resident").epoch(0, start_batch)
 

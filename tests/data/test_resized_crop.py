@@ -37,7 +37,7 @@ def test_windows_are_distributed_as_torchvisions(height, width, min_scale):
             [torch.searchsorted(part.sort().values, values, right=True) for part in (ours_of, theirs_of)]
         )
         distance = (counts[0] - counts[1]).abs().max() / NUM_WINDOWS
-        # Kolmogorov and Smirnov: 99.9 % of pairs of samples of one distribution are closer.
+        # Kolmogorov-Smirnov: 99.9 % of pairs of samples of one distribution are closer.
         assert distance < math.sqrt(-math.log(0.001 / 2) / NUM_WINDOWS)
 
 
@@ -53,12 +53,12 @@ def test_every_window_is_inside_and_of_an_allowed_shape():
 
 
 @pytest.mark.parametrize(("height", "width", "expected"), [(10, 500, (0, 243, 10, 13)), (500, 10, (243, 0, 13, 10))])
-def test_where_no_try_fits_it_is_the_largest_allowed_window_in_the_middle(height, width, expected):
+def test_if_no_try_fits_the_largest_allowed_window_in_the_center_is_taken(height, width, expected):
     assert set(map(tuple, ours(height, width, 0.9).tolist())) == {expected}
     assert set(map(tuple, torchvisions(height, width, 0.9).tolist())) == {expected}
 
 
-def test_the_centre_window_is_a_square_in_the_middle():
+def test_the_center_window_is_a_square():
     assert center_window(300, 400, 1.0) == (0, 50, 300, 300)
     assert center_window(400, 300, 0.875) == (69, 19, 262, 262)
     assert center_window(1, 3, 0.1) == (0, 1, 1, 1)

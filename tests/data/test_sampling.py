@@ -1,4 +1,4 @@
-"""Which samples make up which batch."""
+"""Split of an epoch's samples into batches and shards."""
 
 from itertools import chain
 
@@ -28,7 +28,7 @@ def test_batches_follow_the_order_of_the_epoch(drop_last, sizes):
     assert joined(found) == epoch_order(3, 4, 23)[: sum(sizes)].tolist()
 
 
-def test_length_where_the_batch_size_divides_the_set():
+def test_length_if_the_batch_size_divides_the_set():
     assert len(batches(10, drop_last=True)) == len(batches(10)) == 2
 
 
@@ -38,38 +38,38 @@ def test_without_shuffling_the_order_is_that_of_the_set():
 
 @pytest.mark.parametrize("num_shards", [2, 3])
 @pytest.mark.parametrize("epoch", [0, 1])
-def test_shards_are_disjoint_and_together_the_set(num_shards, epoch):
+def test_shards_partition_the_set(num_shards, epoch):
     shards = [joined(batches(23, epoch, shard=shard, num_shards=num_shards)) for shard in range(num_shards)]
     assert sorted(joined(shards)) == list(range(23))
 
 
-def test_processes_with_a_part_of_the_batch_see_together_what_one_sees():
+def test_ranks_with_smaller_batches_see_together_the_batches_of_one_rank():
     whole = batches(50, batch_size=12, drop_last=True)
     parts = [batches(50, batch_size=4, drop_last=True, shard=shard, num_shards=3) for shard in range(3)]
     for batch, of_processes in zip(whole, zip(*parts, strict=True), strict=True):
         assert sorted(batch) == sorted(joined(of_processes))
 
 
-def test_processes_have_equally_many_full_batches_where_the_last_is_dropped():
+def test_ranks_have_equal_numbers_of_full_batches_with_drop_last():
     for shard in range(4):
         assert list(map(len, batches(47, drop_last=True, shard=shard, num_shards=4))) == [5, 5]
 
 
 @pytest.mark.parametrize("num_extra", [100, 13])  # more than an epoch needs, and fewer
-def test_extra_samples_have_their_share_of_each_batch(num_extra):
+def test_extra_samples_make_up_their_fraction_of_each_batch(num_extra):
     options = {"batch_size": 10, "drop_last": True, "num_extra": num_extra, "extra_share": 0.7}
     first, second = (batches(60 + num_extra, epoch, **options) for epoch in (0, 1))
-    assert len(first) == 6  # as many as without the extra ones
+    assert len(first) == 6  # as without extra samples
     assert all(sum(index >= 60 for index in batch) == 7 for batch in first)
     own = [index for batch in first for index in batch if index < 60]
     assert len(set(own)) == len(own) == 18
     extra = [index for batch in first for index in batch if index >= 60]
-    assert len(set(extra)) == min(42, num_extra)  # none twice before all were seen
+    assert len(set(extra)) == min(42, num_extra)  # no sample comes twice before all were seen
     assert max(extra) < 60 + num_extra
     assert first != second
 
 
-def test_two_processes_share_the_extra_samples_too():
+def test_two_ranks_split_the_extra_samples_too():
     options = {"drop_last": True, "num_extra": 100, "extra_share": 0.7}
     whole = batches(160, batch_size=10, **options)
     parts = [batches(160, batch_size=5, shard=shard, num_shards=2, **options) for shard in range(2)]

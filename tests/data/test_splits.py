@@ -1,4 +1,4 @@
-"""Stratified subsets and held-out splits."""
+"""Stratified subsets and validation splits."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_split_is_a_partition(size):
 
 
 def test_draw_within_a_class_is_uniform():
-    """Over 2,000 seeds each of 20 samples is drawn as often as any other (chi-square, 19 degrees, 99.9 %: 43.8)."""
+    """Draws each of 20 samples equally often over 2,000 seeds (chi-square, 19 degrees of freedom, 99.9 %: 43.8)."""
     labels = torch.arange(2).repeat(10)
     counts = torch.cat([subset(labels, 4, seed) for seed in range(2000)]).bincount(minlength=20)
     assert (counts - 400).square().sum() / 400 < 43.8

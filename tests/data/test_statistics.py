@@ -1,4 +1,4 @@
-"""Statistics of pixels, from counts and from a sample of image files."""
+"""Statistics of pixels from counts and from a sample of image files."""
 
 from dataclasses import replace
 
@@ -24,13 +24,13 @@ def test_channel_statistics_are_those_of_the_pixels(chunk, monkeypatch):
 
 
 def files(folder, num_files: int, **options) -> ImageFiles:
-    """Image k is of the one colour (k, 2 k, 3 k)."""
+    """Writes images; all pixels of image k are (k, 2 k, 3 k)."""
     for number in range(num_files):
         Image.fromarray(np.full((4, 6, 3), (number, 2 * number, 3 * number), np.uint8)).save(folder / f"{number}.png")
     return ImageFiles(root=folder, names=[f"{number}.png" for number in range(num_files)], image_size=4, **options)
 
 
-def test_of_image_files_evenly_spaced_ones_are_read(tmp_path, monkeypatch):
+def test_statistics_of_image_files_read_evenly_spaced_files(tmp_path, monkeypatch):
     monkeypatch.setattr(statistics, "SAMPLED_FILES", 5)
     mean, std = channel_statistics(files(tmp_path, 41))
     sampled = torch.tensor([0, 10, 20, 30, 40]).double()
@@ -38,7 +38,7 @@ def test_of_image_files_evenly_spaced_ones_are_read(tmp_path, monkeypatch):
     assert std == pytest.approx([factor * sampled.std(correction=0).item() / 255 for factor in (1, 2, 3)])
 
 
-def test_a_file_that_cannot_be_read_is_left_out_only_where_that_is_asked_for(tmp_path):
+def test_an_unreadable_file_is_skipped_only_with_on_error_skip(tmp_path):
     written = files(tmp_path, 3)
     written.path(1).write_bytes(b"")
     with pytest.raises(DataError, match=r"1.png is empty"):

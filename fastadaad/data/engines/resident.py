@@ -34,7 +34,7 @@ class ResidentPipeline(Pipeline):
         **options: Arguments of Pipeline.
 
     Attributes:
-        images: The images at the place they live, which other pipelines can share.
+        images: The images on the device or on the host, which other pipelines can use too.
         is_on_device: True if the images are on the device.
 
     Raises:

@@ -1,4 +1,4 @@
-"""CIFAR against the arrays its files were written from, and each kind of broken file against its message."""
+"""CIFAR against the arrays its files were written from, and broken files against their messages."""
 
 import hashlib
 import pickle
@@ -22,7 +22,7 @@ CIFAR = {
 
 @pytest.fixture(params=CIFAR)
 def cifar(request, tmp_path, monkeypatch):
-    """Writes a small set in torchvision's layout: (name, folder of the files, CHW planes and labels per file)."""
+    """Writes a small set in torchvision's layout; returns (name, folder, CHW planes and labels per file)."""
     name = request.param
     torchvision_class, labels_key, names_key = CIFAR[name]
     folder = tmp_path / torchvision_class.base_folder
@@ -59,10 +59,10 @@ def test_cifar_is_read_as_written(cifar, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "complaint"),
+    ("damage", "problem"),
     [("cut", "is truncated or corrupt"), ("removed", "does not exist"), ("html", "is a web page")],
 )
-def test_damaged_cifar_file_is_named(cifar, tmp_path, damage, complaint):
+def test_damaged_cifar_file_is_named(cifar, tmp_path, damage, problem):
     name, folder, written = cifar
     for file_name in (list(written)[-1], CIFAR[name][0].meta["filename"]):
         path = folder / file_name
@@ -71,7 +71,7 @@ def test_damaged_cifar_file_is_named(cifar, tmp_path, damage, complaint):
         if damage == "removed":
             path.unlink()
         message = error_of(name, tmp_path)
-        assert message.startswith(f"{path} {complaint}")
+        assert message.startswith(f"{path} {problem}")
         assert DOWNLOAD in message
         path.write_bytes(content)
 
@@ -86,7 +86,7 @@ def test_failed_cifar_download_is_named(tmp_path, monkeypatch):
     assert message.startswith(f"{first} does not exist (the download failed: no route to host): set data.download=true")
 
 
-def test_a_web_page_in_place_of_the_archive_is_named(tmp_path):
+def test_a_web_page_instead_of_the_archive_is_named(tmp_path):
     archive = tmp_path / torchvision.datasets.CIFAR100.filename
     archive.write_text("<!DOCTYPE html><html><body>Service unavailable</body></html>")
     message = error_of("cifar100", tmp_path)
@@ -95,7 +95,7 @@ def test_a_web_page_in_place_of_the_archive_is_named(tmp_path):
 
 
 class Attack:
-    """Its pickle creates a file."""
+    """Object whose pickle creates a file."""
 
     def __init__(self, path):
         self.path = path
@@ -104,7 +104,7 @@ class Attack:
         return open, (str(self.path), "w")
 
 
-def test_a_file_whose_checksum_is_wrong_is_not_unpickled(cifar, tmp_path):
+def test_a_file_with_a_wrong_checksum_is_not_unpickled(cifar, tmp_path):
     name, folder, written = cifar
     for file_name in (*written, CIFAR[name][0].meta["filename"]):
         content = (folder / file_name).read_bytes()
@@ -115,8 +115,8 @@ def test_a_file_whose_checksum_is_wrong_is_not_unpickled(cifar, tmp_path):
 
 
 @pytest.mark.parametrize("name", CIFAR)
-def test_an_archive_whose_checksum_is_wrong_is_not_unpacked(tmp_path, monkeypatch, name):
-    """Neither one that is there, nor one that a server sends: torchvision would let its members leave the folder."""
+def test_an_archive_with_a_wrong_checksum_is_not_unpacked(tmp_path, monkeypatch, name):
+    """Covers local and downloaded archives; torchvision would let their members leave the folder."""
     root = tmp_path / "root"
     root.mkdir()
     archive = root / CIFAR[name][0].filename

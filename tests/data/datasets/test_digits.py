@@ -1,4 +1,4 @@
-"""Digits against scikit-learn's scans."""
+"""Digits against the scans of scikit-learn."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from fastadaad.data import load_dataset
 
 
-def test_digits_are_scikit_learns_scans():
+def test_digits_match_the_scans_of_scikit_learn():
     scans = load_digits()
     scaled = (scans.images.astype(int) * 255 + 8) // 16  # round half up, in integers
     source = Counter(
@@ -31,5 +31,5 @@ def test_digits_are_scikit_learns_scans():
 def test_digits_test_set_is_fixed_and_balanced():
     first, second = load_dataset("digits"), load_dataset("digits")
     assert torch.equal(first.test_images, second.test_images)
-    share = first.test_labels.bincount() / (first.train_labels.bincount() + first.test_labels.bincount())
-    assert ((share - 360 / 1797).abs() < 1 / 170).all()  # within one image of a class of about 180
+    fraction = first.test_labels.bincount() / (first.train_labels.bincount() + first.test_labels.bincount())
+    assert ((fraction - 360 / 1797).abs() < 1 / 170).all()  # within one image of a class of about 180

@@ -1,4 +1,4 @@
-"""Extra images against the arrays they were written from, and each kind of broken file against its message."""
+"""Extra images against the arrays they were written from, and broken files against their messages."""
 
 import io
 import struct
@@ -31,8 +31,8 @@ def read(path: Path) -> ExtraImages:
 
 @pytest.mark.parametrize("keys", [("image", "label"), ("images", "labels")])
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-@pytest.mark.parametrize("chunk_bytes", [1000, 2**24])  # of 7,200, so that the last chunk is a smaller one
-def test_images_go_into_their_part_of_an_array(tmp_path, monkeypatch, keys, save, chunk_bytes):
+@pytest.mark.parametrize("chunk_bytes", [1000, 2**24])  # of 7,200 bytes, so that the last chunk is smaller
+def test_images_are_read_into_a_slice_of_an_array(tmp_path, monkeypatch, keys, save, chunk_bytes):
     monkeypatch.setattr(extra_images, "CHUNK_BYTES", chunk_bytes)
     extra = read(write(tmp_path / "extra.npz", save, **dict(zip(keys, (IMAGES, LABELS), strict=True)), other=LABELS))
     both = torch.full((60, *SHAPE), 7, dtype=torch.uint8)
@@ -49,7 +49,7 @@ def test_labels_may_be_integers_of_any_size(tmp_path, dtype):
     np.testing.assert_array_equal(extra.labels, LABELS)
 
 
-def test_a_version_of_numpys_format_that_is_not_known_is_named(tmp_path):
+def test_an_unknown_version_of_numpys_format_is_named(tmp_path):
     path = tmp_path / "extra.npz"
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in (("image", IMAGES), ("label", LABELS)):
@@ -61,8 +61,8 @@ def test_a_version_of_numpys_format_that_is_not_known_is_named(tmp_path):
         read(path)
 
 
-def test_the_images_are_in_memory_once(tmp_path, monkeypatch):
-    """numpy and zipfile tell tracemalloc what they allocate."""
+def test_the_images_are_in_memory_only_once(tmp_path, monkeypatch):
+    """Measures with tracemalloc, to which numpy and zipfile report their allocations."""
     monkeypatch.setattr(extra_images, "CHUNK_BYTES", 2**18)
     images = np.zeros((2**24 // 192, 8, 8, 3), np.uint8)
     path = write(tmp_path / "extra.npz", image=images, label=np.zeros(len(images), np.uint8))
@@ -88,7 +88,7 @@ def error(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "complaint"),
+    ("arrays", "problem"),
     [
         ({"x": IMAGES, "y": LABELS}, "lacks the arrays image and label (found: x, y): save it with these names"),
         ({"image": IMAGES}, "lacks the arrays image and label (found: image)"),
@@ -107,11 +107,11 @@ def error(path: Path) -> str:
         ({"image": IMAGES, "label": np.array(LABELS, object)}, "cannot be read (label: it holds pickled objects, "),
     ],
 )
-def test_arrays_that_do_not_fit_are_named(tmp_path, arrays, complaint):
-    assert error(write(tmp_path / "extra.npz", **arrays)).startswith(complaint)
+def test_arrays_that_do_not_fit_are_named(tmp_path, arrays, problem):
+    assert error(write(tmp_path / "extra.npz", **arrays)).startswith(problem)
 
 
-def test_files_that_are_no_npz_are_named(tmp_path):
+def test_files_of_other_formats_are_named(tmp_path):
     path = tmp_path / "extra.npz"
     assert error(path) == "does not exist: set data.extra_images to an .npz file"
     path.write_bytes(b"<!DOCTYPE html><html>")
@@ -125,7 +125,7 @@ def test_files_that_are_no_npz_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_a_changed_pixel_is_noticed(tmp_path, save):
+def test_a_changed_pixel_is_detected(tmp_path, save):
     path = write(tmp_path / "extra.npz", save, image=IMAGES, label=LABELS)
     content = bytearray(path.read_bytes())
     content[4000] ^= 1
@@ -133,8 +133,8 @@ def test_a_changed_pixel_is_noticed(tmp_path, save):
     assert error(path).startswith("cannot be read (image: ")
 
 
-def test_an_array_shorter_than_its_header_says_is_noticed(tmp_path):
-    """The header says 50 images; the file in the archive ends after 49 of them, and its checksum is right."""
+def test_an_array_shorter_than_its_header_is_detected(tmp_path):
+    """Reads a file whose header claims 50 images and which ends after 49, with a correct checksum."""
     path = write(tmp_path / "extra.npz", image=IMAGES, label=LABELS)
     replace(path, "image", npy(IMAGES)[: -IMAGES[0].nbytes])
     size = len(npy(IMAGES)) - IMAGES[0].nbytes
@@ -148,7 +148,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def replace(path: Path, key: str, content: bytes, compression: int = zipfile.ZIP_STORED) -> None:
-    """Writes the archive anew with another file in place of an array."""
+    """Rewrites the archive with another file instead of an array."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -157,7 +157,7 @@ def replace(path: Path, key: str, content: bytes, compression: int = zipfile.ZIP
 
 
 def start(header: str, version: int = 1, length: int | None = None) -> bytes:
-    """The beginning of an .npy file."""
+    """Returns the beginning of an .npy file."""
     size = struct.pack("<H" if version == 1 else "<I", len(header) if length is None else length)
     return b"\x93NUMPY" + bytes([version, 0]) + size + header.encode()
 
@@ -170,7 +170,7 @@ def described(shape: str, descr: str = "'<i8'") -> bytes:
     "content",
     [
         described("(1000000000000,)"),
-        described("(4294967296, 4294967296)"),  # whose product is 0 in 64 bits
+        described("(4294967296, 4294967296)"),  # the product is 0 in 64 bits
         described("(9223372036854775807,)"),
         described("(-1,)") + bytes(8),
         described("(-50, -1)") + bytes(400),
@@ -191,7 +191,7 @@ def described(shape: str, descr: str = "'<i8'") -> bytes:
     ],
     ids=lambda content: repr(content[8:40]),
 )
-def test_a_header_that_promises_something_else_is_refused(tmp_path, content):
+def test_a_header_that_does_not_fit_the_file_is_refused(tmp_path, content):
     path = write(tmp_path / "extra.npz", image=IMAGES, label=LABELS)
     replace(path, "label", content)
     assert error(path).startswith("cannot be read (label: ")
@@ -200,7 +200,7 @@ def test_a_header_that_promises_something_else_is_refused(tmp_path, content):
 
 
 def test_a_long_header_is_not_unpacked(tmp_path):
-    """64 MiB of it, in a file of 64 kB: what is read at a time is bounded."""
+    """Reads a bounded number of bytes of a header of 64 MiB in a file of 64 kB."""
     path = write(tmp_path / "extra.npz", image=IMAGES, label=LABELS)
     replace(path, "image", start(" " * (2**26 - 20_000), 2), zipfile.ZIP_DEFLATED)
     tracemalloc.start()
@@ -213,7 +213,7 @@ def test_a_long_header_is_not_unpacked(tmp_path):
     assert peak < 2**20
 
 
-def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused_unpacked(tmp_path):
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path):
     path = tmp_path / "extra.npz"
     images = np.zeros((2**27 // 192, 8, 8, 3), np.uint8)
     np.savez_compressed(path, image=images, label=np.zeros(len(images), np.uint8))
@@ -224,7 +224,7 @@ def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused_unpacked(t
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_another_packing_is_refused(tmp_path, compression):
+def test_another_compression_is_refused(tmp_path, compression):
     path = write(tmp_path / "extra.npz", image=IMAGES, label=LABELS)
     replace(path, "image", npy(IMAGES), compression)
     assert error(path).startswith("cannot be read (image: its compression is not one of numpy's): ")
@@ -233,7 +233,10 @@ def test_another_packing_is_refused(tmp_path, compression):
 def test_an_encrypted_archive_is_refused(tmp_path):
     path = write(tmp_path / "extra.npz", image=IMAGES, label=LABELS)
     content = bytearray(path.read_bytes())
-    for place in (content.index(b"PK\1\2") + 8, 6):  # the flags of the first file, in the directory and before it
+    for place in (
+        content.index(b"PK\1\2") + 8,
+        6,
+    ):  # flags of the first file, in the directory and in front of the file
         content[place] |= 1
     path.write_bytes(content)
     assert "is encrypted, password required" in error(path)

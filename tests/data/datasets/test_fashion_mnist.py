@@ -1,4 +1,4 @@
-"""Fashion-MNIST against the arrays its files were written from, and each kind of broken file against its message."""
+"""Fashion-MNIST against the arrays its files were written from, and broken files against their messages."""
 
 import gzip
 import struct
@@ -26,7 +26,7 @@ APT, ROOT, DOWNLOAD = "apt-get install dataset-fashion-mnist", "data.root=", "da
 
 
 def idx(array: np.ndarray) -> bytes:
-    """IDX: two zero bytes, 8 for uint8, the number of dimensions, the dimensions, the values."""
+    """Encodes IDX: two zero bytes, 8 for uint8, the number of dimensions, the dimensions, the values."""
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
@@ -52,7 +52,7 @@ def assert_is_the_written_set(dataset) -> None:
 
 @pytest.fixture(autouse=True)
 def debian_folder(tmp_path, monkeypatch) -> Path:
-    """Stands in for the folder of the Debian package, so that an installed one has no influence."""
+    """Replaces the folder of the Debian package, so that an installed package has no influence."""
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
     return tmp_path / "debian"
 
@@ -64,13 +64,13 @@ def test_fashion_mnist_from_root(tmp_path, layout, packed):
     assert_is_the_written_set(load_dataset("fashion-mnist", root=tmp_path / "root"))
 
 
-def test_fashion_mnist_unpacked_by_a_browser_under_its_packed_name(tmp_path):
+def test_a_file_unpacked_by_a_browser_may_keep_its_gz_suffix(tmp_path):
     folder = write_fashion_mnist(tmp_path / "root")
     (folder / IMAGES).rename(folder / f"{IMAGES}.gz")
     assert_is_the_written_set(load_dataset("fashion-mnist", root=folder))
 
 
-def test_fashion_mnist_from_the_debian_folder_where_root_is_incomplete(tmp_path, debian_folder):
+def test_fashion_mnist_from_the_debian_folder_if_root_is_incomplete(tmp_path, debian_folder):
     write_fashion_mnist(debian_folder, tuple(FASHION_ARRAYS))
     (write_fashion_mnist(tmp_path / "root") / LABELS).unlink()
     assert_is_the_written_set(load_dataset("fashion-mnist", root=tmp_path / "root"))
@@ -115,14 +115,14 @@ def test_the_one_missing_file_is_named(tmp_path):
     assert error_of("fashion-mnist", tmp_path).startswith(f"{folder / LABELS} does not exist: ")
 
 
-# A header alone: of 2^32 - 1 in each dimension; of 2^32 - 1 images without a pixel.
+# Headers without values: 2^32 - 1 in each dimension; 2^32 - 1 images without a pixel.
 PROMISES_ALL = b"\0\0\x08\x03" + b"\xff" * 12
 PROMISES_0 = b"\0\0\x08\x03\xff\xff\xff\xff" + bytes(23536 - 8)
 GOOD_IMAGES, GOOD_LABELS = idx(FASHION_ARRAYS[IMAGES]), idx(FASHION_ARRAYS[LABELS])
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "complaint"),
+    ("name", "content", "problem"),
     [
         (f"{IMAGES}.gz", gzip.compress(GOOD_IMAGES)[:-500], "cannot be read (Compressed file ended before"),
         (f"{IMAGES}.gz", gzip.compress(GOOD_IMAGES)[:-8] + bytes(8), "cannot be read (CRC check failed"),
@@ -144,12 +144,12 @@ GOOD_IMAGES, GOOD_LABELS = idx(FASHION_ARRAYS[IMAGES]), idx(FASHION_ARRAYS[LABEL
         (LABELS, idx(np.full(30, 10, np.uint8)), "holds the label 10, outside 0..9"),
     ],
 )
-def test_broken_file_is_named(tmp_path, name, content, complaint):
+def test_broken_file_is_named(tmp_path, name, content, problem):
     folder = write_fashion_mnist(tmp_path / "root")
     (folder / name.removesuffix(".gz")).unlink()
     (folder / name).write_bytes(content)
     message = error_of("fashion-mnist", folder)
-    assert message.startswith(f"{folder / name} {complaint}")
+    assert message.startswith(f"{folder / name} {problem}")
     assert "delete it" in message
     assert APT in message
 
@@ -172,11 +172,11 @@ def test_unreadable_file_is_named(tmp_path, monkeypatch):
 
 
 def test_a_gzip_bomb_is_not_unpacked(tmp_path):
-    """A file of 130 kB that unpacks to 128 MiB: where its header promises that, and where it promises 30 images."""
+    """Refuses a file of 130 kB that unpacks to 128 MiB, with a header of that size and with a header of 30 images."""
     folder = write_fashion_mnist(tmp_path / "root", (IMAGES,))
     path, num_images = folder / f"{IMAGES}.gz", 2**27 // 784
     honest = struct.pack(">4I", 0x0803, num_images, 28, 28)
-    for header, complaint in ((honest, "is refused: its "), (GOOD_IMAGES[:16], "has too many bytes, not ")):
+    for header, problem in ((honest, "is refused: its "), (GOOD_IMAGES[:16], "has too many bytes, not ")):
         path.write_bytes(gzip.compress(header + bytes(784 * num_images)))
         tracemalloc.start()
         try:
@@ -184,5 +184,5 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path):
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert message.startswith(f"{path} {complaint}")
+        assert message.startswith(f"{path} {problem}")
         assert peak < 2**22

@@ -1,4 +1,4 @@
-"""Folders of image files: which are found, with which labels, and each way in which a tree can be wrong."""
+"""Folders of image files: the files and labels that are found, and trees that are refused."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ def write(folder: Path, names=()) -> None:
 
 @pytest.fixture(params=["test", "val"])
 def root(request, tmp_path) -> Path:
-    """A good tree; the contents of its files do not matter."""
+    """Writes a valid tree; the contents of its files do not matter."""
     write(tmp_path / "root" / "train", TRAIN)
     write(tmp_path / "root" / request.param, TEST)
     return tmp_path / "root"
@@ -44,9 +44,9 @@ def error(root: Path) -> str:
     return error_of("folder", root, image_size=32)
 
 
-def test_images_are_in_the_order_of_class_and_name(root):
+def test_images_are_sorted_by_class_and_name(root):
     dataset = load(root)
-    assert dataset.class_names == ("Dog", "cat", "eel")  # capitals first, as everywhere in Python
+    assert dataset.class_names == ("Dog", "cat", "eel")  # capitals first, the order of Python strings
     train = ("Dog/10.jpeg", "Dog/9.webp", "Dog/puppies/small/x.JPEG", "cat/a.jpg", "cat/b.PNG", "eel/e.gif")
     assert dataset.train_images.names == train
     assert dataset.train_labels.tolist() == [0, 0, 0, 1, 1, 2]
@@ -57,7 +57,7 @@ def test_images_are_in_the_order_of_class_and_name(root):
     assert all(dataset.test_images.path(index).is_file() for index in range(4))
 
 
-def test_classes_and_labels_are_those_of_torchvisions_image_folder(root):
+def test_classes_and_labels_match_torchvisions_image_folder(root):
     dataset = load(root)
     folder = str(root / "train")
     class_names, label_of = find_classes(folder)
@@ -67,22 +67,22 @@ def test_classes_and_labels_are_those_of_torchvisions_image_folder(root):
     assert sorted(ours) == sorted(theirs)
 
 
-def test_what_files_are_like_is_handed_on(root):
+def test_settings_of_image_files_are_kept(root):
     images = load(root, center_share=0.75, on_error="skip").test_images
     assert isinstance(images, ImageFiles)
     assert (images.image_size, images.center_share, images.on_error) == (32, 0.75, "skip")
     assert (load(root).train_images.center_share, load(root).train_images.on_error) == (1.0, "raise")
 
 
-def test_imagenet_has_its_usual_sizes_unless_told(imagenet):
+def test_imagenet_has_its_usual_sizes_by_default(imagenet):
     images = load_dataset("imagenet", imagenet).test_images
     assert (images.image_size, images.center_share) == (224, 0.875)
     images = load_dataset("imagenet", imagenet, image_size=64, center_share=1.0).train_images
     assert (images.image_size, images.center_share) == (64, 1.0)
 
 
-def test_imagenet_is_tested_on_val(imagenet):
-    """Its test images have no labels; they lie in no class folders."""
+def test_the_test_set_of_imagenet_is_val(imagenet):
+    """Ignores its test images, which have no labels and no class folders."""
     write(imagenet / "test", ["ILSVRC2012_test_00000001.JPEG"])
     dataset = load_dataset("imagenet", imagenet)
     assert dataset.name == "imagenet"
@@ -90,28 +90,28 @@ def test_imagenet_is_tested_on_val(imagenet):
 
 
 @pytest.mark.filterwarnings("error")
-def test_hidden_files_and_folders_are_passed_over(root):
+def test_hidden_files_and_folders_are_ignored(root):
     hidden = (".DS_Store", ".thumbnails/a.jpg", "cat/._a.jpg", "cat/.DS_Store", "eel/.cache/e.jpg")
     before = load(root).train_images.names
     write(root / "train", hidden)
     assert load(root).train_images.names == before
 
 
-def test_files_that_are_no_images_are_counted_and_said_once(root):
+def test_other_files_are_counted_in_one_warning(root):
     before = load(root).train_images.names
     write(root / "train", ["readme.txt", "cat/Thumbs.db", "Dog/puppies/names.csv", "Dog/jpg"])
-    with pytest.warns(UserWarning, match="have no suffix of an image") as said:
+    with pytest.warns(UserWarning, match="have no suffix of an image") as warned:
         assert load(root).train_images.names == before
-    assert [str(warning.message) for warning in said] == [
+    assert [str(warning.message) for warning in warned] == [
         f"4 files have no suffix of an image and are left out, such as {root / 'train' / 'readme.txt'}"
     ]
 
 
-def test_test_wins_over_val_and_that_is_said(imagenet):
+def test_test_takes_precedence_over_val_with_a_warning(imagenet):
     write(imagenet / "test", ["Dog/t.png", "cat/t.png", "eel/t.png"])
-    with pytest.warns(UserWarning, match="is the test set") as said:
+    with pytest.warns(UserWarning, match="is the test set") as warned:
         dataset = load(imagenet)
-    assert str(said[0].message) == f"{imagenet / 'test'} is the test set, {imagenet / 'val'} is left out"
+    assert str(warned[0].message) == f"{imagenet / 'test'} is the test set, {imagenet / 'val'} is left out"
     assert dataset.test_images.names == ("Dog/t.png", "cat/t.png", "eel/t.png")
 
 
@@ -133,8 +133,8 @@ def test_a_folder_that_links_to_itself_is_named(root):
     assert message.endswith(" is 8 folders below its class: does a link lead back up? delete it")
 
 
-def test_two_folders_that_link_to_themselves_are_named_as_soon(root):
-    """Each level would double the files: 40 of them, where the system stops, are a million million."""
+def test_two_folders_that_link_to_themselves_are_named_quickly(root):
+    """Stops early, as each level doubles the files: the system's limit of 40 levels means 10**12 files."""
     for name in ("again", "once more"):
         (root / "train" / "cat" / name).symlink_to(root / "train" / "cat")
     assert error(root).endswith("does a link lead back up? delete it")
@@ -146,13 +146,13 @@ def test_images_seven_folders_below_their_class_are_read(root):
     assert name in load(root).train_images.names
 
 
-def test_names_that_are_no_text_are_kept(root):
+def test_names_that_are_not_utf_8_are_kept(root):
     name = os.fsdecode(b"cat/\xff\xfe.jpg")
     write(root / "train", [name])
     assert name in load(root).train_images.names
 
 
-def test_image_size_is_asked_for(root):
+def test_image_size_is_required(root):
     message = error_of("folder", root)
     assert message == "data.name=folder resizes its images: set data.image_size to a side in pixels, such as 64"
 
@@ -193,7 +193,7 @@ def test_a_folder_without_classes_is_refused(tmp_path):
     assert error(tmp_path) == f"{tmp_path / 'train'} holds no class folders: {SORT}"
 
 
-def test_tiny_imagenet_is_recognised(tmp_path):
+def test_the_layout_of_tiny_imagenet_is_recognised(tmp_path):
     write(tmp_path / "train", [f"n01/images/{number}.JPEG" for number in range(3)])
     write(tmp_path / "val", ["images/val_0.JPEG", "val_annotations.txt"])
     write(tmp_path / "test", ["images/test_0.JPEG"])

@@ -1,4 +1,4 @@
-"""Reading a pack: what it gives, that nothing gets written to it, and every way in which one can be damaged."""
+"""Reading a pack: its images and labels, that its files are never written, and each kind of damage."""
 
 import io
 import json
@@ -28,7 +28,7 @@ IMAGE_BYTES = 3 * SIZE**2
 
 @pytest.fixture
 def out(tmp_path, monkeypatch) -> Path:
-    """A pack of seven training images in chunks of three, one more left out, and three test images."""
+    """Writes a pack of seven training images in chunks of three, one more skipped, and three test images."""
     monkeypatch.setattr(packing, "CHUNK_BYTES", 3 * IMAGE_BYTES)
     root = write_tree(tmp_path / "images")
     (root / "train" / "cat" / "broken.png").write_bytes(b"")
@@ -47,7 +47,7 @@ def array(folder: Path, split: str) -> torch.Tensor:
 
 def test_images_labels_classes_and_statistics_are_those_of_the_pack(out):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # torch's, about arrays that cannot be written
+        warnings.simplefilter("error")  # torch warns of arrays that are not writable
         dataset = load(out)
     assert torch.equal(dataset.train_images, array(out, "train"))
     assert torch.equal(dataset.test_images, array(out, "test"))
@@ -60,7 +60,7 @@ def test_images_labels_classes_and_statistics_are_those_of_the_pack(out):
     assert (name, reason.rpartition("/")[2]) == (Path("train/cat/broken.png"), "broken.png is empty")
 
 
-def test_what_is_written_to_the_images_does_not_reach_the_file(out):
+def test_changes_of_the_images_do_not_reach_the_file(out):
     before = (out / "train_images.u8").read_bytes()
     images = load(out).train_images
     images.fill_(7)
@@ -83,10 +83,12 @@ def test_the_resident_engine_reads_a_pack_as_an_array(out):
 def test_a_pack_may_be_larger_than_the_memory(out):
     facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     memory = 1024 * sum(int(facts[name].split()[0]) for name in ("MemTotal", "SwapTotal"))
-    size = math.isqrt(2 * memory // 3 // 3)  # of each of the three test images
+    size = math.isqrt(2 * memory // 3 // 3)  # side of each of the three test images
     change_summary(out, lambda summary: summary["origin"].update(image_size=size))
     for split, num_images in (("train", 7), ("test", 3)):
-        os.truncate(out / f"{split}_images.u8", 3 * num_images * size**2)  # a hole, which takes no room on the disk
+        os.truncate(
+            out / f"{split}_images.u8", 3 * num_images * size**2
+        )  # a sparse file, which takes no space on the disk
     images = load(out).test_images
     assert images.nbytes > 1.9 * memory
     images[2, -1, -1, -1] = 5
@@ -100,7 +102,7 @@ def change_summary(out: Path, change: Callable[[dict], object]) -> None:
 
 
 def write_labels(out: Path, labels: np.ndarray) -> None:
-    """As test labels, with their checksum."""
+    """Writes test labels with their checksum."""
     np.save(out / "test_labels.npy", labels)
     checksum = sha256((out / "test_labels.npy").read_bytes()).hexdigest()
     change_summary(out, lambda summary: summary["splits"]["test"].update(labels_sha256=checksum))
@@ -112,7 +114,7 @@ def change_byte(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
-# What is done to a pack, and what the line says; {out}: the pack's folder.
+# Damage of a pack, and the message; {out}: folder of the pack.
 REMEDY = ": delete {out} and run fastadaad pack again"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no summary": (
@@ -175,7 +177,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
-def test_a_pack_that_is_not_whole_is_refused(out, damage, message):
+def test_a_damaged_pack_is_refused(out, damage, message):
     damage(out)
     with pytest.raises(DataError) as caught:
         load(out)
@@ -183,7 +185,7 @@ def test_a_pack_that_is_not_whole_is_refused(out, damage, message):
 
 
 def planted(value: object, *names: str) -> Callable[[dict], object]:
-    """Changes an entry of a summary."""
+    """Returns a function that sets one entry of a summary."""
 
     def change(summary: dict) -> None:
         for name in names[:-1]:
@@ -229,7 +231,7 @@ def test_a_summary_with_a_wrong_entry_is_refused_in_one_line(out, names):
 @pytest.mark.parametrize(
     "content", [b"[" * 100_000, b'{"origin":' * 100_000, b"[]", b'"', b"3"], ids=lambda text: text[:9]
 )
-def test_a_summary_that_is_no_summary_is_refused(out, content):
+def test_a_summary_of_another_structure_is_refused(out, content):
     (out / SUMMARY).write_bytes(content)
     with pytest.raises(DataError, match=r"pack.json cannot be read \(.*\): delete "):
         load(out)
@@ -242,7 +244,7 @@ def test_a_summary_that_is_too_long_is_not_read(out):
 
 
 class Attack:
-    """Its pickle creates a file."""
+    """Object whose pickle creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -264,31 +266,31 @@ def test_labels_that_are_a_pickle_or_an_archive_are_refused_unread(out, tmp_path
     assert not (tmp_path / "ran").exists()
 
 
-def test_labels_longer_than_those_of_the_images_are_not_read(out):
+def test_a_file_of_labels_that_is_too_long_is_not_read(out):
     os.truncate(out / "test_labels.npy", 2**40)
     with pytest.raises(DataError, match=r"test_labels.npy is damaged \(it has 1099511627776 bytes and at most 10024 "):
         load(out)
 
 
 def verify(out: Path) -> list[int]:
-    """The numbers of images that verify_pack tells while it reads."""
-    told: list[int] = []
-    verify_pack(out, read_pack(out), told.append)
-    return told
+    """Returns the numbers of images that verify_pack reports while it reads."""
+    num_images: list[int] = []
+    verify_pack(out, read_pack(out), num_images.append)
+    return num_images
 
 
-def test_a_whole_pack_is_verified_chunk_by_chunk(out):
-    assert verify(out) == [2, 3, 2, 3]  # of the first three files one is left out
+def test_an_intact_pack_is_verified_chunk_by_chunk(out):
+    assert verify(out) == [2, 3, 2, 3]  # one of the first three files is skipped
 
 
 @pytest.mark.parametrize(
     ("split", "image", "images"),
     [("train", 0, "0 to 1"), ("train", 2, "2 to 4"), ("train", 6, "5 to 6"), ("test", 2, "0 to 2")],
 )
-def test_one_other_bit_in_the_images_is_found_and_placed(out, split, image, images):
+def test_a_flipped_bit_in_the_images_is_found_and_located(out, split, image, images):
     path = out / f"{split}_images.u8"
     change_byte(path, image * IMAGE_BYTES + 11)
-    load(out)  # which does not read them
+    load(out)  # loading does not read the images
     with pytest.raises(DataError) as caught:
         verify(out)
     assert str(caught.value) == f"{path} is damaged in images {images}{REMEDY.format(out=out)}"

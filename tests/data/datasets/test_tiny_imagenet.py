@@ -1,4 +1,4 @@
-"""Tiny-ImageNet from a small copy of its layout, image by image, and each way it can be broken."""
+"""Tiny-ImageNet from a small copy of its layout, image by image, and broken files against their messages."""
 
 import hashlib
 import os
@@ -33,7 +33,7 @@ def save_image(path: Path, seed: int, mode: str = "RGB") -> None:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Three classes of two training images, one of them grey, and four validation images."""
+    """Writes three classes of two training images, one of them grey, and four validation images."""
     root = tmp_path / "tiny-imagenet-200"
     for number, wordnet_id in enumerate(WORDNET_IDS):
         for index in range(2):
@@ -64,7 +64,7 @@ def error(folder: Path, **options) -> str:
     return error_of("tiny-imagenet", folder, **options)
 
 
-def test_what_is_missing_or_broken_is_named(folder, tmp_path):
+def test_a_missing_or_broken_file_is_named(folder, tmp_path):
     assert "wnids.txt does not exist: set data.root=FOLDER" in error(tmp_path / "elsewhere")
     broken = folder / "val" / "images" / "val_2.JPEG"
     broken.write_bytes(broken.read_bytes()[:100])
@@ -84,14 +84,14 @@ def test_what_is_missing_or_broken_is_named(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["..", "../n01", "/etc", "n01/..", "a\0b", "a\\b", "."])
-def test_a_name_that_leads_elsewhere_is_refused(folder, name):
+def test_a_name_that_leads_out_of_the_folder_is_refused(folder, name):
     classes, annotations = folder / "wnids.txt", folder / "val" / "val_annotations.txt"
     for path, line in ((annotations, f"{name}\tn01\t0\n"), (classes, f"{name}\n")):
         path.write_text(path.read_text() + line)
         assert error(folder) == f"{path} has the name {name!r}, which leads elsewhere: {tiny_imagenet.REMEDY}"
 
 
-def test_a_list_that_is_no_text_or_too_long_is_refused(folder):
+def test_a_list_that_is_binary_or_too_long_is_refused(folder):
     for name in ("val/val_annotations.txt", "wnids.txt"):
         (folder / name).write_bytes(b"\xff\n")
         assert f"{folder / name} cannot be read ('utf-8' codec" in error(folder)
@@ -109,16 +109,16 @@ def test_a_list_without_a_last_newline_is_read_to_its_end(folder):
     assert dataset.test_labels.tolist() == [LABELS[wordnet_id] for wordnet_id in VALIDATION]
 
 
-def test_files_that_cannot_be_decoded_are_left_out_and_said(folder):
-    """As if they had never been there, with a warning for each of the two sets."""
+def test_undecodable_files_are_skipped_with_a_warning(folder):
+    """Gives the arrays of a set without these files, and one warning per split."""
     broken_train = folder / "train" / "n02" / "images" / "n02_0.JPEG"
     broken_test = folder / "val" / "images" / "val_1.JPEG"
     whole = load_dataset("tiny-imagenet", folder)
     for path in (broken_train, broken_test):
         path.write_bytes(path.read_bytes()[:200])
-    with pytest.warns(UserWarning, match="are left out") as said:
+    with pytest.warns(UserWarning, match="are left out") as warned:
         dataset = load_dataset("tiny-imagenet", folder, on_error="skip")
-    assert [str(warning.message).partition("(")[0] for warning in said] == [
+    assert [str(warning.message).partition("(")[0] for warning in warned] == [
         f"1 training images of tiny-imagenet are left out, the first: {broken_train} cannot be decoded ",
         f"1 validation images of tiny-imagenet are left out, the first: {broken_test} cannot be decoded ",
     ]
@@ -130,7 +130,7 @@ def test_files_that_cannot_be_decoded_are_left_out_and_said(folder):
 
 
 def publish(folder: Path, to: Path, monkeypatch) -> Path:
-    """Packs the set into an archive as it is published, in the folder `to`."""
+    """Packs the set into an archive like the published one, in the folder `to`."""
     path = Path(shutil.make_archive(str(to / "tiny-imagenet-200"), "zip", folder.parent, folder.name))
     monkeypatch.setattr(tiny_imagenet, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
     return path
@@ -143,7 +143,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Serves the folder `published` in place of the real address."""
+    """Serves the folder `published` instead of the real address."""
     (tmp_path / "published").mkdir()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=tmp_path / "published")) as server:
         monkeypatch.setattr(tiny_imagenet, "URL", f"http://127.0.0.1:{server.server_port}/tiny-imagenet-200.zip")
@@ -156,22 +156,22 @@ def server(tmp_path, monkeypatch):
 def test_download_fetches_checks_and_unpacks(folder, server, tmp_path, monkeypatch):
     published, root = publish(folder, server, monkeypatch), tmp_path / "new" / "root"
     assert "does not exist" in error(root)
-    assert not root.exists()  # nothing is fetched unasked
+    assert not root.exists()  # nothing is fetched without download=True
     downloaded = load_dataset("tiny-imagenet", root, download=True)
     assert torch.equal(downloaded.train_images, load_dataset("tiny-imagenet", folder).train_images)
     assert sorted(path.name for path in root.iterdir()) == ["tiny-imagenet-200", "tiny-imagenet-200.zip"]
     published.unlink()
-    load_dataset("tiny-imagenet", root, download=True)  # what is there is not fetched again
+    load_dataset("tiny-imagenet", root, download=True)  # an existing set is not fetched again
 
 
-def test_an_archive_that_is_there_is_unpacked_without_the_network(folder, tmp_path, monkeypatch):
+def test_an_existing_archive_is_unpacked_without_the_network(folder, tmp_path, monkeypatch):
     archive = publish(folder, tmp_path / "root", monkeypatch)
     monkeypatch.setattr(tiny_imagenet, "URL", "none")
     assert len(load_dataset("tiny-imagenet", archive.parent, download=True).train_labels) == 6
 
 
 def test_members_of_an_archive_stay_below_the_folder(folder, tmp_path, monkeypatch):
-    """Although its checksum is right, as if it had been published so."""
+    """Holds even if the checksum is right, as if the archive had been published in this form."""
     root = tmp_path / "root"
     root.mkdir()
     archive = publish(folder, root, monkeypatch)
@@ -182,12 +182,12 @@ def test_members_of_an_archive_stay_below_the_folder(folder, tmp_path, monkeypat
             file.writestr(name, "")
         file.writestr(link, str(tmp_path))
     monkeypatch.setattr(tiny_imagenet, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
-    error_of("tiny-imagenet", root, download=True)  # for the file that the link is in the way of
+    error_of("tiny-imagenet", root, download=True)  # because the link blocks this file
     assert not [path for path in tmp_path.rglob("evil") if root not in path.parents]
     assert not any(path.is_symlink() for path in root.rglob("*"))
 
 
-def test_an_archive_whose_checksum_is_wrong_is_not_unpacked(folder, server, tmp_path, monkeypatch):
+def test_an_archive_with_a_wrong_checksum_is_not_unpacked(folder, server, tmp_path, monkeypatch):
     published = publish(folder, server, monkeypatch)
     with zipfile.ZipFile(published, "a") as file:
         file.writestr("more", "")
@@ -206,6 +206,6 @@ def test_a_download_that_is_not_the_archive_is_refused(server, tmp_path, content
     assert list(archive.parent.iterdir()) == [archive]
 
 
-def test_a_server_that_does_not_have_the_archive_is_named(server, tmp_path):
+def test_a_server_without_the_archive_is_named(server, tmp_path):
     message = error(tmp_path / "root", download=True)
     assert message.startswith(f"{tiny_imagenet.URL} could not be downloaded (HTTP Error 404: File not found): fetch it")

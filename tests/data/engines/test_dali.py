@@ -1,4 +1,4 @@
-"""The dali engine: against Pillow, torchvision and the other engines; what test_pipeline.py asks of all is there."""
+"""The dali engine against Pillow, torchvision and the other engines; test_pipeline.py checks the contract."""
 
 import importlib.util
 import os
@@ -25,14 +25,14 @@ from fastadaad.data.image_decoding import decode
 from fastadaad.data.resized_crop import center_window, resized_crop_windows
 
 NUM_PHOTOS = 7
-PHOTO_SIZE = 96  # what photos are resized to
-# DALI keeps fractions between the two passes of a resize, Pillow rounds there. And the filters are cut differently at
-# the border, which shows where an edge of the image meets it.
+PHOTO_SIZE = 96  # side of the resized photos
+# DALI keeps fractions between the two passes of a resize, Pillow rounds. The filters are also cut differently at the
+# border, which is visible if an edge in the image meets it.
 INNER_ERROR, BORDER_ERROR, MEAN_ERROR = 1, 16, 0.2  # of 255
 
 
 def photo(seed: int) -> Image.Image:
-    """Smooth noise of six octaves with sharp shapes on it, 200 to 299 pixels a side."""
+    """Draws smooth noise of six octaves with sharp shapes on it, 200 to 299 pixels per side."""
     torch_generator, generator = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     height, width = (int(side) for side in generator.integers(200, 300, 2))
     coarse = (torch.randn(1, 3, 2**octave, 2**octave, generator=torch_generator) for octave in range(1, 7))
@@ -75,7 +75,7 @@ def assert_resized_alike(x_natural: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("num_channels", [1, 3])
-def test_arrays_give_what_the_resident_engine_gives_bit_for_bit(num_channels):
+def test_batches_of_arrays_equal_those_of_the_resident_engine(num_channels):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (20, 9, 13, num_channels), dtype=torch.uint8, generator=generator)
     options = {"augmentation": Augmentation(padding=3, flip=True, cutout=4), "sampling": Sampling(batch_size=6, seed=1)}
@@ -85,8 +85,8 @@ def test_arrays_give_what_the_resident_engine_gives_bit_for_bit(num_channels):
         assert all(torch.equal(*parts) for parts in zip(found, resident, strict=True))
 
 
-def test_jpegs_are_decoded_as_by_pillow_bit_for_bit(photos, tmp_path):
-    """Of a square that is not resized nothing but the decoder is left."""
+def test_decoded_jpegs_equal_those_of_pillow(photos, tmp_path):
+    """Isolates the decoder by a center square that is not resized."""
     side = 144  # nine blocks of 16 pixels, so that cutting costs nothing
     for name in photos.names:
         decode(photos.root / name).crop((0, 0, side, side)).save(tmp_path / name, quality=90)
@@ -97,7 +97,7 @@ def test_jpegs_are_decoded_as_by_pillow_bit_for_bit(photos, tmp_path):
 
 
 @pytest.mark.parametrize("min_crop_scale", [1.0, 0.08])
-def test_windows_are_torchvisions_resized_crops(photos, min_crop_scale):
+def test_windows_match_resized_crops_of_torchvision(photos, min_crop_scale):
     augmentation = Augmentation(min_crop_scale=min_crop_scale, flip=True)
     x_natural, names = whole_epoch(pipeline(photos, shuffle=True, augmentation=augmentation).epoch(5))
     draws = draw(augmentation, 3, 5, names, PHOTO_SIZE, PHOTO_SIZE)
@@ -115,7 +115,7 @@ def test_windows_are_torchvisions_resized_crops(photos, min_crop_scale):
     assert_resized_alike(x_natural, torch.stack(expected))
 
 
-def test_all_augmentation_comes_in_the_order_of_the_torch_engine(photos):
+def test_augmentations_are_applied_in_the_order_of_the_torch_engine(photos):
     augmentation = Augmentation(min_crop_scale=0.5, padding=9, flip=True, cutout=30)
     (x_natural, names), (expected, expected_names) = (
         whole_epoch(pipeline(photos, engine, augmentation=augmentation).epoch(1))
@@ -124,11 +124,11 @@ def test_all_augmentation_comes_in_the_order_of_the_torch_engine(photos):
     assert torch.equal(names, expected_names)
     difference = 255 * (x_natural - expected).abs()
     assert difference.mean() < MEAN_ERROR
-    assert difference.max() < BORDER_ERROR + 0.01  # what was the border may be inside now
+    assert difference.max() < BORDER_ERROR + 0.01  # the old border may be inside after the crop
 
 
 def with_colors(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
-    """fp64 [3, H, W] in [0, 255], of which nothing is rounded in between."""
+    """Computes fp64 [3, H, W] in [0, 255] without rounding in between."""
 
     def grey(image: Tensor) -> Tensor:
         return (image * torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)[:, None, None]).sum(0)
@@ -139,7 +139,7 @@ def with_colors(image: Tensor, brightness: float, contrast: float, saturation: f
 
 
 def test_colours_are_multiplied(photos):
-    """Roundings to 8 bits after each factor of at most 1.4 add up to 0.5, then 1.4, then 3 at most."""
+    """Allows for rounding to 8 bits after each factor of at most 1.4, which adds up to 0.5, then 1.4, then 3."""
     plain, _ = whole_epoch(pipeline(photos).epoch(1))
     augmentation = Augmentation(color_jitter=0.4)
     jittered, names = whole_epoch(pipeline(photos, augmentation=augmentation).epoch(1))
@@ -160,7 +160,7 @@ def test_odd_files_are_read_as_by_the_torch_engine(tmp_path):
         whole_epoch(pipeline(files, engine).epoch(0)) for engine in (DaliPipeline, TorchPipeline)
     )
     for image, as_expected, name in zip(x_natural, expected, names, strict=True):
-        rounded = "sixteen_bit" in name  # to 8 bits, of which Pillow keeps the upper ones
+        rounded = "sixteen_bit" in name  # DALI rounds 16 bits to 8, Pillow keeps the upper 8
         difference = (255 * (image - as_expected)).abs().max()
         assert difference < (1.01 if rounded else 0.01), name
 
@@ -175,7 +175,7 @@ torch.save(whole_epoch(run.epoch(1, 2)), {path!r})
 """
 
 
-def test_a_new_process_goes_on_in_the_middle_of_an_epoch(photos, tmp_path):
+def test_a_new_process_resumes_in_the_middle_of_an_epoch(photos, tmp_path):
     files = ImageFiles(root=photos.root, names=photos.names, image_size=32)
     augmentation = Augmentation(min_crop_scale=0.1, flip=True)
     run = pipeline(files, shuffle=True, batch_size=2, augmentation=augmentation)
@@ -192,7 +192,7 @@ def test_a_new_process_goes_on_in_the_middle_of_an_epoch(photos, tmp_path):
         assert torch.equal(resumed, going_on)
 
 
-def test_epochs_that_are_left_early_leave_no_threads(photos):
+def test_epochs_stopped_early_leave_no_threads(photos):
     run = pipeline(photos, batch_size=1)
     next(run.epoch(0))
     num_threads = len(os.listdir("/proc/self/task"))
@@ -202,9 +202,9 @@ def test_epochs_that_are_left_early_leave_no_threads(photos):
 
 
 def odd_files(folder: Path, **options) -> tuple[ImageFiles, list[str]]:
-    """Readable and broken files in turn, and the names of those that DALI must refuse.
+    """Returns readable and broken files in turn, and the names of the files that DALI must refuse.
 
-    An animation is one of them. Floating-point pixels are not: DALI takes them as of [0, 1].
+    It must refuse an animation, but not floating-point pixels, which DALI takes to be in [0, 1].
     """
     readable, broken = write_readable(folder), write_broken(folder)
     (folder / "floats.tif").unlink()
@@ -213,7 +213,7 @@ def odd_files(folder: Path, **options) -> tuple[ImageFiles, list[str]]:
     return ImageFiles(root=folder, names=names, image_size=16, **options), refused
 
 
-def test_each_file_that_cannot_be_read_is_named_in_one_line(tmp_path):
+def test_each_unreadable_file_is_named_in_one_line(tmp_path):
     _, refused = odd_files(tmp_path)
     for name in refused:
         files = ImageFiles(root=tmp_path, names=["rgb.png", name], image_size=16)
@@ -224,11 +224,11 @@ def test_each_file_that_cannot_be_read_is_named_in_one_line(tmp_path):
         assert "\n" not in message
 
 
-def test_files_that_cannot_be_read_are_left_out_and_listed(tmp_path):
+def test_unreadable_files_are_skipped_and_listed(tmp_path):
     files, refused = odd_files(tmp_path, on_error="skip")
     run = pipeline(files, shuffle=True, batch_size=8)
     sampling = Sampling(batch_size=8, seed=3)
-    for epoch in (0, 1):  # the second with what the first has found
+    for epoch in (0, 1):  # the second epoch skips the files that the first one found
         batches = [batch.tolist() for batch in sampling.batches(epoch, len(files))]
         expected = [[index for index in batch if files.names[index] not in refused] for batch in batches]
         assert [names.tolist() for _, names in run.epoch(epoch)] == [batch for batch in expected if batch]
@@ -239,7 +239,7 @@ def test_files_that_cannot_be_read_are_left_out_and_listed(tmp_path):
     assert "is a web page" in run.skipped[tmp_path / "web_page.jpg"]
 
 
-def test_what_is_left_of_a_batch_has_the_pixels_of_its_names(tmp_path):
+def test_the_rest_of_a_batch_keeps_its_labels(tmp_path):
     write_broken(tmp_path)
     for number in range(4):
         Image.new("RGB", (20, 20), (50 * number, 0, 0)).save(tmp_path / f"{number}.png")
@@ -255,12 +255,12 @@ def test_two_iterators_of_a_pipeline_do_not_disturb_each_other(tmp_path):
     run = pipeline(files, shuffle=True)
     begun = run.epoch(1)
     first = next(begun)
-    list(run.epoch(0))  # finds all files that cannot be read, some of which DALI has been asked for
+    list(run.epoch(0))  # finds all unreadable files, some of which DALI was already requested to read
     for part, expected in zip(whole_epoch([first, *begun]), alone, strict=True):
         assert torch.equal(part, expected)
 
 
-def test_a_training_batch_of_which_nothing_can_be_read_is_an_error(tmp_path):
+def test_a_training_batch_without_a_readable_file_is_an_error(tmp_path):
     broken = [path.name for path in write_broken(tmp_path) if path.name != "floats.tif"]
     files = ImageFiles(root=tmp_path, names=broken, image_size=16, on_error="skip")
     assert list(pipeline(files).epoch(0)) == []
@@ -270,7 +270,7 @@ def test_a_training_batch_of_which_nothing_can_be_read_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_a_jpeg_without_its_end_is_refused_even_if_dali_decodes_it(photos, tmp_path, monkeypatch, on_error):
-    """As a GPU's decoder may. Here it is a file with bytes after its end, which is fine unless Pillow says no."""
+    """Covers GPU decoders that accept a truncated JPEG: here a file with bytes after its end, which Pillow refuses."""
     content = photos.path(0).read_bytes()
     for name, extra in (("whole.jpg", b""), ("longer.jpg", b"\0\0\0")):
         (tmp_path / name).write_bytes(content + extra)

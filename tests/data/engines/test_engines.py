@@ -1,4 +1,4 @@
-"""Engines by name, and which one is taken where none is named."""
+"""Engines by name, and the choice of engine=auto."""
 
 from pathlib import Path
 
@@ -27,11 +27,11 @@ def engine_of(engine: str, images) -> str:
         ("torch", FILES, "TorchPipeline"),
     ],
 )
-def test_the_engine(engine, images, expected):
+def test_the_chosen_engine(engine, images, expected):
     assert engine_of(engine, images) == expected
 
 
-def test_without_dali_files_are_read_by_torch_and_that_is_said(monkeypatch):
+def test_without_dali_files_are_read_by_torch_with_a_warning(monkeypatch):
     monkeypatch.setattr(engines, "dali_status", lambda: "missing (optional): pip install 'fastadaad[dali]'")
     with pytest.warns(
         UserWarning, match=r"by torch, which is slower than NVIDIA DALI: .* pip install 'fastadaad\[dali"
@@ -39,7 +39,7 @@ def test_without_dali_files_are_read_by_torch_and_that_is_said(monkeypatch):
         assert engine_of("auto", FILES) == "TorchPipeline"
 
 
-def test_the_number_of_workers_reaches_the_engines_that_have_some():
+def test_the_number_of_workers_reaches_the_engines_with_workers():
     for engine in ("torch", "dali"):
         pipeline = make_pipeline(engine, IMAGES, LABELS, sampling=Sampling(batch_size=2), num_workers=3)
         assert pipeline.num_workers == 3

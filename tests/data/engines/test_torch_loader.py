@@ -1,4 +1,4 @@
-"""The torch engine on image files: against Pillow alone, and with files that cannot be read."""
+"""The torch engine on image files: against Pillow alone, and with unreadable files."""
 
 from pathlib import Path
 
@@ -37,12 +37,12 @@ def batches(files: ImageFiles, num_workers: int = 0, epoch: int = 0, batch_size:
 
 
 def pixels(image: Image.Image) -> Tensor:
-    """fp32 [C, H, W] in [0, 1]."""
+    """Converts to fp32 [C, H, W] in [0, 1]."""
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).astype(np.float32)) / 255
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_random_resized_crops_are_pillows_at_the_drawn_windows(files, num_workers):
+def test_random_resized_crops_match_pillow_at_the_drawn_windows(files, num_workers):
     augmentation = Augmentation(min_crop_scale=0.1, flip=True)
     _, found = batches(files, num_workers, epoch=2, augmentation=augmentation)
     draws = draw(augmentation, 1, 2, torch.arange(NUM_FILES), SIZE, SIZE)
@@ -58,14 +58,14 @@ def test_random_resized_crops_are_pillows_at_the_drawn_windows(files, num_worker
     assert torch.equal(torch.cat([labels for _, labels in found]), torch.arange(NUM_FILES))
 
 
-def test_without_random_crops_it_is_the_square_in_the_middle(files):
+def test_without_random_crops_the_center_square_is_taken(files):
     ((x_natural, _),) = batches(files, batch_size=NUM_FILES)[1]
     with Image.open(files.path(2)) as image:  # 60 rows, 70 columns
         expected = image.crop((5, 0, 65, 60)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     assert torch.equal(x_natural[2], pixels(expected))
 
 
-def test_colours_are_multiplied_as_pillow_does_it(files):
+def test_colours_are_multiplied_as_by_pillow(files):
     ((plain, _),) = batches(files, batch_size=NUM_FILES)[1]
     augmentation = Augmentation(color_jitter=0.4)
     ((jittered, _),) = batches(files, batch_size=NUM_FILES, augmentation=augmentation)[1]
@@ -81,20 +81,20 @@ def test_colours_are_multiplied_as_pillow_does_it(files):
 
 
 def odd_files(folder: Path, **options) -> tuple[ImageFiles, dict[Path, str]]:
-    """Readable and broken files in turn, and what is said about the broken ones."""
+    """Returns readable and broken files in turn, and the errors of the broken ones."""
     readable, broken = write_readable(folder), write_broken(folder)
     names = sorted(path.name for path in (*readable, *broken))
     return ImageFiles(root=folder, names=names, image_size=SIZE, **options), broken
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_file_that_cannot_be_read_is_named(tmp_path, num_workers):
+def test_an_unreadable_file_is_named(tmp_path, num_workers):
     files, _ = odd_files(tmp_path)
     with pytest.raises(DataError, match=r"^\S*/\S+ .*: replace it, or set data.on_error=skip to leave such files out"):
         batches(files, num_workers)
 
 
-def test_files_that_cannot_be_read_are_left_out_and_listed(tmp_path):
+def test_unreadable_files_are_skipped_and_listed(tmp_path):
     files, broken = odd_files(tmp_path, on_error="skip")
     pipeline, found = batches(files, batch_size=20)
     assert set(pipeline.skipped) == set(broken)
@@ -106,7 +106,7 @@ def test_files_that_cannot_be_read_are_left_out_and_listed(tmp_path):
     assert all(len(x_natural) == len(labels) for x_natural, labels in found)
 
 
-def test_a_training_batch_of_which_nothing_can_be_read_is_an_error(tmp_path):
+def test_a_training_batch_without_a_readable_file_is_an_error(tmp_path):
     broken = write_broken(tmp_path)
     files = ImageFiles(root=tmp_path, names=[path.name for path in broken], image_size=SIZE, on_error="skip")
     assert batches(files)[1] == []
