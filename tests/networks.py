@@ -42,6 +42,17 @@ def student_and_teacher() -> tuple[nn.Module, nn.Module]:
     return tiny_network(1), tiny_network(2, channels=8)
 
 
+def trained_network(x_natural: Tensor, labels: Tensor) -> nn.Module:
+    """Returns a network that classifies most of the images correctly, so that an attack can break them."""
+    network = tiny_network(4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(25):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x_natural), labels).backward()
+        optimizer.step()
+    return network
+
+
 def images_and_labels(batch_size: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
     """x_natural [B, 3, 8, 8] with some pixels on the borders 0 and 1, labels [B]."""
     generator = torch.Generator().manual_seed(seed)

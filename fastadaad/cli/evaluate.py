@@ -30,16 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_or_weights", metavar="RUN_OR_WEIGHTS", help="a run folder or a weights file")
     add_overrides(parser)
     parser.add_argument("--attacks", metavar="LIST", help="natural, fgsm, pgdN, cw, cw-l2, cw-linf, autoattack")
-    parser.add_argument("-n", "--num-images", metavar="N", help="evaluate on the first N images of the test set")
+    parser.add_argument("-n", "--num-images", metavar="N", help="only the first N test images")
     parser.add_argument("--norm", help="linf or l2")
     parser.add_argument("--epsilon", help="radius in pixel units, such as 8/255")
-    parser.add_argument("--recipe", help="recipe with the data set and the network of a weights file")
+    parser.add_argument("--recipe", help="data set and network of a weights file")
     parser.add_argument("--csv", metavar="FILE", help="write the results to a CSV file")
     parser.add_argument("--json", metavar="FILE", help="write the results to a JSON file")
-    parser.add_argument("--state", metavar="FOLDER", help="save the progress of cw and autoattack there, and resume it")
-    parser.add_argument(
-        "--shard", type=_shard, metavar="I/N", help="every N-th image from I; all/N: all shards in turn"
-    )
+    parser.add_argument("--state", metavar="FOLDER", help="save and resume the progress of cw and autoattack")
+    parser.add_argument("--shard", type=_shard, metavar="I/N", help="every N-th image from I; all/N: all in turn")
 
 
 def _shard(text: str) -> tuple[list[int], int]:

@@ -1,4 +1,4 @@
-"""AutoAttack through the adapter against the library's own run, resumed, in shards, and on few classes."""
+"""AutoAttack's stages against the library's own run, resumed after an interruption, and on few classes."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ BATCH_SIZE = 100
 
 @pytest.fixture(scope="module")
 def teacher() -> nn.Module:
-    """The shipped teacher of the digits, its test images and labels."""
+    """The shipped teacher of the digits."""
     checkpoint = checkpoint_path("shipped:demo-teacher")
     return load_model("cnn-72-s1", in_channels=1, checkpoint=checkpoint).eval().requires_grad_(False)
 
@@ -38,12 +38,12 @@ def batches(x: Tensor, labels: Tensor):
     return lambda: zip(x.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)
 
 
-def the_librarys_own(model: nn.Module, x: Tensor, labels: Tensor, threat_model: ThreatModel, parts) -> float:
+def accuracy_by_the_library(model: nn.Module, x: Tensor, labels: Tensor, threat_model: ThreatModel, stages) -> float:
     norm = {"linf": "Linf", "l2": "L2"}[threat_model.norm]
     attack = pyautoattack.AutoAttack(
-        model, norm=norm, eps=threat_model.epsilon, seed=0, version="custom", attacks=list(parts)
+        model, norm=norm, eps=threat_model.epsilon, seed=0, version="custom", attacks=list(stages)
     )
-    attack.apgd.n_restarts = 1  # as in the standard version, which takes no list of attacks
+    attack.apgd.n_restarts = 1  # as in the standard version, which cannot run a list of attacks
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
     _, predicted = attack.run_standard_evaluation(x, labels, batch_size=BATCH_SIZE)
     return (predicted == labels).double().mean().item()
@@ -64,20 +64,22 @@ def test_pgd_is_as_strong_as_another_librarys(teacher, digits, threat_model):
 
 
 @pytest.mark.parametrize("threat_model", [LINF, L2], ids=["linf", "l2"])
-def test_apgd_leaves_what_the_librarys_own_run_leaves(teacher, digits, threat_model):
+def test_apgd_has_the_accuracy_of_the_librarys_own_run(teacher, digits, threat_model):
     x, labels = digits[0][:120], digits[1][:120]
     (ours,) = evaluate(teacher, batches(x, labels), ["apgd-ce"], threat_model=threat_model)
-    theirs = the_librarys_own(teacher, x, labels, threat_model, ["apgd-ce"])
+    theirs = accuracy_by_the_library(teacher, x, labels, threat_model, ["apgd-ce"])
     assert ours.accuracy == pytest.approx(theirs, abs=0.003)
     assert ours.accuracy < evaluate(teacher, batches(x, labels), ["natural"], threat_model=threat_model)[0].accuracy
 
 
 @pytest.mark.slow
-def test_autoattack_leaves_what_the_librarys_own_run_leaves(teacher, digits):
+def test_autoattack_has_the_accuracy_of_the_librarys_own_run(teacher, digits):
     x, labels = digits[0][:20], digits[1][:20]
     (ours,) = evaluate(teacher, batches(x, labels), ["autoattack"], threat_model=LINF)
-    assert ours.accuracy == pytest.approx(the_librarys_own(teacher, x, labels, LINF, AUTOATTACK_STAGES), abs=0.003)
-    assert [part for part, _, _ in ours.parts] == list(AUTOATTACK_STAGES)
+    assert ours.accuracy == pytest.approx(
+        accuracy_by_the_library(teacher, x, labels, LINF, AUTOATTACK_STAGES), abs=0.003
+    )
+    assert [stage for stage, _, _ in ours.parts] == list(AUTOATTACK_STAGES)
     accuracies = [accuracy for _, accuracy, _ in ours.parts]
     assert accuracies == sorted(accuracies, reverse=True)
     assert ours.accuracy == accuracies[-1]
@@ -87,8 +89,8 @@ class Killed(BaseException):
     pass
 
 
-def test_an_interrupted_attack_goes_on_where_it_stopped(teacher, digits, tmp_path, monkeypatch):
-    """Three batches; the process dies in the second. The next call attacks the second and third, a third call none."""
+def test_an_interrupted_attack_resumes_after_its_last_batch(teacher, digits, tmp_path, monkeypatch):
+    """The process dies in the second of three batches; the next call attacks the last two batches, a third call none."""
     x, labels = digits[0][:250], digits[1][:250]
     images = batches(x, labels)
     (whole,) = evaluate(teacher, images, ["cw20"], threat_model=LINF)
@@ -124,7 +126,7 @@ GOOD = {"survives": [True, False], "attacked": [False, False], "accuracies": [],
     ],
     ids=str,
 )
-def test_a_state_of_another_form_is_refused(tmp_path, changed):
+def test_a_damaged_state_is_refused(tmp_path, changed):
     keeper = survival.Keeper(tmp_path, "cw5", "facts")
     keeper.save(survival.Survival(**GOOD))
     (path,) = tmp_path.iterdir()
@@ -134,7 +136,7 @@ def test_a_state_of_another_form_is_refused(tmp_path, changed):
         keeper.load()
 
 
-def test_state_of_other_weights_images_or_settings_is_not_used(teacher, digits, tmp_path):
+def test_a_state_of_other_weights_images_or_settings_is_ignored(teacher, digits, tmp_path):
     x, labels = digits[0][:50], digits[1][:50]
     other = load_model("cnn-72-s1", in_channels=1)
     evaluate(teacher, batches(x, labels), ["cw5"], threat_model=LINF, state=tmp_path)
@@ -148,7 +150,7 @@ def test_state_of_other_weights_images_or_settings_is_not_used(teacher, digits, 
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
-def test_few_classes_are_attacked_without_the_part_that_needs_four(num_classes):
+def test_few_classes_are_attacked_without_the_stage_that_needs_four(num_classes):
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(64, num_classes)
     with torch.no_grad():
@@ -164,7 +166,7 @@ def test_few_classes_are_attacked_without_the_part_that_needs_four(num_classes):
 
 
 class Saturated(nn.Module):
-    """The logits so large that the cross-entropy of a right answer is exactly 0 in fp32, and its gradient too."""
+    """Scales the logits until the cross-entropy of a correct prediction and its gradient are exactly 0 in fp32."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -185,7 +187,7 @@ def test_masked_gradients_are_reported(teacher, digits):
     assert honest[1].accuracy == pytest.approx(results[1].accuracy, abs=0.07)  # two images
 
 
-def test_attacks_in_parts_get_a_folded_network_or_a_note_says_why_not(teacher, digits, monkeypatch):
+def test_attacks_in_stages_run_a_folded_network_or_note_the_reason(teacher, digits, monkeypatch):
     class Branches(nn.Module):
         def __init__(self) -> None:
             super().__init__()

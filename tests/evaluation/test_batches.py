@@ -3,7 +3,7 @@
 import numpy
 import pytest
 import torch
-from networks import images_and_labels, tiny_network
+from networks import images_and_labels, trained_network
 from plain import cross_entropy, inner_loop
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -19,17 +19,7 @@ LINF = ThreatModel(epsilon=12 / 255)
 ATTACKS = ("natural", "pgd3", "cw5")
 
 
-def trained_network() -> nn.Module:
-    network = tiny_network(4)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(25):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(network(X_NATURAL), LABELS).backward()
-        optimizer.step()
-    return network.eval()
-
-
-MODEL = trained_network()
+MODEL = trained_network(X_NATURAL, LABELS).eval()
 
 
 def batches():

@@ -1,9 +1,9 @@
-"""The Carlini-Wagner attack against a closed form and against another library's implementation."""
+"""Carlini-Wagner attack against a closed form and against foolbox's implementation."""
 
 import foolbox
 import pytest
 import torch
-from networks import images_and_labels, tiny_network
+from networks import images_and_labels, trained_network
 from torch import nn
 
 from fastadaad.config import ThreatModel
@@ -16,22 +16,16 @@ FULL = CarliniWagner(num_steps=200, search_steps=6, constant=1e-2, confidence=0.
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    network = tiny_network(4)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(25):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(network(X_NATURAL), LABELS).backward()
-        optimizer.step()
-    return network.eval().requires_grad_(False)
+    return trained_network(X_NATURAL, LABELS).eval().requires_grad_(False)
 
 
-def test_the_margin_masks_the_label_and_does_not_multiply_it():
+def test_the_margin_excludes_the_label_for_negative_logits_too():
     logits = torch.tensor([[3.0, -5.0, -1.0], [-3.0, -5.0, -4.0]])
     assert margin(logits, torch.tensor([0, 1])).tolist() == [-4.0, 2.0]
     assert margin(logits - 100, torch.tensor([0, 1])).tolist() == [-4.0, 2.0]
 
 
-def test_what_it_returns_is_adversarial_at_the_distance_it_names(model):
+def test_the_images_are_adversarial_at_the_returned_distance(model):
     x_adv, distance = FULL.perturb(model, X_NATURAL, LABELS)
     found = distance.isfinite()
     assert found.double().mean() > 0.9
@@ -54,12 +48,12 @@ def test_a_linear_model_is_broken_at_the_distance_of_its_boundary():
     boundary = -margin(model(x_natural), labels) / direction.norm()
     attack = CarliniWagner(num_steps=400, search_steps=9, constant=1e-2, confidence=0.0)
     _, distance = attack.perturb(model, x_natural, labels)
-    assert (distance >= boundary - 1e-4).all()  # none is closer than the boundary
-    # A step of Adam moves each of the 192 pixels by up to learning_rate / 2, all of them by 0.07: its resolution.
+    assert (distance >= boundary - 1e-4).all()  # no image is closer than the boundary
+    # The resolution is one step of Adam: up to learning_rate / 2 for each of the 192 pixels, 0.07 in l2.
     torch.testing.assert_close(distance, boundary, rtol=0.05, atol=0.07)
 
 
-def test_it_finds_what_another_implementation_finds(model):
+def test_the_distances_are_those_of_foolbox(model):
     _, distance = FULL.perturb(model, X_NATURAL, LABELS)
     attack = foolbox.attacks.L2CarliniWagnerAttack(
         binary_search_steps=6, steps=200, stepsize=0.01, confidence=0.0, initial_const=1e-2
@@ -73,7 +67,7 @@ def test_it_finds_what_another_implementation_finds(model):
     torch.testing.assert_close(distance[attacked], theirs[attacked], rtol=0.15, atol=0.03)
 
 
-def test_a_larger_constant_breaks_more_and_the_search_finds_closer_ones(model):
+def test_a_larger_constant_breaks_more_images_and_the_search_shortens_distances(model):
     robust = [
         CarliniWagner(num_steps=100, constant=constant)
         .survives(model, ThreatModel(), X_NATURAL, LABELS, [])
@@ -92,7 +86,7 @@ def test_a_larger_constant_breaks_more_and_the_search_finds_closer_ones(model):
     assert searched.sum() < 0.95 * once.sum()
 
 
-def test_within_epsilon_counts_the_radius(model):
+def test_within_epsilon_an_image_breaks_only_inside_the_radius(model):
     attack = CarliniWagner(num_steps=100, search_steps=4, constant=0.01, confidence=0.0, within_epsilon=True)
     _, distance = attack.perturb(model, X_NATURAL, LABELS)
     for epsilon in (0.1, 0.5, 5.0):

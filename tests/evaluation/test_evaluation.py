@@ -1,4 +1,4 @@
-"""Accuracy under attack: against closed forms and the plain loop, and how it is reported."""
+"""Accuracy under attack against closed forms and a plain loop, and its tables, files and plots."""
 
 import copy
 import csv
@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from networks import images_and_labels, tiny_network
+from networks import images_and_labels, trained_network
 from plain import cross_entropy, inner_loop
 from rich.console import Console
 from torch import Tensor, nn
@@ -31,18 +31,7 @@ def batches():
     return zip(X_NATURAL.split(BATCH_SIZE), LABELS.split(BATCH_SIZE), strict=True)
 
 
-def trained_network() -> nn.Module:
-    """A network that classifies most of the images correctly, so that an attack has something to lose."""
-    network = tiny_network(4)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(25):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(network(X_NATURAL), LABELS).backward()
-        optimizer.step()
-    return network
-
-
-MODEL = trained_network()
+MODEL = trained_network(X_NATURAL, LABELS)
 
 
 def measure(*attacks: str, model: nn.Module = MODEL, threat_model: ThreatModel = LINF, **options) -> list[AttackResult]:
@@ -53,7 +42,7 @@ def correct(x: Tensor) -> Tensor:
     return copy.deepcopy(MODEL).eval()(x).argmax(1) == LABELS
 
 
-def test_every_image_counts_once_in_a_ragged_last_batch_too():
+def test_every_image_counts_once_including_a_smaller_last_batch():
     seen = []
     natural, fgsm = measure("natural", "fgsm", progress=lambda attack, num_images: seen.append((attack, num_images)))
     assert natural.accuracy == correct(X_NATURAL).double().mean().item()
@@ -104,19 +93,19 @@ def test_the_same_seed_gives_the_same_accuracy():
 @pytest.mark.parametrize(("norm", "epsilon", "dual_order"), [("linf", 0.006, 1), ("l2", 0.07, 2)])
 @pytest.mark.parametrize("attack", ["fgsm", "pgd20"])
 def test_a_linear_model_has_the_robust_accuracy_of_its_closed_form(norm, epsilon, dual_order, attack):
-    """Two classes: an image is robust where its margin exceeds epsilon times the dual norm of the weight difference."""
+    """An image is robust if its margin exceeds epsilon times the dual norm of the difference of the two weight rows."""
     generator = torch.Generator().manual_seed(1)
     linear = nn.Linear(3 * 8 * 8, 2)
     with torch.no_grad():
         linear.weight.copy_(0.2 * torch.randn(linear.weight.shape, generator=generator))
         linear.bias.zero_()
-    x_natural = 0.3 + 0.4 * torch.rand(400, 3, 8, 8, generator=generator)  # the box [0, 1] stays out of reach
+    x_natural = 0.3 + 0.4 * torch.rand(400, 3, 8, 8, generator=generator)  # no attack reaches the limits of [0, 1]
     direction = (linear.weight[0] - linear.weight[1]).detach()
     with torch.no_grad():
         linear.bias[0] -= (x_natural.flatten(1) @ direction).median()
     margin = (x_natural.flatten(1) @ direction + linear.bias[0] - linear.bias[1]).detach()
     labels = (margin < 0).long()
-    labels[::10] = 1 - labels[::10]  # wrong from the start
+    labels[::10] = 1 - labels[::10]  # misclassified before the attack
     robust = margin.abs() > epsilon * direction.norm(dual_order)
     robust[::10] = False
 
@@ -127,8 +116,8 @@ def test_a_linear_model_has_the_robust_accuracy_of_its_closed_form(norm, epsilon
     assert 0.1 < results[1].accuracy < 0.8
 
 
-def test_the_model_comes_back_as_it_was():
-    model = trained_network()
+def test_the_model_is_unchanged_afterwards():
+    model = trained_network(X_NATURAL, LABELS)
     model[1].eval()
     before = copy.deepcopy(model)
     evaluate(model, batches, ["natural", "pgd2"], threat_model=LINF)
@@ -141,7 +130,7 @@ def test_the_model_comes_back_as_it_was():
 @pytest.mark.parametrize("name", ["", "pgd", "pgd0", "pgd-3", "PGD20", "pgd20x", "cw-l20", "autoattack2"])
 def test_an_unknown_attack_is_refused_before_anything_runs(name):
     def never():
-        raise AssertionError("the images were asked for")
+        raise AssertionError("the images were read")
 
     with pytest.raises(ValueError, match="choose natural, fgsm, pgdN"):
         evaluate(MODEL, never, ["natural", name], threat_model=LINF)
@@ -153,7 +142,7 @@ def test_attack_names():
     assert parse_attack("pgd20").stages == (("pgd20", pgd),)
     assert parse_attack("cw-linf").stages[0][1] == replace(pgd, objective=MARGIN)
     assert parse_attack("cw-linf50").stages[0][1] == replace(pgd, objective=MARGIN, num_steps=50)
-    assert [part for part, _ in parse_attack("autoattack").stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert [stage for stage, _ in parse_attack("autoattack").stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert parse_attack("cw").stages[0][1] == CarliniWagner(num_steps=1000, constant=0.1, search_steps=1)
     assert parse_attack("cw200").stages[0][1] == CarliniWagner(num_steps=200)
 
@@ -193,7 +182,7 @@ def test_a_constant_added_to_all_logits_changes_nothing(attack):
 
 
 class Shift(nn.Module):
-    """Logits 10 lower, all of them."""
+    """Subtracts 10 from all logits."""
 
     def forward(self, logits: Tensor) -> Tensor:
         return logits - 10
@@ -202,7 +191,7 @@ class Shift(nn.Module):
 def test_robust_accuracy_falls_with_steps_restarts_and_radius():
     for threat_model in (LINF, L2):
         steps = [measure(f"pgd{n}", threat_model=threat_model)[0].accuracy for n in (1, 3, 10, 30)]
-        radii = [replace(threat_model, epsilon=share * threat_model.epsilon) for share in (0.25, 0.5, 1.0, 2.0)]
+        radii = [replace(threat_model, epsilon=scale * threat_model.epsilon) for scale in (0.25, 0.5, 1.0, 2.0)]
         sizes = [measure("pgd10", threat_model=radius)[0].accuracy for radius in radii]
         for accuracies in (steps, sizes):
             assert accuracies == sorted(accuracies, reverse=True)
@@ -224,7 +213,7 @@ def test_the_margin_is_that_of_the_binomial():
     assert RESULTS[1].margin == pytest.approx(1.96 * math.sqrt(0.25 / 10_000), rel=1e-12)
 
 
-def test_the_table_and_the_csv_say_the_same(tmp_path):
+def test_the_table_and_the_csv_have_the_same_accuracies(tmp_path):
     console = Console(file=io.StringIO(), width=100)
     print_accuracies(console, [("student", RESULTS)])
     table = " ".join(console.file.getvalue().split())
@@ -244,11 +233,11 @@ def result(attack: str, accuracy: float, **fields) -> AttackResult:
     return AttackResult(attack=attack, accuracy=accuracy, **fixed | fields)
 
 
-PARTS = (("apgd-ce", 0.5, 1.5), ("square", 0.25, 2.5))
+STAGES = (("apgd-ce", 0.5, 1.5), ("square", 0.25, 2.5))
 
 
-def test_parts_and_notes_are_shown_and_survive_json(tmp_path):
-    attacked = result("autoattack", 0.25, parts=PARTS, notes=("something",))
+def test_stages_and_notes_are_printed_and_restored_from_json(tmp_path):
+    attacked = result("autoattack", 0.25, parts=STAGES, notes=("something",))
     console = Console(file=io.StringIO(), width=100)
     print_attacks(console, [result("natural", 0.9), attacked])
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
@@ -264,13 +253,13 @@ def test_parts_and_notes_are_shown_and_survive_json(tmp_path):
 
 def test_shards_merge_to_the_result_on_all_images():
     other = replace(result("autoattack", 1.0, num_images=300), parts=(("apgd-ce", 1.0, 3.0), ("square", 1.0, 4.0)))
-    merged = merge([result("autoattack", 0.25, parts=PARTS, notes=("a",)), other])
+    merged = merge([result("autoattack", 0.25, parts=STAGES, notes=("a",)), other])
     assert (merged.num_images, merged.accuracy, merged.seconds) == (400, 0.8125, 2.0)
     assert merged.parts == (("apgd-ce", 0.875, 4.5), ("square", 0.8125, 6.5))
     assert merged.notes == ("a",)
 
 
-def test_a_warning_names_masked_gradients_and_only_those():
+def test_only_masked_gradients_raise_a_warning():
     assert masking_warning([result("pgd20", 0.60), result("autoattack", 0.51)]) is None
     assert masking_warning([result("natural", 0.9), result("autoattack", 0.1)]) is None
     masked = [result("pgd20", 0.70), result("fgsm", 0.65), result("autoattack", 0.50)]
@@ -280,7 +269,7 @@ def test_a_warning_names_masked_gradients_and_only_those():
     assert "student: warning: accuracy is 50.0 % under autoattack" in console.file.getvalue()
 
 
-def test_curves_are_drawn_from_epochs_that_were_measured(tmp_path):
+def test_curves_are_drawn_from_the_evaluated_epochs(tmp_path):
     rows = [{"epoch": 1.0}, {"epoch": 2.0, "natural_accuracy": 0.5, "robust_accuracy": 0.25}]
     path = tmp_path / "curves.png"
     plot_curves(path, {"adaad": [rows]}, {"natural_accuracy": 0.8, "robust_accuracy": 0.6}, "title")
