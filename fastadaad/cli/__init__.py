@@ -35,15 +35,18 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="fastadaad",
+        usage="fastadaad [OPTIONS] COMMAND ARGUMENTS",
         description="Robust students from robust teachers, fast; example: fastadaad train demo",
-        formatter_class=partial(argparse.HelpFormatter, max_help_position=20),  # a line for the longest command too
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=22),  # a line for the longest command too
     )
-    parser.add_argument("--version", action="version", version=f"fastadaad {version('fastadaad')}")
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.add_argument(
-        "--log-level", choices=LEVELS, metavar="LEVEL", help=f"{', '.join(LEVELS)}; default: $FASTADAAD_LOG, or info"
+        "--version", action="version", help="show the version", version=f"fastadaad {version('fastadaad')}"
     )
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND ARGUMENTS", parser_class=_Parser)
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--log-level", choices=LEVELS, metavar="LEVEL", help="debug, info (default), warning or error")
+    subparsers = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND ARGUMENTS", parser_class=_Parser
+    )
     for name in COMMANDS:
         module = importlib.import_module(f"fastadaad.cli.{name.replace('-', '_')}")
         description = (module.__doc__ or "").strip()

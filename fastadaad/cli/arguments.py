@@ -6,36 +6,38 @@ import re
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Adds words of the form section.field=value."""
     parser.add_argument(
         "overrides",
         nargs="*",
-        default=[],  # or argparse would list it among the words that are missing
+        default=[],  # otherwise argparse would list it among missing words
         metavar="section.field=value",
         help="change settings; train --print-config shows all",
     )
 
 
 def add_download(parser: argparse.ArgumentParser) -> None:
-    """Short for the setting, see cli.parse."""
+    """Adds --download, short for data.download=true (see cli.parse)."""
     parser.add_argument("--download", action="store_true", help="fetch the data set where it is missing")
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """The recipe, as the first word or by its name; see recipe_and_overrides."""
+    """Adds the recipe, as the first word or as --recipe."""
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="see fastadaad recipes")
     parser.add_argument("--recipe", dest="recipe_by_name", metavar="RECIPE", help="the same by name")
 
 
 def recipe_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]]:
-    """What add_recipe, add_overrides and --attacks ask for.
+    """Returns the recipe and all overrides of add_recipe, add_overrides and --attacks.
 
-    Raises ValueError where no recipe is named.
+    Raises:
+        ValueError: No recipe is given.
     """
     overrides = list(arguments.overrides)
     if arguments.attacks:
         overrides.append(f"evaluation.attacks={json.dumps(commas(arguments.attacks))}")
     if arguments.recipe_by_name is not None:
-        # Then the first word, if there is one, is an override too.
+        # The first word, if any, is an override too.
         return arguments.recipe_by_name, [*filter(None, [arguments.recipe]), *overrides]
     if arguments.recipe is None:
         raise ValueError("no recipe is named: see fastadaad recipes")
@@ -43,16 +45,19 @@ def recipe_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]]
 
 
 def commas(text: str) -> list[str]:
+    """Splits a comma-separated list."""
     return [part for part in text.split(",") if part]
 
 
 def positive(text: str) -> int:
+    """Argument type: a whole number of 1 or more."""
     if not re.fullmatch(r"[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return int(text)
 
 
 def seeds(text: str) -> list[int]:
+    """Argument type: a comma-separated list of seeds."""
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of seeds: write them as 0,1")
     return [int(seed) for seed in text.split(",")]

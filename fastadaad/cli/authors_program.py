@@ -1,6 +1,6 @@
-"""Commands of the AdaAD authors' program as commands of this one: the same run, by a recipe and settings.
+"""Translates the AdaAD authors' command line into a recipe and overrides.
 
-What a command leaves out has the program's default, not the recipe's: among others a radius of 16 and steps of 4 in
+A flag that is not given has the program's default, not the recipe's: among others a radius of 16 and steps of 4 in
 0..255. Three things of the program have no setting here: it trains on all images and chooses the best epoch on the test
 set, its learning rate changes from epoch to epoch, and its Plain_Madry shows the student x_natural after x_adv.
 """
@@ -25,15 +25,15 @@ DEFAULTS = {
     "warmup_lr_epochs": "15",
 }  # fmt: skip
 
-# The program's names, as _plain() has them, where they are not ours; ours are understood too.
+# Names of the program, in the form of _plain(), that differ from ours; our names are understood too.
 DATASETS = {"tinyimage": "tiny-imagenet"}
 METHODS = {"plainmadry": "pgd-at", "plainclean": "pgd-at", "adaadwithiad1": "adaiad"}
-# What makes our row the program's method. Its Madry_PGD starts as its AdaAD does.
+# Settings that turn our row into the program's method. Its Madry_PGD starts as its AdaAD does.
 METHOD_SETTINGS = {
     "plainmadry": {"inner.start": "gaussian"},
     "plainclean": {"inner.threat_model.epsilon": "0", "inner.step_size": "0", "inner.num_steps": "1"},
 }
-# Network, and file where the program has it, of the teachers by their names in the program and in RobustBench.
+# Network and file of the teachers, by their names in the program and in RobustBench; the file is the program's path.
 _WRN_34_20 = ("wrn-34-20", "teacher_models/CIFAR10/wideresnet34_20/Chen2021LTD_34_20.pt")
 _WRN_34_10 = ("wrn-34-10", "teacher_models/CIFAR100/wideresnet34_10/Chen2021LTD.pt")
 TEACHERS = {
@@ -43,24 +43,31 @@ TEACHERS = {
     "chen2021ltdwrn3410": _WRN_34_10,
 }
 WEIGHT_FILES = (".pt", ".pth", ".safetensors")
-# Shares of the run at which the piecewise schedule divides the learning rate, by its epochs; the program knows no
-# others than 110 and 200.
+# Fractions of the run at which the piecewise schedule divides the learning rate, by the number of epochs; the program
+# knows 110 and 200 epochs only.
 MILESTONES = {"110": [100 / 110, 105 / 110]}
 OTHER_MILESTONES = [0.5, 0.75]
 
 
 class TrainCommand(NamedTuple):
-    """What follows `fastadaad train`, and the flags that were given and change nothing."""
+    """Words after `fastadaad train`, and the given flags that have no effect."""
 
     words: list[str]
     without_effect: list[str]
 
 
 def translate(given: Mapping[str, str], overrides: Sequence[str] = ()) -> TrainCommand:
-    """The command that does what the program does with the flags `given`, by name without dashes.
+    """Translates the program's flags into words after `fastadaad train`.
 
-    Settings that are the recipe's own are left out; `overrides` have the last word. Raises ValueError for a value that
-    means nothing here.
+    Args:
+        given: Flags of the program, by name without dashes.
+        overrides: Settings as section.field=value, which have the last word.
+
+    Returns:
+        The words, without settings that the recipe has already, and the flags without effect.
+
+    Raises:
+        ValueError: A value has no meaning here.
     """
     flags = {**DEFAULTS, **given}
     data = _known("dataset", flags["dataset"], [recipe().data.name for recipe in recipes.RECIPES.values()], DATASETS)
@@ -84,18 +91,18 @@ def translate(given: Mapping[str, str], overrides: Sequence[str] = ()) -> TrainC
 
 
 def pixel_units(text: str) -> str:
-    """Whole numbers are in 0..255, as in the program; 8/255 and 0.031 are in [0, 1], as everywhere here."""
+    """Converts whole numbers, which are in 0..255 as in the program; 8/255 and 0.031 are in [0, 1] already."""
     return f"{text}/255" if re.fullmatch(r"[0-9]+", text) else text
 
 
 def device_name(text: str) -> str:
-    """Raises ValueError for anything but the number of one GPU."""
+    """Returns the device name of one GPU. Raises ValueError for anything but a number."""
     if not re.fullmatch(r"[0-9]+", text):
         raise ValueError(f"--gpu_id is {text!r}: give the number of one GPU, or device=cpu instead")
     return f"cuda:{text}"
 
 
-# Flag -> setting, and how its value is written here.
+# Flag -> setting, and the conversion of its value.
 SETTINGS: dict[str, tuple[str, Callable[[str], str]]] = {
     "epsilon": ("inner.threat_model.epsilon", pixel_units),
     "step_size": ("inner.step_size", pixel_units),
@@ -123,7 +130,7 @@ def _plain(name: str) -> str:
 
 
 def _known(flag: str, text: str, names: Iterable[str], aliases: Mapping[str, str]) -> str:
-    """Our name of what `text` names in the program's spelling or in ours."""
+    """Returns our name for a name in the program's spelling or in ours."""
     known = {**{_plain(name): name for name in names}, **aliases}
     if _plain(text) not in known:
         raise ValueError(f"--{flag} {text} is unknown: choose one of {', '.join(dict.fromkeys(known.values()))}")
@@ -131,7 +138,7 @@ def _known(flag: str, text: str, names: Iterable[str], aliases: Mapping[str, str
 
 
 def _teacher(text: str) -> dict[str, str]:
-    """Network and file of a teacher that is known by name; else what `text` is, a file or a network."""
+    """Settings of the teacher: network and file of a known name, a file of weights, or a network."""
     if _plain(text) in TEACHERS:
         return dict(zip(("teacher.name", "teacher.checkpoint"), TEACHERS[_plain(text)], strict=True))
     if text.startswith(PREFIX) or Path(text).suffix in WEIGHT_FILES:
@@ -140,7 +147,7 @@ def _teacher(text: str) -> dict[str, str]:
 
 
 def _schedule(flags: Mapping[str, str]) -> dict[str, str]:
-    """Of the learning rate; and the optimiser, which is SGD."""
+    """Settings of the learning-rate schedule; checks that the optimiser is SGD."""
     if flags["optim"] != "SGD":
         raise ValueError(f"--optim {flags['optim']} is not here: leave it out for SGD, or add optim.optimizer=lamb")
     milestones = MILESTONES.get(flags["epochs"], OTHER_MILESTONES) if flags["lr_schedule"] == "piecewise" else []
@@ -157,14 +164,14 @@ def _count(flags: Mapping[str, str], flag: str) -> int:
 
 
 def _recipe(data: str, student: str) -> str:
-    """The one for this data set and student, or else the first for this data set."""
+    """Returns the recipe for this data set and student, or the first one for this data set."""
     configs = {name: recipe() for name, recipe in recipes.RECIPES.items()}
     of_data = [name for name, config in configs.items() if config.data.name == data]
     return next((name for name in of_data if configs[name].student.name == student), of_data[0])
 
 
 def _changes(config: RunConfig, settings: Mapping[str, str], overrides: Sequence[str]) -> list[str]:
-    """Those of `settings` that change the recipe's config and that no override changes again."""
+    """Returns the settings that change the recipe's config and that no override changes again."""
     words = {name: f"{name}={value}" for name, value in settings.items()}
     for override_ in overrides:
         words.pop(override_.partition("=")[0], None)
@@ -173,7 +180,7 @@ def _changes(config: RunConfig, settings: Mapping[str, str], overrides: Sequence
 
 
 def _value(config: RunConfig, name: str) -> Any:
-    """Of the setting section.field; None for an option that the recipe leaves to the method."""
+    """Value of the setting section.field; None for an option that the recipe leaves to the method."""
     value: Any = asdict(config)
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""What the networks see: a batch as a picture, natural beside adversarial beside their scaled difference."""
+"""Picture of a batch as the networks see it: natural and adversarial images, and their scaled difference."""
 
 import io
 from dataclasses import dataclass, replace
@@ -19,21 +19,21 @@ from fastadaad.training.optimizers import make_optimizer
 
 @dataclass(frozen=True, kw_only=True)
 class ShownBatch:
-    """B images on the CPU with their classes by name; what is None is not known."""
+    """B images on the CPU with their classes by name; unknown values are None."""
 
     x_natural: Tensor
     labels: list[str]
     x_adv: Tensor | None = None
     student_classes: list[str] | None = None
-    """What the student takes x_adv for."""
+    """The student's predictions at x_adv."""
     epsilon: float = 0.0
     """Pixel difference that is drawn as black or white."""
 
 
 def shown_batch(config: RunConfig, data: TrainingData, num_images: int, epoch: int = 0) -> ShownBatch:
-    """The first images of an epoch, as the training step of `config` sees them, before its first update.
+    """Returns the first images of an epoch, as the training step of `config` sees them before its first update.
 
-    Without the weights of a teacher that the method needs there are no adversarial images.
+    There are no adversarial images if the method needs a teacher and its weights are not given.
     """
     x_natural, labels = (tensor[:num_images] for tensor in next(data.train.epoch(epoch)))
     names = data.dataset.class_names
@@ -60,9 +60,10 @@ def _classes(student: nn.Module, x: Tensor) -> list[int]:
 
 
 def plot_batch(path: Path, batch: ShownBatch, title: str = "") -> None:
-    """A column per image: as it is, adversarial, and their difference, grey where there is none.
+    """Draws one column per image: natural, adversarial, and their difference, in which grey is no difference.
 
-    Raises ValueError where `path` has the suffix of no picture, or cannot be written.
+    Raises:
+        ValueError: `path` has the suffix of no picture format, or cannot be written.
     """
     rows = [("natural", batch.x_natural, batch.labels)]
     if batch.x_adv is not None and batch.student_classes is not None:
@@ -85,7 +86,7 @@ def plot_batch(path: Path, batch: ShownBatch, title: str = "") -> None:
 
 
 def _draw(axes: Any, image: Tensor) -> None:
-    """Of three channels in colour, else the first one in grey."""
+    """Image [H, W, 3] in colour, or its first channel in grey."""
     colors = image.permute(1, 2, 0) if len(image) == 3 else image[0]
     axes.imshow(colors.clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])

@@ -13,7 +13,7 @@ from fastadaad.cli.arguments import add_download, add_overrides, add_recipe, com
 from fastadaad.runtime.text import print_line
 
 if TYPE_CHECKING:
-    from fastadaad.cli.comparison.cells import Cell
+    from fastadaad.cli.comparison.experiment import Experiment
 
 EXAMPLE = "fastadaad compare fashion-mnist --methods all --seeds 0,1"
 
@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: runs/compare-RECIPE")
 
 
-def run(arguments: argparse.Namespace, console: Console) -> "list[Cell]":
-    """Returns the cells, the teacher's first."""
+def run(arguments: argparse.Namespace, console: Console) -> "list[Experiment]":
+    """Returns the experiments, the teacher's first."""
     from fastadaad.cli.comparison.compare import compare
     from fastadaad.cli.machine_report import summarize_ops
 
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace, console: Console) -> "list[Cell]":
         raise ValueError("--methods is empty: name some, such as pgd-at,adaad, or all")
     folder = Path(arguments.run_folder or f"runs/compare-{recipe}")
     console.print(summarize_ops())
-    cells = compare(
+    experiments = compare(
         recipe,
         overrides,
         folder=folder,
@@ -53,4 +53,4 @@ def run(arguments: argparse.Namespace, console: Console) -> "list[Cell]":
     )
     print_line(console, f"table: {folder / 'table.md'}")
     print_line(console, f"pictures: {folder / 'table.png'}, {folder / 'curves.png'}")
-    return cells
+    return experiments

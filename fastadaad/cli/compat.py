@@ -25,7 +25,7 @@ FLAGS = (
     "lr_schedule", "gpu_id", "optim", "momentum", "weight_decay", "seed", "warmup_lr_epochs", "temp", "AdaAD_alpha",
     "IAD_begin", "IAD_alpha", "IAD_beta",
 )  # fmt: skip
-# Flags of the program, and of others like it, that are not taken, and what to write instead.
+# Unsupported flags of the program and of similar ones, and their replacements.
 REMEDIES = {
     "rand_init": "the program does not read it either; to start at the images add inner.start=natural",
     "mixture": "the program fails at it; trades weighs natural images too: --method trades",
@@ -50,7 +50,7 @@ REMEDIES = {
 
 
 class _Refused(argparse.Action):
-    """Ends with the remedy of a flag that is not taken."""
+    """Exits with the remedy for an unsupported flag."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "fastadaad compat [FLAG VALUE ...] [section.field=value ...]"
     add_overrides(parser)
     add_download(parser)
-    hidden = argparse.SUPPRESS  # help has room for those that are this program's own
+    hidden = argparse.SUPPRESS  # the module's docstring lists them in the help
     for flag in FLAGS:
         parser.add_argument(*_spellings(flag), dest=flag, help=hidden)
     parser.add_argument(*_spellings("warmup_lr"), dest="warmup_lr", action="store_const", const="", help=hidden)
@@ -85,8 +85,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     given = {flag: getattr(arguments, flag) for flag in (*FLAGS, "warmup_lr") if getattr(arguments, flag) is not None}
     words, without_effect = translate(given, arguments.overrides)
     words = ["train", *words, *_passed_on(arguments)]
-    if os.environ.get("RANK", "0") == "0":  # of several processes, the first speaks
-        # Settings alone belong on standard output.
+    if os.environ.get("RANK", "0") == "0":  # only rank 0 prints
+        # With --print-config only the settings go to standard output.
         say = Console(stderr=True) if arguments.print_config else console
         for flag in without_effect:
             say.print(f"--{flag} has no effect on this method", markup=False, highlight=False)
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _passed_on(arguments: argparse.Namespace) -> list[str]:
-    """Options of train that were given."""
+    """Options that are passed on to `fastadaad train`."""
     words = [f"--{name}" for name in ("print-config", "resume") if getattr(arguments, name.replace("-", "_"))]
     for name in ("run-folder", "teacher-check"):
         value = getattr(arguments, name.replace("-", "_"))

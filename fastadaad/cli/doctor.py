@@ -1,4 +1,4 @@
-"""Show what is installed, in use, missing and found wrong."""
+"""Show versions, backends, and what is missing or broken."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""What this machine has: versions, devices, which backend each operation uses, what is missing and how to get it."""
+"""Report on this machine: versions, devices, backends of the operations, missing packages and their remedies."""
 
 import os
 import platform
@@ -27,19 +27,19 @@ def _devices() -> str:
 
 
 def compile_cache_status() -> str:
-    """Where compiled graphs are kept, and their size; deleting them costs the next start its time."""
+    """Folder and size of the compiled graphs; after deleting them the next start compiles again."""
     folder = compile_cache()
     num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return f"{folder}, {num_bytes / 2**20:,.0f} MiB"
 
 
 def device_in_use() -> str:
-    """Kind of the device that device=auto means."""
+    """Type of the device that device=auto selects."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def summarize_ops() -> str:
-    """One line: which backend serves the operations on the device in use, and why where it is the reference."""
+    """One line with the backend of each operation on the device in use, and the reason for a reference backend."""
     device = device_in_use()
     _known_self_check()
     used: dict[str, list[str]] = {}
@@ -51,13 +51,13 @@ def summarize_ops() -> str:
 
 
 def verify(console: Console) -> self_check.SelfCheckResult:
-    """Run every check of the self-check that the device in use has, whatever is remembered."""
+    """Runs all checks of the self-check on the device in use, whatever the cache holds."""
     with console.status(f"self-check on {device_in_use()}: compiling takes a while"):
         return self_check.self_check(device_in_use(), force=True, checks=self_check.CHECKS)
 
 
 def print_report(console: Console) -> None:
-    """Print the whole report; operations that the self-check found wrong here are switched off first."""
+    """Prints the report; operations that failed the self-check are switched off first."""
     result = _known_self_check()
     table = Table(title=f"fastadaad {version('fastadaad')}", show_header=False)
     table.add_row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -73,7 +73,7 @@ def print_report(console: Console) -> None:
 
 
 def _known_self_check() -> self_check.SelfCheckResult | None:
-    """What is remembered of it, applied as a training would, so that what is shown is what a training uses."""
+    """Returns the cached result of the self-check, applied as a training applies it, or None."""
     result = self_check.remembered(device_in_use())
     if result is not None:
         self_check.apply(result)

@@ -1,4 +1,4 @@
-"""The largest batch whose training step fits into the memory of this machine: tried on CUDA, estimated on the CPU."""
+"""Largest batch whose training step fits into the memory of this machine: tried on CUDA, estimated on the CPU."""
 
 import gc
 import resource
@@ -20,16 +20,16 @@ from fastadaad.training.build import distiller_of, resolve_device
 from fastadaad.training.distiller import Distiller
 from fastadaad.training.optimizers import make_optimizer
 
-MULTIPLE = 8  # of which a batch size is; tensor cores want it, and a finer search tells no more
+MULTIPLE = 8  # step of the search; tensor cores want multiples of 8
 GIB = 2**30
-# A rise of the process's peak below this may be anything's: allocators keep and reuse what they have.
+# A smaller rise of the process's peak means nothing: allocators keep and reuse memory.
 CLEAR_RISE = 64 * 2**20
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageKind:
-    """What a data set's images are, for a step that needs none of them."""
+    """Shape and number of a data set's images, for a step on random images."""
 
     channels: int
     size: int
@@ -48,20 +48,20 @@ IMAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One batch size and what became of it."""
+    """Measurement of one batch size."""
 
     batch_size: int
     peak_bytes: int | None
-    """Of the device's memory, or of the process; None: it did not fit."""
+    """Peak memory of the device, or of the process; None: the batch did not fit."""
     images_per_s: float | None
 
 
 def largest_batch(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest multiple of MULTIPLE up to `limit` that fits, 0 where none does: by doubling, then by bisection."""
+    """Largest multiple of MULTIPLE up to `limit` that fits, by doubling and bisection; 0 if none fits."""
     largest, size = 0, MULTIPLE
     while size <= limit and fits(size):
         largest, size = size, 2 * size
-    # The least multiple that is known, or not allowed, to be too large.
+    # The least multiple that does not fit, or exceeds the limit.
     too_large = min(size, limit // MULTIPLE * MULTIPLE + MULTIPLE)
     while too_large - largest > MULTIPLE:
         middle = (largest + too_large) // (2 * MULTIPLE) * MULTIPLE
@@ -73,7 +73,7 @@ def largest_batch(fits: Callable[[int], bool], limit: int) -> int:
 
 
 def extrapolated_batch(smaller: Trial, larger: Trial, memory: int, limit: int) -> int:
-    """The largest multiple of MULTIPLE up to `limit` whose peak is `memory`, if peaks grow as between two trials."""
+    """Largest multiple of MULTIPLE up to `limit` whose linearly extrapolated peak fits into `memory` bytes."""
     assert smaller.peak_bytes is not None
     assert larger.peak_bytes is not None
     bytes_per_image = (larger.peak_bytes - smaller.peak_bytes) / (larger.batch_size - smaller.batch_size)
@@ -82,11 +82,13 @@ def extrapolated_batch(smaller: Trial, larger: Trial, memory: int, limit: int) -
 
 
 def print_max_batch(config: RunConfig, console: Console) -> int:
-    """Search the largest batch of `config`, print the trials, and return it.
+    """Searches the largest batch of `config`, prints the trials, and returns it.
 
-    The images are random and so are the weights: neither changes what a step needs. Not counted are the data set, where
-    it lies on the device, and averaged weights. In the compiled modes each trial compiles anew. Raises ValueError for a
-    data set whose images are not known here.
+    Images and weights are random: neither changes the memory of a step. A data set on the device and averaged weights
+    are not counted. In the compiled modes each trial compiles again.
+
+    Raises:
+        ValueError: The image size of the data set is not known here.
     """
     device = resolve_device(config.device)
     limit = _images_to_train_on(config)
@@ -102,7 +104,9 @@ def print_max_batch(config: RunConfig, console: Console) -> int:
 
 def _images_to_train_on(config: RunConfig) -> int:
     if config.data.name not in IMAGES:
-        raise ValueError(f"data set {config.data.name!r} is none of {', '.join(IMAGES)}: its image size is not known")
+        raise ValueError(
+            f"data set {config.data.name!r} is not one of {', '.join(IMAGES)}: its image size is not known"
+        )
     available = IMAGES[config.data.name].num_images - config.data.validation_size
     return min(config.data.num_samples or available, available)
 
@@ -126,7 +130,7 @@ def _try_on_cuda(config: RunConfig, device: torch.device, batch_size: int) -> Tr
         images_per_s = time_steps(config, device, batch_size)
     except torch.cuda.OutOfMemoryError:
         return Trial(batch_size=batch_size, peak_bytes=None, images_per_s=None)
-    # Reserved, not allocated: what the allocator could not put to use for lack of room in one piece counts as well.
+    # Reserved, not allocated: memory lost to fragmentation counts as well.
     peak = torch.cuda.max_memory_reserved(device)
     return Trial(batch_size=batch_size, peak_bytes=peak, images_per_s=images_per_s)
 
@@ -139,19 +143,19 @@ def _estimate(config: RunConfig, device: torch.device, limit: int) -> tuple[list
         images_per_s = time_steps(config, device, size)
         trials.append(Trial(batch_size=size, peak_bytes=_peak_of_process(), images_per_s=images_per_s))
         size *= 2
-    if not _clearly_rising(trials):  # all images make no difference
+    if not _clearly_rising(trials):  # even all images fit easily
         return trials, limit // MULTIPLE * MULTIPLE
     return trials, extrapolated_batch(trials[-2], trials[-1], memory, limit)
 
 
 def _clearly_rising(trials: Sequence[Trial]) -> bool:
-    """Whether each of the last two trials set the peak of the process, which what was before them may have set."""
+    """Returns True if each of the last two trials raised the peak of the process, which earlier work may have set."""
     peaks = [trial.peak_bytes or 0 for trial in trials[-3:]]
     return len(peaks) == 3 and all(after - before > CLEAR_RISE for before, after in pairwise(peaks))
 
 
 def time_steps(config: RunConfig, device: torch.device, batch_size: int) -> float:
-    """Images per second of the second training step with so many random images; the first allocates and compiles."""
+    """Images per second of the second training step on random images; the first allocates and compiles."""
     distiller = _distiller(config, device)
     kind = IMAGES[config.data.name]
     x_natural = torch.rand(batch_size, kind.channels, kind.size, kind.size, device=device)
@@ -185,7 +189,7 @@ def _peak_of_process() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that this process may hold in all without swapping: what it has, and what is free for it."""
+    """Bytes that this process may hold in total without swapping: its own and the free ones."""
     facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     free = int(facts["MemAvailable"].split()[0]) * 1024 + pages * resource.getpagesize()

@@ -13,7 +13,7 @@ from fastadaad.cli.arguments import add_download, add_overrides, add_recipe, com
 from fastadaad.runtime.text import print_line
 
 if TYPE_CHECKING:
-    from fastadaad.cli.comparison.cells import Cell
+    from fastadaad.cli.comparison.experiment import Experiment
 
 EXAMPLE = "fastadaad sweep-epsilon fashion-mnist-small --epsilons 0.05,0.1,0.15"
 
@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: runs/sweep-epsilon-RECIPE")
 
 
-def run(arguments: argparse.Namespace, console: Console) -> "list[Cell]":
-    """Returns the cells, the teacher's first."""
+def run(arguments: argparse.Namespace, console: Console) -> "list[Experiment]":
+    """Returns the experiments, the teacher's first."""
     from fastadaad.cli.comparison.sweep import sweep_epsilon
     from fastadaad.config import parse_pixels
 
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace, console: Console) -> "list[Cell]":
     if not epsilons:
         raise ValueError("--epsilons is empty: give radii such as 4/255,8/255")
     folder = Path(arguments.run_folder or f"runs/sweep-epsilon-{recipe}")
-    cells = sweep_epsilon(
+    experiments = sweep_epsilon(
         recipe,
         overrides,
         epsilons,
@@ -50,4 +50,4 @@ def run(arguments: argparse.Namespace, console: Console) -> "list[Cell]":
     )
     print_line(console, f"table: {folder / 'table.md'}")
     print_line(console, f"picture: {folder / 'epsilon.png'}")
-    return cells
+    return experiments

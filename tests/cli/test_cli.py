@@ -11,9 +11,9 @@ import pytest
 from tiny_runs import save_teacher, tiny_run
 
 from fastadaad import cli, methods, recipes
-from fastadaad.cli.comparison import compare as compare_module
 from fastadaad.config_io import read_config
 from fastadaad.run_config import ModelConfig
+from fastadaad.training import trainer as trainer_module
 
 COMMANDS = cli.COMMANDS
 
@@ -143,7 +143,7 @@ def test_compare_trains_each_student_method_and_seed_beside_the_teacher(run):
     assert "over 2 seeds" in out
     for picture in ("curves.png", "table.png"):
         assert Path("all", picture).read_bytes().startswith(b"\x89PNG")
-    for path in Path("all/cells").glob("cnn-*/config.json"):
+    for path in Path("all/experiments").glob("cnn-*/config.json"):
         config = read_config(path)
         assert path.parent.name.startswith(f"{config.student.name}_{config.method}_seed_{config.seed}_")
         assert config.optim.epochs == 1
@@ -153,7 +153,7 @@ def test_compare_from_scratch_trains_the_teacher_and_distils_from_it(run):
     options = ("--methods", "adaad", "--from-scratch", "--run-folder", "all")
     overrides = ("optim.epochs=1", "teacher.checkpoint=null")
     assert run("compare", "tiny", *options, *overrides)[0] == 0
-    (student,) = (read_config(path) for path in Path("all/cells").glob("*_adaad_*/config.json"))
+    (student,) = (read_config(path) for path in Path("all/experiments").glob("*_adaad_*/config.json"))
     teacher = Path(student.teacher.checkpoint)
     assert teacher.name == "best.safetensors"
     assert read_config(teacher.parent / "config.json").recipe == "tiny-teacher"
@@ -169,7 +169,7 @@ def test_sweep_epsilon_trains_at_each_radius_and_measures_at_one(run):
     words = ("--epsilons", "0.2,10/255", "--run-folder", "all", "optim.epochs=1", "--attacks", "natural,fgsm")
     code, _, err = run("sweep-epsilon", "tiny", *words)
     assert (code, err) == (0, "")
-    configs = [read_config(path) for path in Path("all/cells").glob("*/config.json")]
+    configs = [read_config(path) for path in Path("all/experiments").glob("*/config.json")]
     inner = sorted((config.inner.threat_model.epsilon, config.inner.step_size) for config in configs)
     assert inner == [(10 / 255, pytest.approx(5 / 255)), (0.2, pytest.approx(0.1))]  # tiny: half the radius
     with open("all/results.csv", newline="") as file:
@@ -262,7 +262,7 @@ def test_an_interrupted_command_ends_with_exit_code_130(run, monkeypatch):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_module, "Trainer", interrupt)
+    monkeypatch.setattr(trainer_module, "Trainer", interrupt)
     code, _, err = run("train", "tiny")
     assert code == 130
     assert err.count("\n") == 1

@@ -118,7 +118,7 @@ def test_doctor_takes_a_recipe_and_changes_of_it(monkeypatch, capsys):
 
 
 def test_an_unknown_data_set_is_refused():
-    with pytest.raises(ValueError, match="'svhn' is none of digits"):
+    with pytest.raises(ValueError, match="'svhn' is not one of digits"):
         printed(tiny_run(data=DataConfig(name="svhn")))
 
 

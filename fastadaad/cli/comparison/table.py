@@ -1,4 +1,4 @@
-"""The table of a comparison: student x method against the attacks, mean and spread over the seeds."""
+"""Table of a comparison: students and methods against attacks, with mean and spread over the seeds."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fastadaad.cli.comparison.cells import Cell
+from fastadaad.cli.comparison.experiment import Experiment
 from fastadaad.evaluation import AttackResult
 from fastadaad.evaluation.plots import Series, plot_methods
 from fastadaad.evaluation.report import attack_title, csv_bytes, percent, table_title
@@ -17,45 +17,45 @@ from fastadaad.runtime.files import write_atomically
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """One line of the table: a student and a method over its seeds, or the teacher."""
+    """One line of the table: a student and a method over all seeds, or the teacher."""
 
     student: str
     """Name of the network, also on the teacher's line."""
     method: str
-    """The label of the cells."""
+    """Label of the experiments."""
     results: tuple[tuple[AttackResult, ...], ...]
-    """For each attack the results of all seeds."""
+    """Results of all seeds, for each attack."""
     train_seconds: float | None
 
     def mean(self, attack: int) -> float:
         return statistics.fmean(result.accuracy for result in self.results[attack])
 
     def spread(self, attack: int) -> float | None:
-        """Standard deviation over the seeds, of the sample; None for a single seed."""
+        """Sample standard deviation over the seeds; None for a single seed."""
         accuracies = [result.accuracy for result in self.results[attack]]
         return statistics.stdev(accuracies) if len(accuracies) > 1 else None
 
 
-def summarize(cells: Iterable[Cell]) -> list[Summary]:
-    """One summary per student and method, in the order of the cells."""
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.network, cell.label), []).append(cell)
+def summarize(experiments: Iterable[Experiment]) -> list[Summary]:
+    """Returns one summary per student and method, in the order of the experiments."""
+    groups: dict[tuple[str, str], list[Experiment]] = {}
+    for experiment in experiments:
+        groups.setdefault((experiment.network, experiment.label), []).append(experiment)
     return [_summary(student, method, group) for (student, method), group in groups.items()]
 
 
-def _summary(student: str, method: str, cells: Sequence[Cell]) -> Summary:
-    seconds = [cell.training.seconds for cell in cells if cell.training is not None]
+def _summary(student: str, method: str, experiments: Sequence[Experiment]) -> Summary:
+    seconds = [experiment.training.seconds for experiment in experiments if experiment.training is not None]
     return Summary(
         student=student,
         method=method,
-        results=tuple(zip(*(cell.results for cell in cells), strict=True)),
+        results=tuple(zip(*(experiment.results for experiment in experiments), strict=True)),
         train_seconds=statistics.fmean(seconds) if seconds else None,
     )
 
 
 def comparison_title(summaries: Sequence[Summary]) -> str:
-    """What was measured on how many images, and what the figures after ± are."""
+    """Title of the table: measurement, number of images, and meaning of the figures after ±."""
     first, num_seeds = summaries[-1].results[0][0], len(summaries[-1].results[0])
     title = f"{table_title(first)}; margin of the images alone: at most ± {100 * 0.98 / first.num_images**0.5:.1f}"
     if num_seeds > 1:
@@ -69,7 +69,7 @@ def table_columns(summaries: Sequence[Summary]) -> list[str]:
 
 
 def table_rows(summaries: Sequence[Summary], bold: str) -> list[list[str]]:
-    """The cells as text; `bold` has one {} for the figure that is the best of its student and attack."""
+    """Rows of the table as text, with the best figure of each student and attack in `bold`, a format with one {}."""
     rows = []
     for line in summaries:
         rivals = [other for other in summaries if other.student == line.student]
@@ -90,7 +90,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def accuracy_series(summaries: Sequence[Summary]) -> list[Series]:
-    """For a plot: one series per attack over the lines of the table."""
+    """Returns one series per attack over the lines of the table, for a plot."""
     return [
         Series(
             label=attack_title(results[0]),
@@ -102,7 +102,7 @@ def accuracy_series(summaries: Sequence[Summary]) -> list[Series]:
 
 
 def plot_comparison(path: Path, summaries: Sequence[Summary], title: str) -> None:
-    """The table as a picture; the first summary is the teacher's."""
+    """Draws the table as a picture; the first summary is the teacher's."""
     teacher, *lines = summaries
     students = dict.fromkeys(line.student for line in lines)
     of_student = {name: [line for line in lines if line.student == name] for name in students}
@@ -125,30 +125,30 @@ def print_table(console: Console, summaries: Sequence[Summary]) -> None:
 
 
 def write_markdown(path: Path, summaries: Sequence[Summary]) -> None:
-    """The same table for a page."""
+    """Writes the table as Markdown."""
     columns = table_columns(summaries)
     lines = [columns, ["---"] * len(columns), *table_rows(summaries, "**{}**")]
-    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    text = "\n".join(f"| {' | '.join(row)} |" for row in lines)
     write_atomically(path, f"{text}\n\n{comparison_title(summaries)}; best of each student in bold.\n".encode())
 
 
-def result_rows(cells: Iterable[Cell]) -> list[dict[str, object]]:
-    """One row per cell and attack."""
+def result_rows(experiments: Iterable[Experiment]) -> list[dict[str, object]]:
+    """Returns one row per experiment and attack."""
     rows = []
-    for cell in cells:
-        training = {} if cell.training is None else asdict(cell.training)
+    for experiment in experiments:
+        training = {} if experiment.training is None else asdict(experiment.training)
         facts = {
-            "student": cell.network,
-            "method": cell.label,
-            "seed": cell.config.seed,
-            "train_epsilon": "" if cell.is_teacher else cell.config.inner.threat_model.epsilon,
+            "student": experiment.network,
+            "method": experiment.label,
+            "seed": experiment.config.seed,
+            "train_epsilon": "" if experiment.is_teacher else experiment.config.inner.threat_model.epsilon,
             "best_epoch": training.get("best_epoch", ""),
             "train_images_per_s": training.get("images_per_s", ""),
             "train_seconds": training.get("seconds", ""),
         }
-        rows += [facts | result.row() for result in cell.results]
+        rows += [facts | result.row() for result in experiment.results]
     return rows
 
 
-def write_csv(path: Path, cells: Iterable[Cell]) -> None:
-    write_atomically(path, csv_bytes(result_rows(cells)))
+def write_csv(path: Path, experiments: Iterable[Experiment]) -> None:
+    write_atomically(path, csv_bytes(result_rows(experiments)))

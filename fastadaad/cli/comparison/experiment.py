@@ -1,7 +1,7 @@
-"""A cell of a comparison: one student, trained and attacked, kept in a folder named by what it depends on.
+"""An experiment of a comparison: one student, trained and attacked, in a folder named by the digest of its facts.
 
-A finished training and each finished attack is a file that is written in one piece, so a comparison that was killed
-goes on where it stopped. A cell that another process is working on is locked; the lock ends with its process.
+A finished training and each finished attack is a file that is written atomically, so an interrupted comparison resumes.
+An experiment that another process works on is locked; the lock ends with its process.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ from fastadaad.training.evaluation import evaluate_on_test_set
 from fastadaad.training.fingerprint import place, sha256_of, training_facts
 from fastadaad.training.trainer import Trainer
 
-# Seconds between two looks at the cells that other processes work on.
+# Seconds between two checks of the experiments that other processes work on.
 POLL_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What training.json of a finished cell says."""
+    """Content of training.json, written when the training is finished."""
 
     best_epoch: int
     images_per_s: float
@@ -45,15 +45,19 @@ def _digest(facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-class Cell:
-    """The student of `config`, or with `is_teacher` its teacher, which is attacked but not trained.
+class Experiment:
+    """Training and attacks of one student, or attacks of its teacher.
 
-    `label` is what the method's column of the table says.
+    Args:
+        config: Configuration of the student's run.
+        folder: Folder of all experiments.
+        label: Text in the method's column of the table.
+        is_teacher: The experiment is the teacher of `config`, which is attacked but not trained.
     """
 
     def __init__(self, config: RunConfig, folder: Path, *, label: str, is_teacher: bool = False) -> None:
         if not is_teacher and not methods.get(config.method).needs_teacher:
-            config = replace(config, teacher=None)  # another teacher would not make another student
+            config = replace(config, teacher=None)  # the student does not depend on the teacher
         self.config, self.label, self.is_teacher = config, label, is_teacher
         if is_teacher:
             assert config.teacher is not None
@@ -68,18 +72,18 @@ class Cell:
 
     @property
     def training(self) -> Training | None:
-        """None where the cell has not been trained to the end."""
+        """Result of the training; None if it is not finished."""
         path = self.folder / "training.json"
         return Training(**json.loads(path.read_text())) if path.exists() else None
 
     def result(self, attack: str) -> AttackResult | None:
-        """None where the attack has not run to the end."""
+        """Result of an attack; None if it is not finished."""
         path = self._result_path(attack)
         return AttackResult.from_json(json.loads(path.read_text())) if path.exists() else None
 
     @property
     def results(self) -> list[AttackResult]:
-        """Those of all attacks of the configuration; the cell is finished."""
+        """Results of the finished attacks of the configuration."""
         results = [self.result(attack) for attack in self.config.evaluation.attacks]
         return [result for result in results if result is not None]
 
@@ -89,17 +93,17 @@ class Cell:
         return trained and len(self.results) == len(self.config.evaluation.attacks)
 
     def train(self, console: Console) -> None:
-        """Train to the end, unless that was done before or the cell is a teacher's."""
+        """Trains the student, unless it is trained already or the experiment is a teacher's."""
         if self.is_teacher or self.training is not None:
             return
         result = Trainer(self.config, self.folder, console, resume=bool(checkpoint_paths(self.folder))).train()
-        # The graphs of one run are of no use to the next, and torch.compile keeps only a few of them per function.
+        # The next run cannot use the graphs of this one, and torch.compile keeps only a few per function.
         torch.compiler.reset()
         training = Training(best_epoch=result.best_epoch, images_per_s=result.images_per_s, seconds=result.seconds)
         write_atomically(self.folder / "training.json", json.dumps(asdict(training)).encode())
 
     def attack(self, console: Console) -> None:
-        """Run the attacks of the configuration that have not been run."""
+        """Runs the attacks of the configuration that are not finished."""
         missing = [attack for attack in self.config.evaluation.attacks if self.result(attack) is None]
         if missing:
             model, data = self.load()
@@ -107,7 +111,7 @@ class Cell:
                 self._attack(model, data, attack, console)
 
     def load(self) -> tuple[nn.Module, TrainingData]:
-        """The network, the student of the best epoch or the teacher, and its data."""
+        """Loads the student of the best epoch, or the teacher, and its data."""
         config, device = self.config, resolve_device(self.config.device)
         data = training_data(config, device)
         if self.is_teacher:
@@ -132,26 +136,26 @@ class Cell:
         return self.folder / "attacks" / f"{attack}_{_digest(facts)}.json"
 
 
-def cell_lock(folder: Path) -> AbstractContextManager[bool]:
-    """Whether this process got the cell's folder, which need not exist, to itself."""
+def experiment_lock(folder: Path) -> AbstractContextManager[bool]:
+    """Locks an experiment's folder, which need not exist; yields True if this process got the lock."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.parent / f"{folder.name}.lock"
     path.touch()
     return locked(path)
 
 
-def finish(cells: Iterable[Cell], console: Console) -> None:
-    """Train and attack what is missing; what another process has begun is left to it and waited for."""
-    pending = [cell for cell in cells if not cell.is_finished]
+def finish(experiments: Iterable[Experiment], console: Console) -> None:
+    """Trains and attacks all unfinished experiments; waits for those that another process works on."""
+    pending = [experiment for experiment in experiments if not experiment.is_finished]
     while pending:
         elsewhere = []
-        for cell in pending:
-            with cell_lock(cell.folder) as own:
+        for experiment in pending:
+            with experiment_lock(experiment.folder) as own:
                 if own:
-                    cell.train(console)
-                    cell.attack(console)
+                    experiment.train(console)
+                    experiment.attack(console)
                 else:
-                    elsewhere.append(cell)
+                    elsewhere.append(experiment)
         if len(elsewhere) == len(pending):
             time.sleep(POLL_S)
         pending = elsewhere

@@ -1,4 +1,4 @@
-"""Cells of a comparison: what is kept is not done again, what differs is, and two processes share the work."""
+"""Experiments of a comparison: what is kept is not done again, what differs is, and two processes share the work."""
 
 import io
 import os
@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 from tiny_runs import save_teacher, tiny_run
 
-from fastadaad.cli.comparison import cells as cells_module
-from fastadaad.cli.comparison.cells import Cell, cell_lock, finish
+from fastadaad.cli.comparison import experiment as experiment_module
+from fastadaad.cli.comparison.experiment import Experiment, experiment_lock, finish
 from fastadaad.run_config import OptimConfig, RunConfig
 from fastadaad.training.fingerprint import training_facts
 
@@ -26,15 +26,15 @@ def config(tmp_path) -> RunConfig:
     return tiny_run(method="adaad", teacher=save_teacher(tmp_path / "teacher.safetensors"))
 
 
-def cell(config: RunConfig, tmp_path: Path, **options) -> Cell:
-    return Cell(config, tmp_path / "cells", label=config.method, **options)
+def experiment(config: RunConfig, tmp_path: Path, **options) -> Experiment:
+    return Experiment(config, tmp_path / "experiments", label=config.method, **options)
 
 
 @pytest.fixture
 def work(monkeypatch) -> list[str]:
     """What is trained and attacked, as it happens."""
     done: list[str] = []
-    train, evaluate = cells_module.Trainer.train, cells_module.evaluate_on_test_set
+    train, evaluate = experiment_module.Trainer.train, experiment_module.evaluate_on_test_set
 
     def spy_on_train(self):
         done.append("train")
@@ -44,35 +44,35 @@ def work(monkeypatch) -> list[str]:
         done.extend(config.evaluation.attacks)
         return evaluate(model, config, *arguments, **options)
 
-    monkeypatch.setattr(cells_module.Trainer, "train", spy_on_train)
-    monkeypatch.setattr(cells_module, "evaluate_on_test_set", spy_on_evaluate)
+    monkeypatch.setattr(experiment_module.Trainer, "train", spy_on_train)
+    monkeypatch.setattr(experiment_module, "evaluate_on_test_set", spy_on_evaluate)
     return done
 
 
 def test_a_finished_cell_is_read_and_not_done_again(config, tmp_path, work):
-    first = cell(config, tmp_path)
+    first = experiment(config, tmp_path)
     assert not first.is_finished
     finish([first], QUIET)
     assert work == ["train", "natural", "pgd2"]
-    again = cell(config, tmp_path)
+    again = experiment(config, tmp_path)
     finish([again], QUIET)
     assert work == ["train", "natural", "pgd2"]
     assert (again.training, again.results) == (first.training, first.results)
 
 
 def test_another_attack_does_not_train_again_and_another_radius_attacks_again(config, tmp_path, work):
-    finish([cell(config, tmp_path)], QUIET)
+    finish([experiment(config, tmp_path)], QUIET)
     work.clear()
     more = replace(config, evaluation=replace(config.evaluation, attacks=("natural", "fgsm", "pgd2")))
-    finish([cell(more, tmp_path)], QUIET)
+    finish([experiment(more, tmp_path)], QUIET)
     assert work == ["fgsm"]
     work.clear()
-    finish([cell(replace(config, evaluation=replace(config.evaluation, num_images=100)), tmp_path)], QUIET)
+    finish([experiment(replace(config, evaluation=replace(config.evaluation, num_images=100)), tmp_path)], QUIET)
     assert work == ["natural", "pgd2"]
 
 
 def test_what_the_weights_depend_on_is_what_tells_cells_apart(config, tmp_path):
-    folder = cell(config, tmp_path).folder
+    folder = experiment(config, tmp_path).folder
     other_teacher = save_teacher(tmp_path / "other.safetensors", seed=1)
     for change in (
         {"seed": 1},
@@ -81,24 +81,24 @@ def test_what_the_weights_depend_on_is_what_tells_cells_apart(config, tmp_path):
         {"teacher": other_teacher},
         {"evaluation": replace(config.evaluation, validation_attack="pgd3")},
     ):
-        assert cell(replace(config, **change), tmp_path).folder != folder, change
+        assert experiment(replace(config, **change), tmp_path).folder != folder, change
     for change in (
         {"log_every": 7},
         {"data": replace(config.data, root="elsewhere")},
         {"evaluation": replace(config.evaluation, attacks=("fgsm",), restarts=3, num_images=10, batch_size=7)},
     ):
-        assert cell(replace(config, **change), tmp_path).folder == folder, change
+        assert experiment(replace(config, **change), tmp_path).folder == folder, change
 
 
 def test_a_method_without_a_teacher_does_not_depend_on_it(config, tmp_path):
     other = replace(config, teacher=save_teacher(tmp_path / "other.safetensors", seed=1))
-    plain = [cell(replace(each, method="pgd-at"), tmp_path).folder for each in (config, other)]
+    plain = [experiment(replace(each, method="pgd-at"), tmp_path).folder for each in (config, other)]
     assert plain[0] == plain[1]
     assert training_facts(config)["teacher"] != training_facts(other)["teacher"]
 
 
 def test_an_unfinished_training_is_thrown_away_and_started_again(config, tmp_path, work):
-    student = cell(config, tmp_path)
+    student = experiment(config, tmp_path)
     student.folder.mkdir(parents=True)
     (student.folder / "best.safetensors").write_text("half a run")
     finish([student], QUIET)
@@ -107,7 +107,7 @@ def test_an_unfinished_training_is_thrown_away_and_started_again(config, tmp_pat
 
 
 def test_a_teacher_is_attacked_and_not_trained(config, tmp_path, work):
-    teacher = cell(config, tmp_path, is_teacher=True)
+    teacher = experiment(config, tmp_path, is_teacher=True)
     finish([teacher], QUIET)
     assert work == ["natural", "pgd2"]
     assert teacher.training is None
@@ -116,8 +116,8 @@ def test_a_teacher_is_attacked_and_not_trained(config, tmp_path, work):
 
 def test_a_cell_that_another_process_works_on_is_left_to_it(config, tmp_path, work, monkeypatch):
     """The lock is held by another open file, as by another process; it is let go of after the second look."""
-    busy, free = cell(config, tmp_path), cell(replace(config, seed=1), tmp_path)
-    holder = cell_lock(busy.folder)
+    busy, free = experiment(config, tmp_path), experiment(replace(config, seed=1), tmp_path)
+    holder = experiment_lock(busy.folder)
     assert holder.__enter__()
     looks = []
 
@@ -125,7 +125,7 @@ def test_a_cell_that_another_process_works_on_is_left_to_it(config, tmp_path, wo
         looks.append(seconds)
         holder.__exit__(None, None, None)
 
-    monkeypatch.setattr(cells_module.time, "sleep", let_go)
+    monkeypatch.setattr(experiment_module.time, "sleep", let_go)
     finish([busy, free], QUIET)
     assert busy.is_finished
     assert free.is_finished
@@ -135,7 +135,7 @@ def test_a_cell_that_another_process_works_on_is_left_to_it(config, tmp_path, wo
 
 
 def test_a_comparison_killed_with_signal_9_goes_on_where_it_stopped(tmp_path):
-    """The first two cells are done when the process dies; the second call redoes neither."""
+    """The first two experiments are done when the process dies; the second call redoes neither."""
     words = ["compare", "demo", "--methods", "pgd-at,trades,adaad", "--attacks", "natural"]
     words += ["optim.epochs=2", "data.num_samples=128", "evaluation.num_images=60", "--run-folder", str(tmp_path)]
     command = [sys.executable, "-m", "fastadaad", *words]
@@ -143,7 +143,7 @@ def test_a_comparison_killed_with_signal_9_goes_on_where_it_stopped(tmp_path):
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
     def results() -> dict[str, int]:
-        return {path.parts[-3]: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/attacks/*.json")}
+        return {path.parts[-3]: path.stat().st_mtime_ns for path in tmp_path.glob("experiments/*/attacks/*.json")}
 
     while len(results()) < 2 and process.poll() is None:
         time.sleep(0.01)
