@@ -90,7 +90,7 @@ class Killed(BaseException):
 
 
 def test_an_interrupted_attack_resumes_after_its_last_batch(teacher, digits, tmp_path, monkeypatch):
-    """The process dies in the second of three batches; the next call attacks the last two batches, a third call none."""
+    """The process dies in the second of three batches; the next call attacks the last two, a third call none."""
     x, labels = digits[0][:250], digits[1][:250]
     images = batches(x, labels)
     (whole,) = evaluate(teacher, images, ["cw20"], threat_model=LINF)
