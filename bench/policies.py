@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from fastadaad import recipes
-from fastadaad.cli.comparison.cells import Cell, finish
+from fastadaad.cli.comparison.experiment import Experiment, finish
 from fastadaad.config import PrecisionConfig, TeacherPolicy
 from fastadaad.config_io import override
 from fastadaad.evaluation import AttackResult
@@ -56,7 +56,9 @@ def config_of(base: RunConfig, policy: str, precision: str, seed: int) -> RunCon
     )
 
 
-def cells(base: RunConfig, seeds: Sequence[int], attacks: tuple[str, ...], num_images: int | None, folder: Path):
+def experiments_of(
+    base: RunConfig, seeds: Sequence[int], attacks: tuple[str, ...], num_images: int | None, folder: Path
+):
     """Returns one experiment per seed and setting, with all settings of a seed together.
 
     Args:
@@ -69,25 +71,25 @@ def cells(base: RunConfig, seeds: Sequence[int], attacks: tuple[str, ...], num_i
     evaluation = replace(base.evaluation, attacks=attacks, num_images=num_images)
     base = replace(base, evaluation=evaluation)
     return [
-        Cell(config_of(base, policy, precision, seed), folder, label=label(policy, precision))
+        Experiment(config_of(base, policy, precision, seed), folder, label=label(policy, precision))
         for seed in seeds
         for policy, precision in SETTINGS
     ]
 
 
-def rows(cells: Sequence[Cell]) -> Iterator[dict[str, object]]:
+def rows(experiments: Sequence[Experiment]) -> Iterator[dict[str, object]]:
     """Yields one row per experiment and attack."""
-    for cell in cells:
-        assert cell.config.teacher is not None
-        for result in cell.results:
+    for experiment in experiments:
+        assert experiment.config.teacher is not None
+        for result in experiment.results:
             yield {
-                "recipe": cell.config.recipe,
-                "student": cell.config.student.name,
-                "teacher": cell.config.teacher.name,
-                "policy": str(cell.config.teacher.policy),
-                "teacher_precision": cell.config.precision.teacher,
-                "seed": cell.config.seed,
-                "epochs": cell.config.optim.epochs,
+                "recipe": experiment.config.recipe,
+                "student": experiment.config.student.name,
+                "teacher": experiment.config.teacher.name,
+                "policy": str(experiment.config.teacher.policy),
+                "teacher_precision": experiment.config.precision.teacher,
+                "seed": experiment.config.seed,
+                "epochs": experiment.config.optim.epochs,
                 **columns(result),
             }
 
@@ -143,7 +145,7 @@ def main(argv: list[str]) -> None:
     seeds = [int(seed) for seed in options.seeds.split(",")]
     measured = []
     for attacks, num_images in ((("natural", "pgd20"), None), (("autoattack",), options.autoattack_images)):
-        batch = cells(base, seeds, attacks, num_images, options.folder)
+        batch = experiments_of(base, seeds, attacks, num_images, options.folder)
         finish(batch, Console())
         measured += rows(batch)
     if not options.work:

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", type=Path, help="CSV file for the rows; default: bench/results/RECIPE.csv")
     options, words = parser.parse_known_args(argv)
     arguments = cli.parse([options.command, *words])
-    cells = arguments.run(arguments, Console())
-    config = cells[0].config
-    rows = [{"recipe": config.recipe} | row for row in result_rows(cells)]
+    experiments = arguments.run(arguments, Console())
+    config = experiments[0].config
+    rows = [{"recipe": config.recipe} | row for row in result_rows(experiments)]
     write_rows(options.output or RESULTS / f"{config.recipe}.csv", rows, resolve_device(config.device))
