@@ -1,4 +1,4 @@
-"""Evaluate the network of a run or of a weights file.
+"""Evaluate the network of a run or of a weights file."""
 
 import argparse
 import json
