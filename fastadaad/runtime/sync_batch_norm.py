@@ -81,10 +81,10 @@ def synced_batch_norm(network: nn.Module, process_group: ProcessGroup) -> Iterat
     norms = [module for module in network.modules() if type(module) is nn.BatchNorm2d]
     for norm in norms:
         norm.__class__ = _SyncedBatchNorm2d
-        norm.__dict__["processes"] = process_group
+        norm.__dict__["process_group"] = process_group
     try:
         yield
     finally:
         for norm in norms:
             norm.__class__ = nn.BatchNorm2d
-            del norm.__dict__["processes"]
+            del norm.__dict__["process_group"]

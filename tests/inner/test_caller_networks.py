@@ -212,7 +212,7 @@ def test_an_outer_loss_takes_no_teacher_in_train_mode():
     """As teacher and student are after the train() of a module that holds both."""
     both = nn.ModuleList(student_and_teacher()).train()
     x_natural, _ = images_and_labels()
-    with pytest.raises(ValueError, match=r"^teacher is in train mode, .*: call teacher.eval\(\)$"):
+    with pytest.raises(ValueError, match=r"^teacher is in train mode and .*: call teacher.eval\(\)$"):
         methods.get("adaad").outer_loss(*both, x_natural, x_natural)
     assert methods.get("pgd-at").outer_loss(*both, *[x_natural] * 2, torch.zeros(16, dtype=torch.long)) > 0
 

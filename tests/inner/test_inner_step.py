@@ -8,6 +8,7 @@ import pytest
 import torch
 from networks import images_and_labels, student_and_teacher, tiny_network
 from plain import kl_to_teacher, share_equal
+from searches import pixel_gradient, search_of
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import aot_eager
@@ -16,15 +17,16 @@ from torch.fx import GraphModule
 from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, methods
 from fastadaad.config import TeacherPolicy
 from fastadaad.inner.folded_cache import Form, inner_network
-from fastadaad.inner.step import Search, Steps, pixel_gradient, scaled, tape_vjp, traceable_vjp
-from fastadaad.inner.teacher_policies import USES
+from fastadaad.inner.search import tape_vjp, traceable_vjp
+from fastadaad.inner.teacher_policies import POLICIES
 from fastadaad.methods.objectives import KL_TO_TEACHER
+from fastadaad.runtime.compile import one_graph
 
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=16 / 255), step_size=4 / 255, num_steps=4, start="natural")
 REFRESHED = TeacherPolicy(kind="refreshed", every=2)
 
 
-def twins(*networks: nn.Module) -> tuple[nn.Module, ...]:
+def folded(*networks: nn.Module) -> tuple[nn.Module, ...]:
     x, _ = images_and_labels()
     return tuple(inner_network(network, x, Form(layout="contiguous")) for network in networks)
 
@@ -42,7 +44,7 @@ def test_the_pixel_gradient_is_that_of_float64(vjp, scale):
     in_double = [copy.deepcopy(network).eval().double() for network in networks]
     x_double = x.double().requires_grad_()
     expected = torch.autograd.grad(kl_to_teacher(*in_double)(x_double), x_double)[0]
-    grad_x = pixel_gradient(scaled(vjp, scale), twins(*networks), KL_TO_TEACHER, x, None)
+    grad_x = pixel_gradient(vjp, folded(*networks), KL_TO_TEACHER, x, gradient_scale=scale)
     assert (grad_x.double() - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
@@ -83,15 +85,15 @@ def operations(graph: GraphModule) -> Counter:
 def recorded_steps(kind: str, norm: str = "linf") -> list[GraphModule]:
     """The graph of a step that asks the teacher, and that of one that does not."""
     backend = RecordingBackend()
-    steps, use = Steps("compiled", {"backend": backend.compile}), USES[kind]
+    query, reuse = (one_graph(step, backend=backend.compile) for step in (POLICIES[kind].query, POLICIES[kind].reuse))
     inner = InnerConfig(threat_model=ThreatModel(norm=norm, epsilon=16 / 255), step_size=4 / 255)
-    networks = twins(*student_and_teacher())
-    search = Search(networks=networks, objective=KL_TO_TEACHER, inner=inner, top=2, gradient_scale=1.0)
     x_natural, _ = images_and_labels()
+    networks = folded(*student_and_teacher())
+    search = search_of(networks, KL_TO_TEACHER, x_natural, vjp=traceable_vjp, inner=inner, top=2)
     x_adv = x_natural.clone()
-    kept = steps.ask(use, search, x_adv, x_natural, None)
+    state = query(search, x_adv)
     if kind != "exact":
-        steps.reuse(use, search, x_adv, x_natural, None, kept)
+        reuse(search, x_adv, state)
     return backend.graphs
 
 
@@ -101,7 +103,7 @@ PASSES = {"exact": [(2, 2)], "refreshed": [(2, 2), (1, 1)], "linearized": [(2, 1
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("kind", USES)
+@pytest.mark.parametrize("kind", POLICIES)
 def test_a_step_is_one_graph_with_our_operations_in_it_and_no_more_passes_than_it_needs(kind, norm):
     graphs = recorded_steps(kind, norm)
     assert len(graphs) == len(PASSES[kind])
@@ -116,7 +118,7 @@ def test_a_step_is_one_graph_with_our_operations_in_it_and_no_more_passes_than_i
         assert not [name for name in seen if "batch_norm" in name or "log_softmax" in name]
 
 
-@pytest.mark.parametrize("kind", USES)
+@pytest.mark.parametrize("kind", POLICIES)
 def test_a_graph_computes_no_weight_gradient_and_holds_no_constant(kind):
     """Weights are its inputs: an update in place is seen, and the graph serves every student of this shape."""
     for graph in recorded_steps(kind):
@@ -150,9 +152,9 @@ def conv_relu_conv() -> nn.Module:
 def test_an_eager_step_keeps_the_output_of_each_relu_and_nothing_else():
     """A convolution needs its weight to send a gradient to its input; its input is what the ReLU before it keeps."""
     x, _ = images_and_labels()
-    kept = kept_for_the_backward_pass(*twins(conv_relu_conv()), x)
+    kept = kept_for_the_backward_pass(*folded(conv_relu_conv()), x)
     assert [tuple(tensor.shape) for tensor in kept] == [(16, 6, 6, 6)]
-    kept = kept_for_the_backward_pass(*twins(tiny_network(1)), x)
+    kept = kept_for_the_backward_pass(*folded(tiny_network(1)), x)
     assert [tuple(tensor.shape) for tensor in kept] == [(16, 6, 8, 8), (16, 12, 3, 3)]
     # In its own form the network keeps what each batch-norm sees as well.
     unfolded = tiny_network(1).eval().requires_grad_(False)

@@ -179,13 +179,13 @@ def test_an_empty_batch_tells_nothing_and_settles_nothing():
 def test_what_was_looked_at_goes_with_the_networks():
     student, teacher = student_and_teacher()
     drop_in(student, teacher, images_and_labels()[0], None)
-    assert student in input_checks._known
+    assert student in input_checks._passed
     gone = [weakref.ref(student), weakref.ref(teacher)]
-    before = len(input_checks._known)
+    before = len(input_checks._passed)
     del student, teacher
     gc.collect()
     assert [reference() for reference in gone] == [None, None]
-    assert len(input_checks._known) < before
+    assert len(input_checks._passed) < before
 
 
 @pytest.mark.parametrize("call", [distil, maximize])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fastadaad
 from bench.host_sync import HostSyncWatch
 from fastadaad import InnerConfig, InnerMaximizer, ThreatModel
-from fastadaad.inner.maximizer import uniform_noise
+from fastadaad.inner.start import uniform_noise
 
 EPSILON, STEP_SIZE, NUM_STEPS = 16 / 255, 4 / 255, 10
 

@@ -267,7 +267,7 @@ def test_the_expansion_of_a_teacher_that_is_linear_is_exact_in_the_classes_that_
     assert (assumed - true).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("name", [name for name in methods.METHODS if not methods.get(name).objective.through_teacher])
+@pytest.mark.parametrize("name", [name for name in methods.METHODS if not methods.get(name).through_teacher])
 def test_methods_whose_search_does_not_go_through_the_teacher_refuse_a_policy(name):
     for policy in (TeacherPolicy(kind="refreshed"), TeacherPolicy(kind="linearized", every=2)):
         with pytest.raises(ValueError, match=f"inner loop of {name} does not go.*teacher.policy=exact") as caught:
@@ -277,6 +277,6 @@ def test_methods_whose_search_does_not_go_through_the_teacher_refuse_a_policy(na
 
 
 def test_adaad_and_adaiad_with_additions_take_policies():
-    through_teacher = [name for name in methods.METHODS if methods.get(name).objective.through_teacher]
+    through_teacher = [name for name in methods.METHODS if methods.get(name).through_teacher]
     assert {"adaad", "adaiad"} <= set(through_teacher)
     InnerMaximizer(*student_and_teacher(), method="adaad+igdm", teacher_policy=TeacherPolicy(kind="refreshed"))

@@ -8,13 +8,14 @@ import pytest
 import torch
 from networks import images_and_labels, student_and_teacher, tiny_network
 from plain import mean_kl, share_equal
+from searches import pixel_gradient
 from torch import Tensor
 
 from fastadaad import InnerConfig, InnerMaximizer, ThreatModel
 from fastadaad.config import PrecisionConfig, TeacherPolicy
 from fastadaad.inner import maximizer as inner_maximization
 from fastadaad.inner.folded_cache import Form, inner_network
-from fastadaad.inner.step import pixel_gradient, scaled, tape_vjp, traceable_vjp
+from fastadaad.inner.search import tape_vjp, traceable_vjp
 from fastadaad.methods.objectives import KL_TO_TEACHER, kl_of_both
 from fastadaad.runtime.precision import FP16_GRADIENT_SCALE, gradient_scale, tensor_cores
 
@@ -29,8 +30,8 @@ def grad_x(precision: str, scale: float, networks=None, vjp=tape_vjp, objective=
     """The pixel gradient of the objective with both networks in this precision."""
     networks = networks or student_and_teacher()
     x, _ = images_and_labels(32)
-    twins = [inner_network(network, x, Form(precision=precision, layout="contiguous")) for network in networks]
-    return pixel_gradient(scaled(vjp, scale), twins, objective, x, None)
+    folded = [inner_network(network, x, Form(precision=precision, layout="contiguous")) for network in networks]
+    return pixel_gradient(vjp, folded, objective, x, gradient_scale=scale)
 
 
 def share_of_zeros(x: Tensor) -> float:

@@ -162,8 +162,8 @@ def whole(tmp_path_factory) -> Path:
         (signal.SIGTERM, "fastadaad.training.trainer.training_data"),
         (signal.SIGINT, "fastadaad.training.build.ensure_checked"),
         (signal.SIGTERM, "fastadaad.training.trainer.check_before_training"),
-        (signal.SIGINT, "fastadaad.cli.comparison.compare.evaluate_on_test_set"),
-        (signal.SIGTERM, "fastadaad.cli.comparison.compare.evaluate_on_test_set"),
+        (signal.SIGINT, "fastadaad.cli.comparison.experiment.evaluate_on_test_set"),
+        (signal.SIGTERM, "fastadaad.cli.comparison.experiment.evaluate_on_test_set"),
     ],
 )
 def test_a_signal_before_or_after_the_training_stops_the_command_where_it_is(
@@ -177,7 +177,7 @@ def test_a_signal_before_or_after_the_training_stops_the_command_where_it_is(
     said = "fastadaad: stopped; what was saved so far is complete (train goes on with --resume)\n"
     assert capsys.readouterr().err == said
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
-    assert len(list(tmp_path.glob("runs/*"))) == ("compare" in doing)
+    assert len(list(tmp_path.glob("runs/*"))) == ("experiment" in doing)
     assert main(WORDS) == 0
     (folder,) = tmp_path.glob("runs/*")
     assert weights(folder) == weights(whole)
