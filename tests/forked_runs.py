@@ -71,7 +71,7 @@ def train_without_momentum(folder: Path) -> int:
 def train_from_the_checkpoint_before(folder: Path) -> int:
     """A program that takes up what it has done already."""
 
-    def before_last(run_folder: Path, say: object) -> run_checkpoint.RunCheckpoint | None:
+    def before_last(run_folder: Path) -> run_checkpoint.RunCheckpoint | None:
         paths = run_checkpoint.checkpoint_paths(run_folder)
         return run_checkpoint.read_checkpoint(paths[-1]) if paths else None
 

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from fastadaad import Distiller, InnerConfig, ThreatModel, methods
 from fastadaad.config import PrecisionConfig, TeacherPolicy
-from fastadaad.inner import maximizer as inner_maximization
-from fastadaad.inner import step as inner_step
+from fastadaad.inner import maximizer as inner_maximizer
+from fastadaad.inner import search as inner_search
+from fastadaad.methods.losses import pgd_at_loss
 from fastadaad.runtime.cuda_graph import NUM_WARM_UP_RUNS, CapturedCall
-from fastadaad.training import graph_step as captured_step
+from fastadaad.training import graph_step
 from fastadaad.training.capturable_optimizer import CapturableOptimizer
 
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=8 / 255), step_size=2 / 255, num_steps=2)
@@ -41,9 +43,9 @@ class Recorded(CapturedCall):
 @pytest.fixture(autouse=True)
 def graphs_on_the_cpu(monkeypatch):
     monkeypatch.setattr(Recorded, "num_captures", 0)
-    monkeypatch.setattr(captured_step, "CapturedCall", Recorded)
-    monkeypatch.setattr(inner_maximization, "CapturedCall", Recorded)
-    monkeypatch.setattr(inner_maximization, "resolve_mode", lambda mode, device_type: mode)
+    monkeypatch.setattr(graph_step, "CapturedCall", Recorded)
+    monkeypatch.setattr(inner_maximizer, "CapturedCall", Recorded)
+    monkeypatch.setattr(inner_maximizer, "resolve_mode", lambda mode, device_type: mode)
 
 
 def sgd(network: nn.Module, **settings) -> torch.optim.SGD:
@@ -186,22 +188,22 @@ class ForgetsTheRate(CapturableOptimizer):
 
 def test_a_learning_rate_that_is_frozen_is_seen(monkeypatch):
     """The comparison above can fail: this is what it has to see."""
-    monkeypatch.setattr(captured_step, "CapturableOptimizer", ForgetsTheRate)
+    monkeypatch.setattr(graph_step, "CapturableOptimizer", ForgetsTheRate)
     with pytest.raises(AssertionError, match="step 2"):
         assert_same_training(*both("pgd-at"))
 
 
 def test_an_epoch_that_a_row_denies_is_frozen_and_one_that_it_does_not_name_is_not():
     def loss(batch, options):
-        return methods.METHODS["pgd-at"].loss(batch, options) * (batch.epoch + 1)
+        return pgd_at_loss(batch, options) * (batch.epoch + 1)
 
     row = methods.Method(
-        name="rising", objective=methods.CROSS_ENTROPY, start="uniform", loss=loss, needs_teacher=False
+        name="rising", objective="objectives.CROSS_ENTROPY", start="uniform", loss=loss, needs_teacher=False
     )
     assert_same_training(*both(row))
     assert Recorded.num_captures == 4
     with pytest.raises(AssertionError, match="step 5"):
-        assert_same_training(*both(methods.replace(row, of_epoch=methods.nothing_of_the_epoch)))
+        assert_same_training(*both(replace(row, epoch_keys=())))
 
 
 def load_an_optimizer(training: Training, step: int) -> None:
@@ -277,7 +279,7 @@ def test_what_changes_in_place_needs_no_capture(between):
     ("options", "message"),
     [
         ({"make_optimizer": partial(sgd, fused=False, foreach=True)}, "SGD without fused=True reads its learning rate"),
-        ({"micro_batch": 8}, "micro_batch takes a batch in parts"),
+        ({"micro_batch": 8}, "micro_batch splits a batch, and each micro-batch is captured"),
     ],
 )
 def test_a_step_that_a_graph_cannot_hold_captures_its_inner_loop_and_says_so(options, message):
@@ -292,7 +294,7 @@ def test_a_step_that_a_graph_cannot_hold_captures_its_inner_loop_and_says_so(opt
 
 
 def test_a_student_in_fp16_captures_its_inner_loop():
-    with pytest.warns(UserWarning, match="not the whole step: a student in fp16 leaves out some updates"):
+    with pytest.warns(UserWarning, match="not the whole step: a student in fp16 skips some updates"):
         Training("graph", "adaad", precision=PrecisionConfig(student="fp16"))
 
 
@@ -304,10 +306,10 @@ def test_student_and_teacher_of_a_step_that_is_not_compiled_go_to_two_streams(mo
         pairs.append((on_current.func, on_side.func))
         return on_current(), on_side()
 
-    monkeypatch.setattr(inner_step, "run_on_two_streams", run_on_two_streams)
+    monkeypatch.setattr(inner_search, "run_on_two_streams", run_on_two_streams)
     student, teacher = tiny_network(1), tiny_network(2)
     x_natural, labels = images_and_labels()
-    maximizer = partial(inner_maximization.InnerMaximizer, student, teacher, inner=INNER)
+    maximizer = partial(inner_maximizer.InnerMaximizer, student, teacher, inner=INNER)
     two, one = maximizer(method="adaad"), maximizer(method="pgd-at")
     two(x_natural)
     assert len(pairs) == 2 * INNER.num_steps

@@ -9,11 +9,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from fastadaad import Distiller, InnerConfig, methods
-from fastadaad.training.micro_batches import split_batch
+from fastadaad.training.distiller import split_batch
 
 INNER = InnerConfig(num_steps=2, start="natural")
 BATCH_SIZE = 10
-IN_PARTS = [name for name, method in methods.METHODS.items() if method.mean_over_images]
+IN_PARTS = [name for name, method in methods.METHODS.items() if method.supports_micro_batch]
 
 
 def with_frozen_statistics() -> tuple[nn.Module, nn.Module]:
@@ -88,7 +88,7 @@ def test_parts_cover_the_batch_in_its_order():
 
 def test_a_loss_that_looks_at_the_whole_batch_cannot_be_taken_in_parts():
     student, teacher = student_and_teacher()
-    with pytest.raises(ValueError, match=r"method saad weights an image by the others.*leave out micro_batch"):
+    with pytest.raises(ValueError, match=r"method saad normalises its weights over the batch and does not support micro_batch: leave it out"):
         distiller(student, teacher, method="saad", micro_batch=4)
 
 
@@ -104,4 +104,4 @@ def test_a_row_says_rightly_whether_its_loss_is_a_mean_over_images(name):
         return method.outer_loss(student, teacher.eval(), *arguments).item()
 
     parts = 0.3 * loss(slice(0, 3)) + 0.7 * loss(slice(3, 10))
-    assert (parts == pytest.approx(loss(slice(0, 10)), rel=1e-4)) == method.mean_over_images
+    assert (parts == pytest.approx(loss(slice(0, 10)), rel=1e-4)) == method.supports_micro_batch

@@ -41,11 +41,21 @@ def networks(data) -> tuple[nn.Module, nn.Module]:
     return build_student(CONFIG, data, CPU), build_teacher(CONFIG.teacher, data, CPU)
 
 
-def check(data, student, teacher, *, config=CONFIG, teacher_check=0) -> list[str]:
-    """The lines that are said."""
-    said: list[str] = []
-    check_before_training(replace(config, teacher_check=teacher_check), data, student, teacher, said.append)
-    return said
+def check(data, student, teacher, *, config=CONFIG, teacher_check=0) -> None:
+    check_before_training(replace(config, teacher_check=teacher_check), data, student, teacher)
+
+
+@pytest.fixture
+def messages_of_check(caplog) -> Callable[..., list[str]]:
+    """check(), which returns the messages that it logs."""
+
+    def check_and_return_messages(*arguments, **options) -> list[str]:
+        caplog.clear()
+        with caplog.at_level("INFO", logger="fastadaad"):
+            check(*arguments, **options)
+        return caplog.messages
+
+    return check_and_return_messages
 
 
 def refusal(*arguments, **options) -> str:
@@ -56,17 +66,17 @@ def refusal(*arguments, **options) -> str:
     return message
 
 
-def test_a_good_teacher_is_said_in_one_line_with_both_accuracies(data, networks):
-    (line,) = check(data, *networks, teacher_check=30)
+def test_a_good_teacher_is_said_in_one_line_with_both_accuracies(data, networks, messages_of_check):
+    (line,) = messages_of_check(data, *networks, teacher_check=30)
     assert line.startswith("teacher cnn-72-s1: 100.0 % natural accuracy on 30 validation images, ")
     assert "under pgd10 with linf epsilon 0.15" in line
-    (line,) = check(replace(data, validation=None), *networks, teacher_check=30)
+    (line,) = messages_of_check(replace(data, validation=None), *networks, teacher_check=30)
     assert "natural accuracy on 30 training images" in line
     few = training_data(replace(CONFIG, data=replace(CONFIG.data, validation_size=20)), CPU)
-    (line,) = check(few, *networks, teacher_check=10_000)
+    (line,) = messages_of_check(few, *networks, teacher_check=10_000)
     assert "natural accuracy on 20 validation images" in line  # all there are
-    assert check(data, *networks, teacher_check=0) == []
-    assert check(data, networks[0], None, teacher_check=256) == []
+    assert messages_of_check(data, *networks, teacher_check=0) == []
+    assert messages_of_check(data, networks[0], None, teacher_check=256) == []
 
 
 def test_the_accuracy_is_the_teachers_on_a_draw_that_all_processes_share(data, networks):
@@ -129,7 +139,7 @@ def test_a_teacher_at_chance_is_refused(data, networks, change, cause, with_vali
 
 
 @pytest.mark.filterwarnings("ignore:Logits. batch-norm was not folded")
-def test_chance_ends_three_standard_deviations_above_guessing(data, networks):
+def test_chance_ends_three_standard_deviations_above_guessing(data, networks, messages_of_check):
     num_images = 100
     assert 10 + 3 * math.sqrt(num_images * 0.1 * 0.9) == pytest.approx(19)
 
@@ -139,13 +149,13 @@ def test_chance_ends_three_standard_deviations_above_guessing(data, networks):
         return Logits(networks[1], lambda logits: logits.roll(1, dims=1).where(is_wrong[: len(logits)], logits))
 
     assert "19.0 % natural accuracy" in refusal(data, networks[0], right_on(19), teacher_check=num_images)
-    (line,) = check(data, networks[0], right_on(20), teacher_check=num_images)
+    (line,) = messages_of_check(data, networks[0], right_on(20), teacher_check=num_images)
     assert "20.0 % natural accuracy" in line
 
 
-def test_one_image_tells_nothing_about_a_teacher(data, networks):
+def test_one_image_tells_nothing_about_a_teacher(data, networks, messages_of_check):
     never_right = Logits(networks[1], lambda logits: logits.roll(1, dims=1))
-    assert len(check(data, networks[0], never_right, teacher_check=1)) == 1
+    assert len(messages_of_check(data, networks[0], never_right, teacher_check=1)) == 1
 
 
 # What is wrong with one of the networks, by its logits, and the words that tell it.
@@ -228,10 +238,10 @@ def test_an_augmentation_that_may_leave_nothing_of_an_image_is_refused(data, net
 
 
 @pytest.mark.parametrize("section", ["inner", "evaluation"])
-def test_an_l2_radius_longer_than_the_images_are_apart_is_refused(data, networks, section):
+def test_an_l2_radius_longer_than_the_images_are_apart_is_refused(data, networks, section, messages_of_check):
     def with_radius(epsilon: float) -> RunConfig:
         changed = replace(getattr(CONFIG, section), threat_model=ThreatModel(norm="l2", epsilon=epsilon))
         return replace(CONFIG, **{section: changed})
 
-    assert check(data, *networks, config=with_radius(8.0)) == []  # 64 pixels are at most 8 apart
+    assert messages_of_check(data, *networks, config=with_radius(8.0)) == []  # 64 pixels are at most 8 apart
     assert "write 9/255 for a radius in 0..255" in refusal(data, *networks, config=with_radius(9.0))

@@ -223,19 +223,19 @@ def test_a_worker_that_outlives_its_parent_does_not_keep_the_lock(tmp_path):
     assert worker.exitcode == 0
 
 
-def test_a_run_whose_latest_checkpoint_is_damaged_is_found_by_the_one_before(tmp_path, monkeypatch):
+def test_a_run_whose_latest_checkpoint_is_damaged_is_found_by_the_one_before(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     folder = Path("runs/2026-01-01_tiny")
     run_until(long_run(), folder, step=6)
     os.truncate(checkpoint_paths(folder)[0], 1000)
-    assert choose_run_folder(None, long_run(), resume=True, say=print) == folder
-    said_of_it: list[str] = []
-    assert choose_run_folder(None, long_run(), resume=False, say=said_of_it.append) != folder
-    assert said_of_it == [
+    assert choose_run_folder(None, long_run(), resume=True) == folder
+    with caplog.at_level("INFO", logger="fastadaad"):
+        assert choose_run_folder(None, long_run(), resume=False) != folder
+    assert caplog.messages == [
         f"{folder} has the same run, not finished, 1 of 3 epochs trained: add --resume to go on with it"
     ]
     with pytest.raises(ValueError, match="it has a run, not finished"):
-        choose_run_folder(str(folder), long_run(), resume=False, say=print)
+        choose_run_folder(str(folder), long_run(), resume=False)
 
 
 def test_a_folder_in_which_a_run_died_before_its_first_step_can_be_gone_on_with(tmp_path, monkeypatch):
@@ -244,7 +244,7 @@ def test_a_folder_in_which_a_run_died_before_its_first_step_can_be_gone_on_with(
         dying.setattr("fastadaad.training.log.write_atomically", lambda path, content: die())
         with pytest.raises(StopHereError):
             trainer(config, tmp_path / "run").train()
-    assert choose_run_folder(str(tmp_path / "run"), config, resume=True, say=print) == tmp_path / "run"
+    assert choose_run_folder(str(tmp_path / "run"), config, resume=True) == tmp_path / "run"
 
 
 def test_every_generator_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -150,7 +150,7 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         run.train()
     assert run.state.epoch == 3
-    assert last_checkpoint(tmp_path, print).facts.epoch == 0
+    assert last_checkpoint(tmp_path).facts.epoch == 0
 
 
 def test_no_checkpoint_comes_before_the_best_weights_of_an_earlier_epoch(tmp_path, monkeypatch):

@@ -79,11 +79,10 @@ def test_another_machine_is_checked_anew(monkeypatch):
     assert len(checked) == 2 * len(OPS)
 
 
-def test_a_wrong_kernel_is_found_switched_off_and_said_in_one_line_with_a_report(wrong_kl_grad):
-    said = []
-    result = self_check.ensure_checked("cpu", said.append)
+def test_a_wrong_kernel_is_found_switched_off_and_said_in_one_line_with_a_report(wrong_kl_grad, caplog):
+    result = self_check.ensure_checked("cpu")
     assert list(result.failures) == ["kl_grad"]
-    (line,) = said
+    (line,) = caplog.messages
     assert "\n" not in line
     assert "kl_grad failed, off on this machine" in line
     assert line.endswith(result.report_path)
@@ -107,20 +106,20 @@ def test_a_check_after_switching_off_checks_the_kernel_and_not_its_replacement(w
     assert list(again.failures) == ["kl_grad"]
 
 
-def test_a_remembered_failure_is_switched_off_and_said_at_each_start(wrong_kl_grad):
-    said = []
-    self_check.ensure_checked("cpu", said.append)
+def test_a_remembered_failure_is_switched_off_and_said_at_each_start(wrong_kl_grad, caplog):
+    self_check.ensure_checked("cpu")
     registration.switch_on("cpu")  # as in a new process
-    self_check.ensure_checked("cpu", said.append)
-    assert len(set(said)) == 1
-    assert len(said) == 2
+    self_check.ensure_checked("cpu")
+    assert len(set(caplog.messages)) == 1
+    assert len(caplog.messages) == 2
     assert {row.backend for row in ops.report() if row[:2] == ("kl_grad", "cpu")} == {"reference"}
 
 
-def test_without_a_fault_nothing_is_said():
+def test_without_a_fault_nothing_is_said(caplog):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         self_check.ensure_checked("cpu")
+    assert caplog.messages == []
 
 
 def result_with(**failures: str) -> SelfCheckResult:

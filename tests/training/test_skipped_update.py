@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fastadaad import Distiller, InnerConfig
 from fastadaad.config import PrecisionConfig, TeacherPolicy
+from fastadaad.training.nonfinite import UpdateGuard
 from fastadaad.training.optimizers import LAMB, LARS
-from fastadaad.training.skipped_update import BeforeUpdate
 
 INNER = InnerConfig(num_steps=2, start="natural")
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True)
@@ -172,13 +172,13 @@ def test_a_parameter_that_the_optimiser_does_not_know_and_one_that_is_fixed_are_
     student, _ = student_and_teacher()
     student[0].weight.requires_grad_(False)
     optimizer = SGD(list(student[3].parameters()))
-    before = BeforeUpdate(student, optimizer, [])
+    guard = UpdateGuard(student, optimizer, [])
     wanted = copy.deepcopy(student.state_dict())
     loss = student(images_and_labels()[0]).sum()
     loss.backward()
     optimizer.step()
     assert not torch.equal(student[3].weight, wanted["3.weight"])
-    before.restore(torch.tensor(True))
+    guard.revert_if(torch.tensor(True))
     assert_equal(student.state_dict(), wanted)
     assert not optimizer.state
 
@@ -189,13 +189,13 @@ def test_it_can_be_captured():
     x, spoiled, total = torch.randn(5, 3), torch.tensor(False), torch.zeros(2)
 
     def step() -> Tensor:
-        before = BeforeUpdate(network, optimizer, [total])
+        guard = UpdateGuard(network, optimizer, [total])
         optimizer.zero_grad()
         with torch.enable_grad():
             network(x).square().sum().backward()
         optimizer.step()
         total.add_(1)
-        before.restore(spoiled)
+        guard.revert_if(spoiled)
         return total
 
     step()  # The optimiser's state is there before anything is recorded.

@@ -13,7 +13,7 @@ from tiny_runs import save_teacher, tiny_run
 
 from fastadaad import ops
 from fastadaad.config import PrecisionConfig, TeacherPolicy
-from fastadaad.inner import step as inner_step
+from fastadaad.inner import maximizer as inner_maximizer
 from fastadaad.ops import registration
 from fastadaad.run_config import OptimConfig, RunConfig
 from fastadaad.runtime.progress import ImageProgress
@@ -106,24 +106,24 @@ def result_without(failed: str | None = None, not_run: str | None = None) -> Sel
     ],
 )
 def test_the_mode_on_cuda_is_the_fastest_that_the_self_check_found_right(monkeypatch, mode, result, expected):
-    monkeypatch.setattr(builders_module, "ensure_checked", lambda device, say: result)
-    assert checked_mode(mode, torch.device("cuda"), print) == expected
+    monkeypatch.setattr(builders_module, "ensure_checked", lambda device: result)
+    assert checked_mode(mode, torch.device("cuda")) == expected
 
 
 def test_auto_is_eager_on_the_cpu_and_a_mode_without_its_device_is_refused_before_any_check(monkeypatch):
-    assert checked_mode("auto", torch.device("cpu"), print) == "eager"
+    assert checked_mode("auto", torch.device("cpu")) == "eager"
     monkeypatch.setattr(builders_module, "ensure_checked", None)
     with pytest.raises(ValueError, match="mode graph needs a CUDA device"):
-        checked_mode("graph", torch.device("cpu"), print)
+        checked_mode("graph", torch.device("cpu"))
     with pytest.raises(ValueError, match="mode is 'fast': choose eager, compiled, graph or auto"):
-        checked_mode("fast", torch.device("cpu"), print)
+        checked_mode("fast", torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("mode", "untimed_steps"), [("compiled", 1), ("eager", 0)])
 def test_the_first_step_of_a_compiled_run_is_shown_as_compiling_and_not_timed(
     tmp_path, monkeypatch, mode, untimed_steps
 ):
-    for module in (inner_step, distiller_module):  # as if compiled, without the wait
+    for module in (inner_maximizer, distiller_module):  # as if compiled, without the wait
         monkeypatch.setattr(module, "one_graph", lambda function, **options: function)
     titles, stop = [], ImageProgress.clock_stopped
     monkeypatch.setattr(
