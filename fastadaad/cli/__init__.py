@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="fastadaad",
         usage="fastadaad [OPTIONS] COMMAND ARGUMENTS",
         description="Robust students from robust teachers, fast; example: fastadaad train demo",
-        formatter_class=partial(argparse.HelpFormatter, max_help_position=22),  # a line for the longest command too
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=22),  # one line for the longest option
     )
     parser.add_argument(
         "--version", action="version", help="show the version", version=f"fastadaad {version('fastadaad')}"
@@ -45,7 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.add_argument("--log-level", choices=LEVELS, metavar="LEVEL", help="debug, info (default), warning or error")
     subparsers = parser.add_subparsers(
-        title="commands", dest="command", required=True, metavar="COMMAND ARGUMENTS", parser_class=_Parser
+        prog="fastadaad",
+        dest="command",
+        required=True,
+        metavar="COMMAND ARGUMENTS",
+        parser_class=_Parser,
     )
     for name in COMMANDS:
         module = importlib.import_module(f"fastadaad.cli.{name.replace('-', '_')}")
