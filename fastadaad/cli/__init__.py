@@ -38,7 +38,10 @@ def _parser() -> argparse.ArgumentParser:
         usage="fastadaad [OPTIONS] COMMAND ARGUMENTS",
         description="Robust students from robust teachers, fast; example: fastadaad train demo",
         formatter_class=partial(argparse.HelpFormatter, max_help_position=22),  # one line for the longest option
+        add_help=False,
     )
+    # Not listed, so that the list of commands fits into 24 lines.
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     parser.add_argument(
         "--version", action="version", help="show the version", version=f"fastadaad {version('fastadaad')}"
     )
