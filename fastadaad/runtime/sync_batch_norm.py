@@ -1,6 +1,6 @@
-"""Batch-norm over the images of all processes, so that several compute what one with the whole batch does.
+"""Batch-norm over the images of all ranks, so that several ranks compute the result of one rank with the whole batch.
 
-torch's own SyncBatchNorm runs on GPUs only; this one runs wherever the processes do.
+torch's SyncBatchNorm runs on GPUs only; this one runs on every device that the ranks use.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastadaad.runtime.distributed import ProcessGroup
+from fastadaad.runtime.overridden_forward import overridden_forward
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Sums a tensor over all processes; each one's gradient is the sum of the gradients of all."""
+    """Sums a tensor over all ranks; the gradient on each rank is the sum of the gradients of all ranks."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor, process_group: ProcessGroup) -> Tensor:
@@ -27,41 +28,38 @@ class _SumOverRanks(torch.autograd.Function):
         return context.process_group.all_reduce(gradient.clone()), None
 
 
-class _SyncedBatchNorm2d(nn.BatchNorm2d):
-    """A batch-norm layer in train mode; x [B, C, H, W] -> the same shape."""
+def _synced_forward(norm: nn.BatchNorm2d, x: Tensor, process_group: ProcessGroup) -> Tensor:
+    """Batch-norm of x [B, C, H, W]; in train mode with the statistics of all ranks."""
+    if not norm.training:
+        return nn.BatchNorm2d.forward(norm, x)
+    axes = (0, 2, 3)
+    pixels = x.float()
+    count = pixels.new_full((1,), x.numel() / x.shape[1])
+    # The mean first: sums of squares alone would lose the variance of a channel whose mean is large.
+    sums = _SumOverRanks.apply(torch.cat([pixels.sum(axes), count]), process_group)
+    total = sums[-1].detach()
+    mean = sums[:-1] / total
+    centred = pixels - mean[:, None, None]
+    variance = _SumOverRanks.apply(centred.square().sum(axes), process_group) / total
+    _update_statistics(norm, mean, variance * total / (total - 1))
+    scale = (variance + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    normalised = centred * scale[:, None, None]
+    if norm.bias is not None:
+        normalised = normalised + norm.bias[:, None, None]
+    return normalised.to(x.dtype)
 
-    process_group: ProcessGroup
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        axes = (0, 2, 3)
-        pixels = x.float()
-        count = pixels.new_full((1,), x.numel() / x.shape[1])
-        # The mean first: sums of squares alone would lose the variance of a channel whose mean is large.
-        sums = _SumOverRanks.apply(torch.cat([pixels.sum(axes), count]), self.process_group)
-        total = sums[-1].detach()
-        mean = sums[:-1] / total
-        centred = pixels - mean[:, None, None]
-        variance = _SumOverRanks.apply(centred.square().sum(axes), self.process_group) / total
-        self._update(mean, variance * total / (total - 1))
-        scale = (variance + self.eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight
-        normalised = centred * scale[:, None, None]
-        if self.bias is not None:
-            normalised = normalised + self.bias[:, None, None]
-        return normalised.to(x.dtype)
-
-    @torch.no_grad()
-    def _update(self, mean: Tensor, unbiased_variance: Tensor) -> None:
-        """The running statistics, as nn.BatchNorm2d does it."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked += 1
-        share = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(unbiased_variance, share)
+@torch.no_grad()
+def _update_statistics(norm: nn.BatchNorm2d, mean: Tensor, unbiased_variance: Tensor) -> None:
+    """Updates the running statistics as nn.BatchNorm2d does."""
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return
+    norm.num_batches_tracked += 1
+    momentum = 1.0 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean, momentum)
+    norm.running_var.lerp_(unbiased_variance, momentum)
 
 
 def check_sync(network: nn.Module) -> None:
@@ -76,15 +74,10 @@ def check_sync(network: nn.Module) -> None:
 
 @contextmanager
 def synced_batch_norm(network: nn.Module, process_group: ProcessGroup) -> Iterator[None]:
-    """The batch-norm layers of `network` take the images of all processes inside."""
-    # By their class, as in mixed_precision.py: the network has no trace of it afterwards.
-    norms = [module for module in network.modules() if type(module) is nn.BatchNorm2d]
-    for norm in norms:
-        norm.__class__ = _SyncedBatchNorm2d
-        norm.__dict__["process_group"] = process_group
-    try:
+    """Lets the batch-norm layers of `network` normalise over the images of all ranks inside the context."""
+
+    def forward(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+        return _synced_forward(norm, x, process_group)
+
+    with overridden_forward([module for module in network.modules() if type(module) is nn.BatchNorm2d], forward):
         yield
-    finally:
-        for norm in norms:
-            norm.__class__ = nn.BatchNorm2d
-            del norm.__dict__["process_group"]

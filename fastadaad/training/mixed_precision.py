@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad.config import Precision
+from fastadaad.runtime.overridden_forward import overridden_forward
 from fastadaad.runtime.precision import DTYPES
 
 
@@ -29,28 +30,23 @@ def in_precision(network: nn.Module, precision: Precision) -> nn.Module:
     return network if dtype == torch.float32 else MixedPrecision(network, dtype)
 
 
-class _Fp32Conv2d(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
-
-
 @contextmanager
 def first_convolution_in_fp32(network: nn.Module) -> Iterator[None]:
-    """The first convolution of a MixedPrecision takes no part in autocast inside; other networks stay as they are.
+    """Excludes the first convolution of a MixedPrecision from autocast inside the context; others stay as they are.
 
-    It sees pixels, and bf16 numbers in [0.5, 1) are 1/256 apart: half of a step of 2/255.
+    This convolution reads pixels, and bf16 numbers in [0.5, 1) are 1/256 apart: half of a step of 2/255.
     """
-    # By its class, as nothing else makes torch.compile see it and leaves no trace in the network.
     first = next((module for module in network.modules() if type(module) is nn.Conv2d), None)
     if first is None or not isinstance(network, MixedPrecision):
         yield
         return
-    first.__class__ = _Fp32Conv2d
-    try:
+    with overridden_forward([first], _forward_in_fp32):
         yield
-    finally:
-        first.__class__ = nn.Conv2d
+
+
+def _forward_in_fp32(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return nn.Conv2d.forward(convolution, x.float())
 
 
 def gradient_scaler(

@@ -1,5 +1,7 @@
 """Batch-norm over several processes against torch's own over the whole batch."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from fastadaad.runtime.sync_batch_norm import check_sync, synced_batch_norm
 SETTINGS = [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}, {"momentum": 0.3, "eps": 1e-2}]
 
 
-class Shares(ProcessGroup):
+class Halves(ProcessGroup):
     """Both halves of a batch in one process: each sum is doubled, as of two equal shares."""
 
     def all_reduce(self, tensor):
@@ -26,11 +28,11 @@ def norm_and_copy(**settings) -> tuple[nn.Module, nn.Module]:
     return norm, copy
 
 
-def outputs(norm: nn.Module, x: torch.Tensor, cotangent: torch.Tensor) -> list[torch.Tensor]:
+def outputs(forward: Callable, norm: nn.Module, x: torch.Tensor, cotangent: torch.Tensor) -> list[torch.Tensor]:
     """The result of three passes with the gradients of the last, and what the layer keeps."""
     for _ in range(3):
         x = x.detach().requires_grad_()
-        y = norm(x)
+        y = forward(x)
     gradients = torch.autograd.grad(y, [x, *norm.parameters()], cotangent)
     return [y.detach(), *gradients, *norm.buffers()]
 
@@ -39,10 +41,10 @@ def outputs(norm: nn.Module, x: torch.Tensor, cotangent: torch.Tensor) -> list[t
 def test_one_process_computes_what_torch_computes(settings):
     norm, own = norm_and_copy(**settings)
     x, cotangent = 100 + torch.randn(7, 5, 3, 4), torch.randn(7, 5, 3, 4)  # a mean that sums of squares would drown in
-    expected = outputs(norm, x, cotangent)
+    expected = outputs(norm, norm, x, cotangent)
     network = nn.Sequential(own)
     with synced_batch_norm(network, ProcessGroup()):
-        found = outputs(own, x, cotangent)
+        found = outputs(own, own, x, cotangent)
     for value, other in zip(expected, found, strict=True):
         torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-4)
 
@@ -52,9 +54,9 @@ def test_two_equal_shares_are_the_batch_twice(settings):
     """Also the gradients: of a loss over both shares, half of which each process backpropagates."""
     norm, own = norm_and_copy(**settings)
     x, cotangent = torch.randn(6, 5, 3, 4), torch.randn(6, 5, 3, 4)
-    whole = outputs(norm, torch.cat([x, x]), torch.cat([cotangent, cotangent]))
-    with synced_batch_norm(nn.Sequential(own), Shares()):
-        share = outputs(own, x, cotangent)
+    whole = outputs(norm, norm, torch.cat([x, x]), torch.cat([cotangent, cotangent]))
+    with synced_batch_norm(nn.Sequential(own), Halves()):
+        share = outputs(own, own, x, cotangent)
     num_parameters = len(list(norm.parameters()))
     for index, (value, other) in enumerate(zip(whole, share, strict=True)):
         if index < 2:  # y and the gradient of x: the first share's rows
@@ -69,10 +71,27 @@ def test_a_layer_in_eval_mode_and_the_network_afterwards_are_as_before():
     norm, own = norm_and_copy()
     x = torch.randn(4, 5, 3, 3)
     own.eval()
-    with synced_batch_norm(nn.Sequential(own), Shares()):
+    with synced_batch_norm(nn.Sequential(own), Halves()):
         assert torch.equal(own(x), norm.eval()(x))
     assert type(own) is nn.BatchNorm2d
     assert set(vars(own)) == set(vars(norm))
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_a_compiled_pass_equals_an_eager_one_and_compiles_once(settings):
+    torch._dynamo.reset()
+    eager, own = norm_and_copy(**settings)
+    x, cotangent = torch.randn(6, 5, 3, 4), torch.randn(6, 5, 3, 4)
+    compiled = torch.compile(own, fullgraph=True, backend="aot_eager")
+    for step in range(3):
+        process_group = Halves()
+        with synced_batch_norm(eager, process_group):
+            expected = outputs(eager, eager, x, cotangent)
+        stance = "fail_on_recompile" if step else "default"
+        with synced_batch_norm(own, process_group), torch.compiler.set_stance(stance):
+            found = outputs(compiled, own, x, cotangent)
+        for value, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_another_kind_of_batch_norm_is_refused():
