@@ -53,7 +53,7 @@ def lengths(x: Tensor) -> Tensor:
     return x.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
 
 
-def share_equal(x: Tensor, y: Tensor) -> float:
+def fraction_equal(x: Tensor, y: Tensor) -> float:
     """Share of the pixels that agree within 1e-6; not all can, where a gradient is within rounding of zero."""
     return ((x - y).abs() <= 1e-6).double().mean().item()
 

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from networks import images_and_labels, student_and_teacher
-from plain import kl_to_teacher, share_equal
+from plain import fraction_equal, kl_to_teacher
 from torch import Tensor, nn
 
 from fastadaad import Distiller, InnerConfig, ThreatModel, methods, ops
@@ -98,7 +98,7 @@ def assert_same_training(
             training.step(step, batch_size, guard) for training in (graph, eager)
         )
         assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-3, abs=1e-4), f"step {step}"
-        assert share_equal(x_adv, expected_x_adv) >= 0.99, f"step {step}"
+        assert fraction_equal(x_adv, expected_x_adv) >= 0.99, f"step {step}"
     for (name, tensor), wanted, first in zip(
         graph.student.state_dict().items(),
         eager.student.state_dict().values(),

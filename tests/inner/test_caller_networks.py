@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import Branching, images_and_labels, student_and_teacher, tiny_network
-from plain import inner_loop, kl_to_teacher, share_equal
+from plain import fraction_equal, inner_loop, kl_to_teacher
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -142,7 +142,7 @@ def test_a_network_without_tensors_is_attacked():
     x_natural, _ = images_and_labels()
     x_adv = InnerMaximizer(FirstPixels(), teacher, inner=INNER)(x_natural)
     value = kl_to_teacher(FirstPixels(), copy.deepcopy(teacher).eval())
-    assert share_equal(x_adv, inner_loop(value, x_natural, x_natural, norm="linf", **SETTINGS)) >= 0.999
+    assert fraction_equal(x_adv, inner_loop(value, x_natural, x_natural, norm="linf", **SETTINGS)) >= 0.999
 
 
 class InPlace(nn.Module):
@@ -203,7 +203,7 @@ def test_a_teacher_without_gradient_teaches_where_the_search_asks_it_for_none(de
     batch = images_and_labels()
     expected = InnerMaximizer(student, teacher, method="rslad", inner=INNER)(*batch)
     x_adv = InnerMaximizer(student, detached(teacher), method="rslad", inner=INNER)(*batch)
-    assert share_equal(x_adv, expected) >= 0.999
+    assert fraction_equal(x_adv, expected) >= 0.999
     with pytest.raises(ValueError, match="the logits of a network have no gradient to its images"):
         InnerMaximizer(student, detached(teacher), inner=INNER)(*batch)
 

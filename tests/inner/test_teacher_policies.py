@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import images_and_labels, student_and_teacher
-from plain import inner_loop, kl_to_teacher, l2_step, linf_step, mean_kl, share_equal
+from plain import fraction_equal, inner_loop, kl_to_teacher, l2_step, linf_step, mean_kl
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -91,7 +91,7 @@ def plain_exact(norm: str = "linf", num_steps: int = 10) -> Tensor:
 
 
 def assert_same_search(x_adv: Tensor, expected: Tensor) -> None:
-    assert share_equal(x_adv, expected) >= 0.998
+    assert fraction_equal(x_adv, expected) >= 0.998
     networks = student_and_teacher()
     assert mean_kl(*networks, x_adv) == pytest.approx(mean_kl(*networks, expected), rel=1e-3)
 
@@ -140,7 +140,7 @@ def test_the_settings_make_a_difference_that_the_comparisons_above_would_notice(
     policies += ["linearized(top=2,every=10)", "linearized(top=2,every=3)"]
     found = [search(policy) for policy in policies]
     for number, x_adv in enumerate(found):
-        assert all(share_equal(x_adv, other) < 0.99 for other in found[:number]), policies[number]
+        assert all(fraction_equal(x_adv, other) < 0.99 for other in found[:number]), policies[number]
 
 
 # Which argument of an operation is the convolution's weight, and the way it goes through.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from networks import images_and_labels, student_and_teacher, tiny_network
-from plain import mean_kl, share_equal
+from plain import fraction_equal, mean_kl
 from searches import pixel_gradient
 from torch import Tensor
 
@@ -80,7 +80,7 @@ def test_each_network_has_its_own_precision():
             assert (torch.bfloat16 in dtype) == (name == "bf16")
         found.append(maximizer(x_natural))
     for one, other in itertools.combinations(found, 2):
-        assert 0.9 < share_equal(one, other) < 1
+        assert 0.9 < fraction_equal(one, other) < 1
 
 
 def confident(logits: tuple, target: None) -> tuple:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import images_and_labels, student_and_teacher
-from plain import cross_entropy, inner_loop, kl_to_teacher, share_equal
+from plain import cross_entropy, fraction_equal, inner_loop, kl_to_teacher
 from torch import Tensor, nn
 
 from bench.host_sync import HostSyncWatch
@@ -223,7 +223,7 @@ def test_compiled_steps_equal_eager_ones_and_compile_seldom(name):
                 network.eval()  # as an evaluation between epochs may leave it
             results = [distiller.step(*images, epoch=epoch) for distiller in (eager, compiled)]
             assert results[1].loss.item() == pytest.approx(results[0].loss.item(), rel=1e-3, abs=1e-4)
-            assert share_equal(results[1].x_adv, results[0].x_adv) >= 0.99
+            assert fraction_equal(results[1].x_adv, results[0].x_adv) >= 0.99
         if not options:
             assert backend.num_graphs == 2, f"epoch {epoch}"  # the inner step and the outer loss
     # With an epoch in the loss: one graph with the first epoch as a constant, one with any epoch, and one for each side

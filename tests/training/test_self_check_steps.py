@@ -11,7 +11,7 @@ from fastadaad.training.self_check.steps import (
     captured_difference,
     compiled_difference,
     difference_over_steps,
-    share_equal,
+    fraction_equal,
 )
 
 
@@ -138,6 +138,6 @@ def test_an_input_that_is_never_read_again_is_seen():
 
 def test_nan_agrees_with_nothing():
     x = torch.ones(4)
-    assert share_equal(x, x) == 1.0
-    assert share_equal(x.where(torch.arange(4) > 0, torch.nan), x) == 0.75
-    assert share_equal(torch.full((4,), torch.nan), torch.full((4,), torch.nan)) == 0.0
+    assert fraction_equal(x, x) == 1.0
+    assert fraction_equal(x.where(torch.arange(4) > 0, torch.nan), x) == 0.75
+    assert fraction_equal(torch.full((4,), torch.nan), torch.full((4,), torch.nan)) == 0.0

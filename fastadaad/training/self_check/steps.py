@@ -64,7 +64,7 @@ def difference_over_steps(run_eager: Run, run_captured: Run, inputs: Values) -> 
     for step in range(NUM_STEPS):
         expected = {name: x.clone() for name, x in run_eager(_copies(inputs)).items()}
         for name, output in run_captured(_copies(inputs)).items():
-            share = share_equal(output, expected[name])
+            share = fraction_equal(output, expected[name])
             if share < SMALLEST_SHARE_EQUAL:
                 return f"step {step + 1}: only {share:.1%} of {name} are equal"
         # Every value changes, so that one which was frozen at the capture shows.
@@ -72,7 +72,7 @@ def difference_over_steps(run_eager: Run, run_captured: Run, inputs: Values) -> 
     return None
 
 
-def share_equal(x: Tensor, y: Tensor) -> float:
+def fraction_equal(x: Tensor, y: Tensor) -> float:
     """Share of the values that agree; NaN agrees with nothing."""
     return ((x - y).abs() <= EQUAL_WITHIN * y.abs().max()).double().mean().item()
 
@@ -82,7 +82,7 @@ def _copies(values: Values) -> Values:
 
 
 def _search_difference(networks: Sequence[nn.Module], x_adv: Tensor, expected: Tensor) -> str | None:
-    share = share_equal(x_adv, expected)
+    share = fraction_equal(x_adv, expected)
     if share < SMALLEST_SHARE_EQUAL:
         return f"only {share:.1%} of the pixels are equal"
     reached, wanted = _mean_kl(networks, x_adv), _mean_kl(networks, expected)
