@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastadaad import methods
 from fastadaad.evaluation.plots import new_figure
 from fastadaad.run_config import RunConfig
-from fastadaad.runtime.output_files import write_output
+from fastadaad.runtime.files import write_output
 from fastadaad.training.build import build_student, build_teacher, distiller_of
 from fastadaad.training.data import TrainingData
 from fastadaad.training.optimizers import make_optimizer
@@ -38,7 +37,7 @@ def shown_batch(config: RunConfig, data: TrainingData, num_images: int, epoch: i
     x_natural, labels = (tensor[:num_images] for tensor in next(data.train.epoch(epoch)))
     names = data.dataset.class_names
     batch = ShownBatch(x_natural=x_natural.cpu(), labels=[names[label] for label in labels.tolist()])
-    method = methods.get(config.method, **config.method_options)
+    method = config.method_row
     if method.needs_teacher and (config.teacher is None or config.teacher.checkpoint is None):
         return batch
     device = x_natural.device

@@ -14,6 +14,7 @@ from fastadaad.cli.arguments import add_overrides, commas
 if TYPE_CHECKING:
     from fastadaad.evaluation import AttackResult
     from fastadaad.run_config import RunConfig
+    from fastadaad.runtime.distributed import ProcessGroup
 
 EXAMPLE = "fastadaad evaluate runs/my-run --attacks pgd20,autoattack -n 1000"
 # Options that are short forms of a setting.
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     """Evaluates the network, prints the results and writes them to the requested files."""
     from fastadaad.evaluation.report import print_attacks, write_json, write_results
     from fastadaad.runtime.distributed import joined_process_group
-    from fastadaad.runtime.output_files import check_output
+    from fastadaad.runtime.files import check_output
 
     config, weights = _config_and_weights(arguments)
     for output in filter(None, (arguments.csv, arguments.json)):
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             console = Console(quiet=True)
         if arguments.shard and process_group.size > 1:
             raise ValueError("--shard is for separate commands: leave it out under torchrun")
-        results = _results(arguments, config, weights, state, console)
+        results = _results(arguments, config, weights, state, console, process_group)
         print_attacks(console, results)
         name = Path(arguments.run_or_weights).name
         if arguments.csv and process_group.is_first:
@@ -97,7 +98,12 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _results(
-    arguments: argparse.Namespace, config: "RunConfig", weights: Path, state: Path | None, console: Console
+    arguments: argparse.Namespace,
+    config: "RunConfig",
+    weights: Path,
+    state: Path | None,
+    console: Console,
+    process_group: "ProcessGroup",
 ) -> "list[AttackResult]":
     """Evaluates the requested shards and merges their results."""
     from fastadaad.evaluation import merge
@@ -107,10 +113,13 @@ def _results(
     from fastadaad.training.evaluation import evaluate_on_test_set
 
     device = resolve_device(config.device)
-    data = training_data(config, device)
+    data = training_data(config, device, process_group)
     model = build_model(ModelConfig(name=config.student.name, checkpoint=str(weights)), data, device)
     numbers, count = arguments.shard or ([0], 1)
     shards_of_data = [replace(data, test=data.test.shard(number, count)) for number in numbers]
     name = Path(arguments.run_or_weights).name
-    measured = [evaluate_on_test_set(model, config, shard, console, name, state=state) for shard in shards_of_data]
+    measured = [
+        evaluate_on_test_set(model, config, shard, console, name, process_group=process_group, state=state)
+        for shard in shards_of_data
+    ]
     return [merge(results) for results in zip(*measured, strict=True)]

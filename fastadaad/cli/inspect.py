@@ -5,6 +5,7 @@ Parameter names and shapes determine the network; its normalisation is printed t
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         print_line(console, f"first tensors: {', '.join(list(checkpoint.weights)[:4])}")
 
 
-def _normalization(weights: dict) -> str:
+def _normalization(weights: dict[str, Any]) -> str:
     """Returns mean and std per channel in words."""
     if "normalize.mean" not in weights or "normalize.std" not in weights:
         return "none in the file"

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fastadaad import methods
 from fastadaad.models import load_model
 from fastadaad.run_config import RunConfig
 from fastadaad.training.build import distiller_of, resolve_device
@@ -177,7 +176,7 @@ def _distiller(config: RunConfig, device: torch.device) -> Distiller:
         return load_model(name, num_classes=kind.num_classes, in_channels=kind.channels).to(device)
 
     student = network(config.student.name)
-    needs_teacher = methods.get(config.method, **config.method_options).needs_teacher
+    needs_teacher = config.method_row.needs_teacher
     teacher = network(config.teacher.name) if needs_teacher and config.teacher is not None else None
     # The smallest rate: random networks must not diverge into infinities, which would be slow.
     optimizer = make_optimizer(student, replace(config.optim, learning_rate=1e-9))

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     from fastadaad import recipes
     from fastadaad.cli.batch_picture import plot_batch, shown_batch
     from fastadaad.config_io import override, read_config
-    from fastadaad.runtime.output_files import check_output
+    from fastadaad.runtime.files import check_output
     from fastadaad.training.build import resolve_device
     from fastadaad.training.data import training_data
 

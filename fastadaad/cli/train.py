@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         folder = group.broadcast(chosen)
         assert folder is not None
         console.print(summarize_ops())
-        trainer = Trainer(config, folder, console, resume=resume)
+        trainer = Trainer(config, folder, console, resume=resume, process_group=group)
         result = trainer.train()
         console.print(result.line(config.method))
         rows = [(config.method, trainer.evaluate_best(config.method))]

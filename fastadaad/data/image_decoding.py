@@ -12,8 +12,15 @@ from torch import Tensor
 
 from fastadaad.data.dataset import DataError, ImageFiles
 from fastadaad.data.resized_crop import center_window
-from fastadaad.runtime.file_checks import looks_like_html, one_line, start_of
-from fastadaad.runtime.file_limits import IMAGE_BYTES, IMAGE_PIXELS, JPEG_SCANS, check_size
+from fastadaad.runtime.untrusted_files import (
+    IMAGE_BYTES,
+    IMAGE_PIXELS,
+    JPEG_SCANS,
+    check_size,
+    looks_like_html,
+    one_line,
+    start_of,
+)
 
 # Pillow's other readers are for documents and rare formats; some of them start programs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")

@@ -7,14 +7,13 @@ import os
 import torch
 
 from fastadaad.data.dataset import DataError, Dataset, ImageFiles, Images
-from fastadaad.runtime.distributed import current_process_group
+from fastadaad.runtime.distributed import ProcessGroup
 
 NUM_SAMPLED = 256  # images of an array whose pixels are compared; the rest of an array on disk is not read
 
 
-def check_same_on_all_ranks(dataset: Dataset) -> None:
+def check_same_on_all_ranks(dataset: Dataset, process_group: ProcessGroup) -> None:
     """Raises the same DataError on every rank if the data sets of two ranks differ."""
-    process_group = current_process_group()
     if process_group.size == 1:
         return
     fingerprints = process_group.all_gather(fingerprint(dataset))

@@ -62,7 +62,7 @@ class AttackResult:
         """Half the width of the 95 % interval of the accuracy (normal approximation of the binomial)."""
         return 1.96 * math.sqrt(self.accuracy * (1 - self.accuracy) / self.num_images)
 
-    def row(self) -> dict:
+    def row(self) -> dict[str, Any]:
         """Returns the fields and the margin as columns of a table; parts and notes become strings."""
         row = asdict(self) | {"margin": self.margin}
         row["parts"] = "; ".join(
@@ -72,7 +72,7 @@ class AttackResult:
         return row
 
     @classmethod
-    def from_json(cls, fields: dict) -> "AttackResult":
+    def from_json(cls, fields: dict[str, Any]) -> "AttackResult":
         """Builds a result from the JSON of dataclasses.asdict, which has lists instead of tuples."""
         parts = tuple((stage, accuracy, seconds) for stage, accuracy, seconds in fields["parts"])
         return cls(**fields | {"parts": parts, "notes": tuple(fields["notes"])})

@@ -17,7 +17,7 @@ from torch.utils.data import (
 from fastadaad.inner.checks import check_batch
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-Images = DataLoader | Dataset | tuple[Tensor, Tensor] | Callable[[], Batches]
+Images = DataLoader[Any] | Dataset[Any] | tuple[Tensor, Tensor] | Callable[[], Batches]
 
 
 def batches_of(data: Images, device: torch.device, batch_size: int) -> Callable[[], Batches]:

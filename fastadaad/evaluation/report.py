@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from fastadaad.evaluation.accuracy import AttackResult, masking_warning
-from fastadaad.runtime.output_files import write_output
+from fastadaad.runtime.files import write_output
 
 Models = Sequence[tuple[str, Sequence[AttackResult]]]
 
@@ -71,7 +72,7 @@ def _remarks(results: Sequence[AttackResult]) -> list[str]:
     return remarks if warning is None else [*remarks, f"warning: {warning}"]
 
 
-def csv_bytes(rows: Sequence[dict]) -> bytes:
+def csv_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
     """Returns the content of a CSV file; all rows have the same keys."""
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, rows[0], lineterminator="\n")

@@ -34,23 +34,28 @@ class InnerObjective:
     """target -> T(x_natural) [B, N], if the target contains them: the outer loss then reuses them."""
 
 
-def _no_target(student, teacher, x_natural, labels):
+def _no_target(student: nn.Module, teacher: nn.Module | None, x_natural: Tensor, labels: Tensor | None) -> None:
     return None
 
 
-def _labels(student, teacher, x_natural, labels):
+def _labels(student: nn.Module, teacher: nn.Module | None, x_natural: Tensor, labels: Tensor | None) -> Tensor | None:
     return labels
 
 
-def _student_at_natural(student, teacher, x_natural, labels):
+def _student_at_natural(
+    student: nn.Module, teacher: nn.Module | None, x_natural: Tensor, labels: Tensor | None
+) -> Tensor:
     return student(x_natural)
 
 
-def _teacher_at_natural(student, teacher, x_natural, labels):
+def _teacher_at_natural(
+    student: nn.Module, teacher: nn.Module | None, x_natural: Tensor, labels: Tensor | None
+) -> Tensor:
+    assert teacher is not None
     return teacher(x_natural)
 
 
-def _identity(target):
+def _identity(target: Tensor) -> Tensor:
     return target
 
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from fastadaad.models.recognition import Recognized, recognize
 from fastadaad.models.weights_reading import read_state_dict
 from fastadaad.models.weights_writing import save_tensors
-from fastadaad.runtime.files import write_atomically
-from fastadaad.runtime.output_files import check_output
+from fastadaad.runtime.files import check_output, write_atomically
 
 # Our networks -> the RobustBench class with the same parameter names and the same function.
 ROBUSTBENCH_CLASSES = {

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from fastadaad.models.small_resnet import SmallResNet
 from fastadaad.models.timm_model import TimmModel
 from fastadaad.models.weights_reading import load_weights
 from fastadaad.models.wide_resnet import WideResNet
-from fastadaad.runtime.file_limits import MODEL_PARAMETERS
+from fastadaad.runtime.untrusted_files import MODEL_PARAMETERS
 
 # Pattern of a name -> constructor. The groups of the pattern are the constructor's first arguments.
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
@@ -43,7 +44,7 @@ WIDE_RESNET = re.compile(r"(?:wide[_-]?resnet|wrn)[_-]?([0-9]+)[_-]([0-9]+)", re
 def load_model(
     name: str,
     num_classes: int = 10,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     *,
     in_channels: int | None = None,
     in_chans: int | None = None,
@@ -89,7 +90,7 @@ def create_model(
     pretrained: bool = False,
     num_classes: int = 10,
     in_chans: int = 3,
-    checkpoint_path: str | os.PathLike | None = None,
+    checkpoint_path: str | os.PathLike[str] | None = None,
 ) -> nn.Module:
     """Calls `load_model` with the arguments of timm.create_model; the names are those of load_model.
 
@@ -131,7 +132,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[_-]", "", name.lower())
 
 
-def _construct(name: str, **common) -> nn.Module:
+def _construct(name: str, **common: Any) -> nn.Module:
     for pattern, constructor in FAMILIES.items():
         match = re.fullmatch(pattern, name)
         if match:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from fastadaad.runtime.file_limits import SAFETENSORS_HEADER_BYTES, UNPACKED_RATIO, VALUES, size_of
+from fastadaad.runtime.untrusted_files import SAFETENSORS_HEADER_BYTES, UNPACKED_RATIO, VALUES, size_of
 
 ZIP_MAGIC = b"PK\x03\x04"  # torch.load distinguishes an archive from the format before torch 1.6 by it
 NUM_PICKLES = 5  # in that format: magic number, version, machine, content, names of the storages

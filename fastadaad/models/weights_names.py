@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastadaad.runtime.file_limits import NESTED_WRAPPERS
+from fastadaad.runtime.untrusted_files import NESTED_WRAPPERS
 
 # Entries that a network's weights may be nested under: plain weights before averaged weights.
 WRAPPERS = (

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from fastadaad.models.weights_checks import ForbiddenCallError, check_safetensors, check_torch_save
 from fastadaad.models.weights_names import WRAPPERS, Checkpoint, by_our_names, unwrap, without_prefixes
-from fastadaad.runtime.file_checks import is_web_page
-from fastadaad.runtime.file_limits import UNPACKED_BYTES
 from fastadaad.runtime.text import InputError
+from fastadaad.runtime.untrusted_files import UNPACKED_BYTES, is_web_page
 
 # Tensors that a file may lack: the counters are unused with a fixed momentum; only fastadaad's models have a Normalize.
 OPTIONAL = re.compile(r"(.*\.)?num_batches_tracked|normalize\.(mean|std)")
@@ -33,7 +32,7 @@ class _NumberType:
             raise ValueError(f"it holds a number of numpy's type {code}")
         self.dtype = np.dtype(code)
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
@@ -55,7 +54,7 @@ class WeightsError(InputError):
     """A weights file that cannot be read, or that does not fit the network."""
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Copies the weights of a file into `model`: all of them, or none if something does not fit.
 
     Strict, with one exception: batch-norm counters and the normalisation may be missing in the file; `model` then keeps
@@ -93,7 +92,7 @@ def misfits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     return "; ".join(f"{len(items)} {kind} ({_first(items)})" for kind, items in problems.items() if items)
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Reads the weights of a file under fastadaad's names.
 
     Args:
@@ -115,7 +114,7 @@ def check_is_file(path: Path) -> None:
         raise WeightsError(f"{path} {what}: give a .safetensors, .pt or .pth file")
 
 
-def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads weights as read_state_dict does, with their nesting and the names that were left out (weights_names.py)."""
     path = Path(path)
     check_is_file(path)

@@ -9,7 +9,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -20,7 +20,7 @@ Device = Literal["cpu", "cuda"]
 Backend = Literal["c++", "triton", "reference"]
 
 _library = torch.library.Library("fastadaad", "DEF")
-_references: dict[str, tuple[str, Callable]] = {}  # stem -> (name in the schema, reference)
+_references: dict[str, tuple[str, Callable[..., Any]]] = {}  # stem -> (name in the schema, reference)
 # Operations that switch_off() replaced -> (the replacing registration, which ends when it is destroyed; the reason).
 _switched_off: dict[tuple[str, Device], tuple[torch.library.Library, str]] = {}
 
@@ -68,8 +68,8 @@ _cpp = _load_cpp()
 _triton = _find_triton()
 
 
-def _triton_launcher(stem: str) -> Callable:
-    def launch(*arguments):
+def _triton_launcher(stem: str) -> Callable[..., Any]:
+    def launch(*arguments: Any) -> Any:
         # Imported on first use: without a GPU, Triton is never imported.
         module = importlib.import_module(f"fastadaad.kernels.triton.{stem}")
         return getattr(module, stem)(*arguments)
@@ -77,7 +77,7 @@ def _triton_launcher(stem: str) -> Callable:
     return launch
 
 
-def register(schema: str, reference: Callable, fake: Callable) -> Callable:
+def register(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     """Defines the operation fastadaad::<schema> with its reference, fake and kernels.
 
     Args:
@@ -99,7 +99,7 @@ def register(schema: str, reference: Callable, fake: Callable) -> Callable:
     return getattr(torch.ops.fastadaad, name).default
 
 
-def fake_in_place(*arguments) -> None:
+def fake_in_place(*arguments: Any) -> None:
     """Fake of an operation that writes to its first argument and returns nothing."""
 
 

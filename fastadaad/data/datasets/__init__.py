@@ -33,7 +33,7 @@ OWN_DATASETS = ("folder", "packed")
 
 def load_dataset(
     name: str,
-    root: str | os.PathLike | None = None,
+    root: str | os.PathLike[str] | None = None,
     download: bool = False,
     *,
     image_size: int | None = None,

@@ -6,7 +6,7 @@ import torch
 
 from fastadaad.data.dataset import DataError, Dataset
 from fastadaad.data.datasets.source import Source
-from fastadaad.runtime.file_checks import is_web_page, one_line
+from fastadaad.runtime.untrusted_files import is_web_page, one_line
 
 
 def load_cifar(name: str, source: Source) -> Dataset:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from fastadaad.data.dataset import DataError, check_labels
 from fastadaad.data.datasets.npy_header import NpyHeader, read_npy_header
-from fastadaad.runtime.file_checks import is_web_page, one_line
-from fastadaad.runtime.file_limits import check_unpacked
+from fastadaad.runtime.untrusted_files import check_unpacked, is_web_page, one_line
 
 Result = TypeVar("Result")
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from fastadaad.data.dataset import DataError, Dataset, check_labels
 from fastadaad.data.datasets.source import Source
-from fastadaad.runtime.file_checks import NUM_START_BYTES, looks_like_html, one_line
-from fastadaad.runtime.file_limits import check_unpacked
+from fastadaad.runtime.untrusted_files import NUM_START_BYTES, check_unpacked, looks_like_html, one_line
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # installed by dataset-fashion-mnist
 TORCHVISION_FOLDER = Path("FashionMNIST", "raw")  # below the folder given to torchvision

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastadaad.data.dataset import DataError, Dataset, ImageFiles
 from fastadaad.data.datasets.source import Source
 from fastadaad.data.image_decoding import SUFFIXES
-from fastadaad.runtime.file_limits import NESTED_FOLDERS
+from fastadaad.runtime.untrusted_files import NESTED_FOLDERS
 
 IMAGENET_SIZE, IMAGENET_CENTER_SHARE = 224, 0.875
 

@@ -6,8 +6,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from fastadaad.runtime.file_checks import one_line
-from fastadaad.runtime.file_limits import NPY_HEADER_BYTES
+from fastadaad.runtime.untrusted_files import NPY_HEADER_BYTES, one_line
 
 # By version of the format; later versions are for arrays with named fields.
 READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

@@ -21,8 +21,7 @@ from fastadaad.data.dataset import DataError, Dataset, check_labels
 from fastadaad.data.datasets.npy_header import read_npy_header
 from fastadaad.data.datasets.source import Source
 from fastadaad.data.mapped_images import map_images
-from fastadaad.runtime.file_checks import one_line
-from fastadaad.runtime.file_limits import NPY_HEADER_BYTES, SUMMARY_BYTES, check_size
+from fastadaad.runtime.untrusted_files import NPY_HEADER_BYTES, SUMMARY_BYTES, check_size, one_line
 
 Result = TypeVar("Result")
 

@@ -20,8 +20,7 @@ from torch import Tensor
 from fastadaad.data.dataset import DataError, Dataset
 from fastadaad.data.datasets.source import Source
 from fastadaad.data.image_decoding import decode
-from fastadaad.runtime.file_checks import is_web_page, one_line
-from fastadaad.runtime.file_limits import TEXT_BYTES, check_size
+from fastadaad.runtime.untrusted_files import TEXT_BYTES, check_size, is_web_page, one_line
 
 IMAGE_SIZE = 64
 FOLDER = "tiny-imagenet-200"

@@ -53,7 +53,7 @@ class TorchPipeline(Pipeline):
             num_workers=self.num_workers,
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_ignore_sigterm,
+            worker_init_fn=_begin_worker,
         )
         for x_natural, labels, failures in loader:
             self._skip(failures, len(labels))
@@ -63,7 +63,7 @@ class TorchPipeline(Pipeline):
     def _requests(self, epoch: int, batch: Tensor) -> list[Request]:
         draws = self._draw(epoch, batch)
 
-        def listed(values: Tensor | None) -> list:
+        def listed(values: Tensor | None) -> list[Any]:
             return [None] * len(batch) if values is None else values.tolist()
 
         columns = (self.samples[batch], self.labels[batch], draws.top, draws.left, draws.flip, draws.cutout_center)
@@ -71,12 +71,16 @@ class TorchPipeline(Pipeline):
         return [Request(*row) for row in zip(*map(listed, columns), crops, listed(draws.color), strict=True)]
 
 
-def _ignore_sigterm(worker: int) -> None:
-    """Keeps a worker alive if SIGTERM is sent to all processes of a job; the training needs it to finish its step."""
+def _begin_worker(worker: int) -> None:
+    """Closes inherited locks, and ignores SIGTERM.
+
+    A batch system sends SIGTERM to all processes of a job, and the training needs its workers to finish the step.
+    """
+    pass
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-class _Samples(TorchDataset):
+class _Samples(TorchDataset[Any]):
     """Images of a pipeline in a worker."""
 
     def __init__(self, images: Images, augmentation: Augmentation) -> None:
