@@ -204,7 +204,7 @@ TARGETS = {
             Part(
                 file="t10k-images-idx3-ubyte.gz",
                 unpack=gzip.decompress,
-                pack=lambda whole, inner: gzip.compress(inner),
+                pack=lambda whole, inner: gzip.compress(inner, mtime=0),
                 fields=IDX_FIELDS,
             ),
         ),
