@@ -1,4 +1,4 @@
-"""Captured on a CUDA device: replays equal eager calls, wait for nothing, and two streams compute what one does."""
+"""Capture on a CUDA device: replays equal eager calls without host syncs, and two streams compute what one does."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ DEVICE = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def reproducible(monkeypatch):
-    """fp32 convolutions by the same algorithm in every run."""
+    """Makes fp32 convolutions use the same algorithm in every run."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -32,7 +32,7 @@ def reproducible(monkeypatch):
 
 
 @contextmanager
-def waiting_is_an_error() -> Iterator[None]:
+def host_sync_is_an_error() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -55,7 +55,7 @@ def schedule(step: int) -> float:
 
 
 class Training:
-    """20 steps with a learning rate that changes at each, of one mode."""
+    """Training in one mode, with a learning rate that changes at each step."""
 
     def __init__(self, mode: str, method: str | methods.Method, fused: bool = True, **options) -> None:
         self.student, teacher = networks_on_gpu()
@@ -70,7 +70,7 @@ class Training:
     def count_update(self, *_: object) -> None:
         self.updates_by_python += 1
 
-    def step(self, step: int, batch_size: int = 16, guard: Callable = waiting_is_an_error) -> tuple[Tensor, Tensor]:
+    def step(self, step: int, batch_size: int = 16, guard: Callable = host_sync_is_an_error) -> tuple[Tensor, Tensor]:
         self.optimizer.param_groups[0]["lr"] = schedule(step)
         batch = batch_on_gpu(batch_size, seed=step)
         with guard():
@@ -86,13 +86,16 @@ def unguarded() -> Iterator[None]:
 def assert_same_training(
     method: str | methods.Method, last_batch_size: int = 16, **options
 ) -> tuple[Training, Training]:
-    """Not bitwise: some of torch's kernels add in any order, and a sign turns where a gradient is near 0."""
+    """Compares mode graph with eager; not bitwise, as some kernels of torch add in any order.
+
+    A gradient near 0 may then change its sign, and with it a pixel of x_adv.
+    """
     graph, eager = (Training(mode, method, **options) for mode in ("graph", "eager"))
     assert graph.distiller.mode == "graph"
     before = copy.deepcopy(eager.student)
     for step in range(NUM_STEPS):
-        # The first step of a batch size or of an epoch may capture or compile, which waits.
-        guard = waiting_is_an_error if step >= 5 and step % EPOCH else unguarded
+        # The first step of a batch size or of an epoch may capture or compile, which synchronises with the host.
+        guard = host_sync_is_an_error if step >= 5 and step % EPOCH else unguarded
         batch_size = last_batch_size if step % 5 == 4 else 16
         (loss, x_adv), (expected_loss, expected_x_adv) = (
             training.step(step, batch_size, guard) for training in (graph, eager)
@@ -111,12 +114,12 @@ def assert_same_training(
 
 
 @pytest.mark.parametrize("method", list(methods.METHODS))
-def test_graph_mode_trains_as_eager_mode_and_waits_for_nothing(method):
+def test_graph_mode_trains_as_eager_mode_without_host_syncs(method):
     graph, _ = assert_same_training(method)
-    assert graph.updates_by_python < NUM_STEPS  # saad is captured anew for each epoch of IGDM's ramp
+    assert graph.updates_by_python < NUM_STEPS  # saad is captured again for each epoch of IGDM's ramp
 
 
-def test_the_step_as_it_stands_is_captured_on_two_streams():
+def test_the_eager_step_is_captured_on_two_streams():
     graph, _ = assert_same_training("adaad", compile_options={"disable": True})
     assert graph.updates_by_python == NUM_WARM_UP_RUNS + 1
 
@@ -126,13 +129,13 @@ def test_introspection_is_captured_when_it_begins():
     assert graph.updates_by_python == 2 * (NUM_WARM_UP_RUNS + 1)
 
 
-def test_an_optimizer_that_reads_its_rate_on_the_host_leaves_the_inner_loop_captured():
+def test_an_optimizer_that_reads_its_rate_on_the_host_leaves_only_the_inner_loop_captured():
     with pytest.warns(UserWarning, match="captures the inner loop and not the whole step"):
         graph, _ = assert_same_training("adaad", fused=False)
     assert graph.updates_by_python == NUM_STEPS
 
 
-def test_replays_add_up_the_error_of_a_teacher_policy():
+def test_replays_accumulate_the_error_of_a_teacher_policy():
     policy = TeacherPolicy(kind="refreshed", every=2)
     graph, eager = assert_same_training("adaad", teacher_policy=policy)
     error, expected = (training.distiller.read_teacher_error() for training in (graph, eager))
@@ -140,17 +143,17 @@ def test_replays_add_up_the_error_of_a_teacher_policy():
     assert error.kl_error == pytest.approx(expected.kl_error, rel=5e-2)
 
 
-def test_auto_is_compiled_and_leaves_graphs_to_those_who_ask():
+def test_mode_auto_is_compiled_and_uses_no_graph():
     assert Training("auto", "adaad").distiller.mode == "compiled"
 
 
-def test_a_smaller_batch_runs_uncaptured_and_is_said_once():
+def test_a_smaller_batch_runs_uncaptured_and_warns_once():
     with pytest.warns(UserWarning, match="drop the last") as warned:
         assert_same_training("adaad", last_batch_size=5)
     assert sum("drop the last" in str(warning.message) for warning in warned) == 1
 
 
-def test_a_replay_draws_what_an_eager_call_draws():
+def test_a_replay_draws_the_random_numbers_of_an_eager_call():
     draws, generator = [], torch.Generator(DEVICE).manual_seed(7)
 
     def draw(x: Tensor) -> Tensor:
@@ -164,7 +167,7 @@ def test_a_replay_draws_what_an_eager_call_draws():
     assert not torch.equal(draws[0][0], draws[0][1])
 
 
-def test_a_captured_optimizer_step_is_bitwise_the_eager_one():
+def test_a_captured_optimizer_step_equals_the_eager_step_bitwise():
     weights = []
     for captured in (True, False):
         weight = nn.Parameter(torch.linspace(-1, 1, 1000, device=DEVICE))
@@ -206,7 +209,7 @@ def gradient_on_two_streams(student: nn.Module, teacher: nn.Module, x_adv: Tenso
 
 
 @pytest.mark.parametrize("captured", [False, True])
-def test_two_streams_compute_what_one_does(captured):
+def test_two_streams_compute_what_one_stream_computes(captured):
     networks = frozen_networks()
     function = partial(gradient_on_two_streams, *networks)
     if captured:

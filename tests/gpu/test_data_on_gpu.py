@@ -1,4 +1,4 @@
-"""The engines on a CUDA device against the same batches on the CPU."""
+"""Batches of the data engines on a CUDA device against the same batches on the CPU."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ OPTIONS = {
 
 
 def on_host(batches) -> list[tuple[Tensor, Tensor]]:
-    """Kept until the end, so that memory that is handed out twice is seen."""
+    """Keeps all batches until the end, so that memory used by two batches would be noticed."""
     found = list(batches)
     assert all(tensor.is_cuda for batch in found for tensor in batch)
     return [(x_natural.cpu(), labels.cpu()) for x_natural, labels in found]
@@ -29,17 +29,17 @@ def assert_same(batches, expected) -> None:
 
 
 @pytest.mark.parametrize("engine", ["resident", "torch", "dali"])
-def test_batches_are_those_of_the_cpu(engine):
+def test_batches_equal_the_batches_on_the_cpu(engine):
     expected = list(make_pipeline("resident", IMAGES, LABELS, **OPTIONS).epoch(1))
     assert_same(on_host(make_pipeline(engine, IMAGES, LABELS, device="cuda", **OPTIONS).epoch(1)), expected)
 
 
-def test_images_that_do_not_fit_are_gathered_on_the_host_ahead_of_their_use():
+def test_images_that_do_not_fit_are_gathered_on_the_host_one_batch_ahead():
     expected = list(ResidentPipeline(IMAGES, LABELS, **OPTIONS).epoch(1))
     pipeline = ResidentPipeline(IMAGES, LABELS, device="cuda", max_bytes=IMAGES.nbytes - 1, **OPTIONS)
     assert not pipeline.is_on_device
     assert_same(on_host(pipeline.epoch(1)), expected)
-    # A consumer that keeps the device busy, so that a copy that does not wait would be seen.
+    # The consumer keeps the device busy: a copy that overwrites a batch too early would be noticed.
     slow = []
     for x_natural, labels in pipeline.epoch(1):
         torch.cuda._sleep(10**7)
@@ -47,7 +47,7 @@ def test_images_that_do_not_fit_are_gathered_on_the_host_ahead_of_their_use():
     assert_same(on_host(slow), expected)
 
 
-def test_a_batch_of_the_resident_engine_does_not_wait_for_the_device():
+def test_a_batch_of_the_resident_engine_needs_no_host_sync():
     batches = ResidentPipeline(IMAGES, LABELS, device="cuda", **OPTIONS).epoch(0)
     next(batches)
     torch.cuda.set_sync_debug_mode("error")

@@ -1,4 +1,4 @@
-"""Each registered operation on a CUDA device against its reference, as the public functions call it."""
+"""Public operations on a CUDA device against their references."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def _assert_close(outputs: tuple[Tensor, ...], references: tuple[Tensor, ...]) -
         torch.testing.assert_close(output, reference, rtol=ROUNDING[output.dtype], atol=2e-6)
 
 
-def test_triton_serves_every_operation():
+def test_triton_runs_every_operation():
     assert {row.backend for row in ops.report() if row.device == "cuda"} == {"triton"}
 
 
@@ -47,7 +47,7 @@ def test_cross_entropy_grad(num_rows: int, num_classes: int, dtype: torch.dtype)
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_linf_step_and_random_start_are_bitwise_torch(layout: torch.memory_format, dtype: torch.dtype):
+def test_linf_step_and_random_start_equal_torch_bitwise(layout: torch.memory_format, dtype: torch.dtype):
     x_natural = _normal(37, 3, 15, 17).sigmoid().contiguous(memory_format=layout)
     third = _normal(37, 3, 15, 17, dtype=dtype)
     for step, reference, scalars in (
@@ -72,7 +72,7 @@ def test_l2_step(side: int):
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("cutout", [0, 15, 16])
 def test_crop_flip(cutout: int, channels_last: bool):
-    """Against the reference on the CPU: on CUDA torch divides by 255 as a product with its rounded inverse."""
+    """Compares with the reference on the CPU: on CUDA torch multiplies by the rounded inverse of 255."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (11, 32, 32, 3), dtype=torch.uint8, generator=generator)
     indices = torch.randint(11, (129,), generator=generator)
@@ -87,8 +87,8 @@ def test_crop_flip(cutout: int, channels_last: bool):
     assert result.stride() == expected.stride()
 
 
-def test_step_is_captured_in_a_graph():
-    """No synchronisation, no allocation that a replay would miss: the replayed step equals the eager one."""
+def test_linf_step_can_be_captured_in_a_cuda_graph():
+    """Compares replays with eager steps; a host sync would fail, and a new allocation would be missed by a replay."""
     x_natural, grad_x = _normal(8, 3, 32, 32).sigmoid(), _normal(8, 3, 32, 32)
     x_adv, expected = x_natural.clone(), x_natural.clone()
     ops.linf_step_(x_adv.clone(), x_natural, grad_x, 2 / 255, 8 / 255)  # compiles before the capture

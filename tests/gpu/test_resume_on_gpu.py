@@ -1,4 +1,4 @@
-"""Runs that go on, NaN, and several processes on CUDA devices."""
+"""Resumed runs, NaN, and two ranks on CUDA devices."""
 
 import io
 import json
@@ -34,6 +34,7 @@ def trainer(config: RunConfig, folder: Path, *, resume: bool = False) -> Trainer
 
 
 def before_step(run: Trainer, step: int, act) -> None:
+    """Replaces x_natural of one step by act(x_natural)."""
     take_step = run.distiller.step
 
     def step_after_act(x_natural, *arguments, **options):
@@ -45,7 +46,7 @@ def before_step(run: Trainer, step: int, act) -> None:
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled", "graph"])
-def test_a_run_goes_on_where_it_stopped(tmp_path, mode):
+def test_a_stopped_run_resumes(tmp_path, mode):
     config = config_on_gpu(tmp_path, mode)
     whole = trainer(config, tmp_path / "whole")
     whole.train()
@@ -66,7 +67,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, mode):
 
 @pytest.mark.parametrize("mode", ["eager", "compiled", "graph"])
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
-def test_nan_is_found_or_left_out(tmp_path, mode, on_nonfinite):
+def test_nan_stops_the_run_or_its_update_is_skipped(tmp_path, mode, on_nonfinite):
     run = trainer(config_on_gpu(tmp_path, mode, on_nonfinite=on_nonfinite), tmp_path / "run")
     before_step(run, 5, lambda x_natural: torch.full_like(x_natural, torch.nan))
     if on_nonfinite == "stop":
