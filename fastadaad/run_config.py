@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from fastadaad import methods
@@ -248,12 +249,17 @@ class RunConfig:
     rank_timeout_s: float = 600.0
     """Seconds without an answer after which a rank ends the run."""
 
+    @cached_property
+    def method_row(self) -> methods.Method:
+        """Row of the table of methods, with the options of this run."""
+        return methods.get(self.method, **self.method_options)
+
     def __post_init__(self) -> None:
         require(
             re.fullmatch(r"\w[\w.+-]*", self.recipe) is not None,
             f"recipe is {self.recipe!r}: it names the run's folder, give letters, digits, dots and dashes",
         )
-        method = methods.get(self.method, **self.method_options)
+        method = self.method_row
         require(
             self.teacher is not None or not method.needs_teacher,
             f"method {self.method} needs a teacher: set teacher.name and teacher.checkpoint",

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.faults_run import WORDS
 from fastadaad.cli import main
 from fastadaad.training import checkpoint as run_checkpoint
-from fastadaad.training import trainer
+from fastadaad.training import resume
 from fastadaad.training.state import TrainingState
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -75,7 +75,7 @@ def train_from_the_checkpoint_before(folder: Path) -> int:
         paths = run_checkpoint.checkpoint_paths(run_folder)
         return run_checkpoint.read_checkpoint(paths[-1]) if paths else None
 
-    trainer.last_checkpoint = before_last
+    resume.last_checkpoint = before_last
     return train(folder)
 
 

@@ -62,7 +62,9 @@ def run_task(folder: Path, task: dict, rank: int) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    with joined_process_group(os.environ.get("DEVICE", "cpu"), float(os.environ.get("RANK_TIMEOUT_S", "60"))) as process_group:
+    with joined_process_group(
+        os.environ.get("DEVICE", "cpu"), float(os.environ.get("RANK_TIMEOUT_S", "60"))
+    ) as process_group:
         (folder / f"pid{process_group.rank}").write_text(str(os.getpid()))
         for task in json.loads((folder / "tasks.json").read_text()):
             run_task(folder, task, process_group.rank)

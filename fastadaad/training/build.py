@@ -1,24 +1,27 @@
-"""What a run's configuration names, built: device, mode, networks, training step."""
+"""Builds what a run's configuration names: device, mode, networks and training step."""
 
 from typing import cast
 
 import torch
 from torch import nn
 
-from fastadaad import methods
 from fastadaad.config import Mode
 from fastadaad.inner.maximizer import resolve_mode
 from fastadaad.models import load_model
 from fastadaad.models.shipped import checkpoint_path
 from fastadaad.run_config import ModelConfig, RunConfig
-from fastadaad.runtime.distributed import current_process_group
+from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.training.data import TrainingData
 from fastadaad.training.distiller import Distiller
 from fastadaad.training.self_check import ensure_checked
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`: the GPU where there is one, else the CPU. Raises ValueError for a device this torch cannot use."""
+    """Returns the device of this name; `auto` is the GPU if there is one, otherwise the CPU.
+
+    Raises:
+        ValueError: This build of torch cannot use the device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -42,7 +45,7 @@ def checked_mode(mode: Mode, device: torch.device) -> Mode:
 
 
 def build_model(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:
-    """The network of `config` for the classes and channels of `data`, on `device`."""
+    """Builds the network of `config` for the classes and channels of `data`, on `device`."""
     mean, std = data.statistics if config.normalize else (0.0, 1.0)
     model = load_model(
         config.name,
@@ -56,28 +59,32 @@ def build_model(config: ModelConfig, data: TrainingData, device: torch.device) -
 
 
 def build_student(config: RunConfig, data: TrainingData, device: torch.device) -> nn.Module:
-    """The student before its first update; its initial weights are a function of the seed."""
-    # Only they come from torch's global generator, and only inside this block.
+    """Builds the student before its first update; its initial weights are a function of the seed."""
+    # Only the initial weights come from torch's global generator, and only inside this block.
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         return build_model(config.student, data, device)
 
 
 def build_teacher(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:
-    """As build_model. Raises ValueError where no weights are given."""
+    """Builds the teacher as build_model does. Raises ValueError if `config` names no weights."""
     if config.checkpoint is None:
         raise ValueError(f"teacher {config.name} has no weights: set teacher.checkpoint=FILE")
     return build_model(config, data, device)
 
 
 def distiller_of(
-    config: RunConfig, student: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer
+    config: RunConfig,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    process_group: ProcessGroup | None = None,
 ) -> Distiller:
-    """The training step of `config`."""
+    """Builds the training step of `config`. Default of `process_group`: this process alone."""
     return Distiller(
         student,
         teacher,
-        method=methods.get(config.method, **config.method_options),
+        method=config.method_row,
         inner=config.inner,
         optimizer=optimizer,
         teacher_policy=None if teacher is None or config.teacher is None else config.teacher.policy,
@@ -88,6 +95,6 @@ def distiller_of(
         awp_begin=config.optim.awp_begin,
         micro_batch=config.optim.micro_batch,
         on_nonfinite=config.on_nonfinite,
-        process_group=current_process_group(),
+        process_group=process_group,
         batch_norm=config.batch_norm,
     )

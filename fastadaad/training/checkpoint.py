@@ -1,12 +1,13 @@
-"""Checkpoints of a run: one safetensors file each, whose header has everything but the tensors as plain JSON.
+"""Checkpoints of a run: one safetensors file each; the header holds everything but the tensors, as plain JSON.
 
-A file is written in one piece and carries the sha256 of what it holds; the last two are kept. Nothing in it is executed
-when it is read.
+A file is written atomically and carries the sha256 of its contents. The last two are kept. Reading a file executes
+nothing in it.
 """
 
 import hashlib
 import json
 import logging
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,17 +21,19 @@ from fastadaad.models.weights_checks import check_safetensors
 from fastadaad.models.weights_writing import ENTRY, serialized
 from fastadaad.runtime.files import write_atomically
 from fastadaad.runtime.text import printable
-from fastadaad.training.nested_state import join_tensors, split_tensors
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-CHECKPOINTS = "checkpoints"  # in the run's
+CHECKPOINTS = "checkpoints"  # folder in the run's folder
 NUM_KEPT = 2
+
+# In the JSON a tensor is a dict with this one key, whose value is the tensor's name.
+_TENSOR = "<tensor>"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message is one line that names it and what to do."""
+    """A checkpoint that cannot be used; the message is one line with its path and the remedy."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
@@ -38,19 +41,21 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFacts:
-    """What may be asked of a checkpoint without reading its tensors."""
+    """Facts about a checkpoint that can be read without its tensors."""
 
     run: dict[str, Any]
-    """What the weights depend on, see run_facts.py; the images are the item data_sha256."""
+    """Settings that the weights depend on, see fingerprint.py; the item data_sha256 identifies the images."""
     versions: dict[str, str]
     processes: int
+    """Number of ranks."""
     epoch: int
-    """Epochs that are complete, of how many:"""
+    """Number of complete epochs."""
     epochs: int
+    """Number of epochs of the whole run."""
     finished: bool
 
     def __post_init__(self) -> None:
-        """Raises TypeError where a stranger's file has something else in the place of what is compared by its names."""
+        """Raises TypeError if an untrusted file has values of other types, as both are compared by their keys."""
         if not (isinstance(self.run, dict) and isinstance(self.versions, dict)):
             raise TypeError("run and versions are no dicts")
 
@@ -61,23 +66,34 @@ class CheckpointFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class RunCheckpoint:
-    """What a run depends on at one moment."""
+    """A checkpoint that has been read."""
 
     path: Path
     facts: CheckpointFacts
     state: Any
-    """As nested_state.py has it."""
+    """Nested state as join_tensors returns it."""
 
 
 def checkpoint_paths(run_folder: Path) -> list[Path]:
-    """The checkpoints of a run, the latest first."""
+    """Lists the checkpoints of a run, the latest first."""
     return sorted((run_folder / CHECKPOINTS).glob("step-*.safetensors"), reverse=True)
 
 
 def write_checkpoint(run_folder: Path, step: int, facts: CheckpointFacts, state: Any) -> Path:
-    """Add a checkpoint of optimiser step `step` to a run, then delete all but the last two.
+    """Adds a checkpoint of optimiser step `step` to a run, then deletes all but the last two.
 
-    Raises OSError where it cannot be written; then those before are still there.
+    Args:
+        run_folder: Folder of the run.
+        step: Number of optimiser steps so far, which names the file.
+        facts: Facts about the run.
+        state: Nested state of tensors, dicts, lists, numbers, strings and None.
+
+    Returns:
+        Path of the new file.
+
+    Raises:
+        OSError: The file cannot be written; earlier checkpoints are kept.
+        TypeError: The state holds a value of another type.
     """
     plain, tensors = split_tensors(state)
     content = {"format": FORMAT, "facts": asdict(facts), "state": plain}
@@ -91,7 +107,11 @@ def write_checkpoint(run_folder: Path, step: int, facts: CheckpointFacts, state:
 
 
 def read_checkpoint(path: Path) -> RunCheckpoint:
-    """The checkpoint in `path`, verified. Raises CheckpointError for a truncated, altered or foreign file."""
+    """Reads and verifies a checkpoint.
+
+    Raises:
+        CheckpointError: The file is truncated, altered or not a checkpoint.
+    """
     header = _header(path)
     try:
         tensors = load(path.read_bytes())
@@ -105,7 +125,7 @@ def read_checkpoint(path: Path) -> RunCheckpoint:
 
 
 def last_facts(run_folder: Path) -> CheckpointFacts | None:
-    """Of the latest checkpoint of a run that has some, without its tensors and unverified; None: there is none."""
+    """Reads the facts of a run's latest readable checkpoint, unverified; None if there is no checkpoint."""
     for path in checkpoint_paths(run_folder):
         with suppress(CheckpointError, KeyError, TypeError):
             return CheckpointFacts(**_header(path)["content"]["facts"])
@@ -115,7 +135,7 @@ def last_facts(run_folder: Path) -> CheckpointFacts | None:
 def last_checkpoint(run_folder: Path) -> RunCheckpoint | None:
     """Reads the latest usable checkpoint of a run; None if the run has no checkpoint.
 
-    A later one that is damaged is logged and renamed, so that it does not count as one of those to keep.
+    A damaged one after it is logged and renamed, so that it does not count as one of the checkpoints to keep.
 
     Raises:
         CheckpointError: There are checkpoints and none can be used.
@@ -134,14 +154,14 @@ def last_checkpoint(run_folder: Path) -> RunCheckpoint | None:
         return checkpoint
     if damaged:
         raise CheckpointError(
-            f"none of the {len(damaged)} checkpoints in {run_folder / CHECKPOINTS} can be used: to start anew, move "
+            f"none of the {len(damaged)} checkpoints in {run_folder / CHECKPOINTS} can be used: to start again, move "
             f"{run_folder} away"
         )
     return None
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The JSON in the header, of the form that write_checkpoint gives it."""
+    """Reads the JSON that write_checkpoint puts into the header."""
     try:
         check_safetensors(path)
         with safe_open(path, "pt") as file:
@@ -159,5 +179,39 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 
 
 def _sha256(tensors: dict[str, Tensor], content: dict[str, Any]) -> str:
-    """Of a file that holds these and no checksum."""
+    """Checksum of a file with these contents and no checksum."""
     return hashlib.sha256(serialized(tensors, content=content)).hexdigest()
+
+
+def split_tensors(state: Any, name: str = "state") -> tuple[Any, dict[str, Tensor]]:
+    """Splits a nested state into plain JSON, in which references replace the tensors, and tensors by dotted name.
+
+    Keys of dicts become strings and tuples become lists.
+
+    Raises:
+        TypeError: The state holds anything but dicts, lists, tuples, numbers, strings, None and tensors.
+    """
+    if isinstance(state, Tensor):
+        return {_TENSOR: name}, {name: state}
+    if isinstance(state, Mapping):
+        items = {str(key): split_tensors(value, f"{name}.{key}") for key, value in state.items()}
+        return {key: plain for key, (plain, _) in items.items()}, _united(tensors for _, tensors in items.values())
+    if isinstance(state, (list, tuple)):
+        values = [split_tensors(value, f"{name}.{index}") for index, value in enumerate(state)]
+        return [plain for plain, _ in values], _united(tensors for _, tensors in values)
+    if state is None or isinstance(state, (bool, int, float, str)):
+        return state, {}
+    raise TypeError(f"{name} is a {type(state).__name__}, which a checkpoint cannot hold")
+
+
+def join_tensors(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Inverse of split_tensors, apart from keys and tuples. Raises KeyError for a missing tensor."""
+    if isinstance(plain, dict):
+        if set(plain) == {_TENSOR}:
+            return tensors[plain[_TENSOR]]
+        return {key: join_tensors(value, tensors) for key, value in plain.items()}
+    return [join_tensors(value, tensors) for value in plain] if isinstance(plain, list) else plain
+
+
+def _united(dicts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: tensor for tensors in dicts for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""The three splits of a run's data set, each as a pipeline."""
+"""Training, validation and test split of a run's data set, each as a pipeline."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,17 +24,20 @@ from fastadaad.data.datasets.extra_images import ExtraImages
 from fastadaad.data.rank_agreement import check_same_on_all_ranks
 from fastadaad.data.statistics import Statistics, channel_statistics
 from fastadaad.run_config import DataConfig, RunConfig
-from fastadaad.runtime.distributed import ProcessGroup, current_process_group
+from fastadaad.runtime.distributed import ProcessGroup
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """train: augmented and shuffled; validation (None where its size is 0) and test: as they are."""
+    """Data set of a run and the pipelines of its splits."""
 
     dataset: Dataset
     train: Pipeline
+    """Augmented and shuffled batches of this rank."""
     validation: Pipeline | None
+    """Images without augmentation, in their order; None if the split is empty."""
     test: Pipeline
+    """Images without augmentation, in their order."""
 
     @property
     def num_classes(self) -> int:
@@ -46,38 +49,46 @@ class TrainingData:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """(mean, std) of the training images' pixels in [0, 1], per channel; image files are read for it when asked."""
+        """Mean and standard deviation per channel of the training pixels; the first use reads image files."""
         return self.dataset.statistics or channel_statistics(self.dataset.train_images)
 
     @property
     def skipped(self) -> dict[Path, str]:
-        """Image files that were left out so far, and why."""
-        pipelines = [pipeline for pipeline in (self.train, self.validation, self.test) if pipeline is not None]
-        return dict(self.dataset.skipped) | {path: why for part in pipelines for path, why in part.skipped.items()}
+        """Image files that were skipped so far, with the reasons."""
+        skipped = dict(self.dataset.skipped)
+        for pipeline in (self.train, self.validation, self.test):
+            skipped |= {} if pipeline is None else pipeline.skipped
+        return skipped
 
 
-def training_data(config: RunConfig, device: torch.device) -> TrainingData:
-    """Read the data set of `config` and split it; the splits are pure functions of the data and the seed.
+def training_data(config: RunConfig, device: torch.device, process_group: ProcessGroup | None = None) -> TrainingData:
+    """Reads the data set of `config` and splits it; the splits are pure functions of the data and the seed.
 
-    With several processes `train` has this one's share of each batch, and the others have all images. Raises ValueError
-    where the files are missing or damaged or the sizes asked for do not fit.
+    Args:
+        config: Configuration of the run.
+        device: Device of the batches.
+        process_group: Ranks that train together: `train` has this rank's shard of each batch, validation and test have
+            all images. Default: this process alone.
+
+    Raises:
+        ValueError: Files are missing or damaged, or the configured sizes do not fit the data set.
     """
     data, evaluation = config.data, config.evaluation
-    process_group = current_process_group()
+    process_group = process_group or ProcessGroup()
     if data.batch_size % process_group.size:
         raise ValueError(
-            f"data.batch_size is {data.batch_size}, the images of a step of all {process_group.size} processes: give a "
+            f"data.batch_size is {data.batch_size}, the images of a step of all {process_group.size} ranks: give a "
             f"multiple of {process_group.size}"
         )
     dataset = _load_after_download(data, process_group)
-    check_same_on_all_ranks(dataset)
+    check_same_on_all_ranks(dataset, process_group)
     train, validation = split_validation(dataset.train_labels, data.validation_size, config.seed)
     if data.num_samples is not None:
         train = train[subset(dataset.train_labels[train], data.num_samples, config.seed)]
     test = torch.arange(len(dataset.test_labels))[: evaluation.num_images]
     images, labels, extra = _with_extra_images(data, dataset)
 
-    def as_they_are(images: Images, labels: Tensor, samples: Tensor) -> Pipeline:
+    def unaugmented(images: Images, labels: Tensor, samples: Tensor) -> Pipeline:
         return make_pipeline(
             data.engine,
             images,
@@ -109,18 +120,18 @@ def training_data(config: RunConfig, device: torch.device) -> TrainingData:
     return TrainingData(
         dataset=dataset,
         train=training,
-        # Of the images that the training has on the device already.
-        validation=as_they_are(training.images, labels, validation) if len(validation) else None,
-        test=as_they_are(dataset.test_images, dataset.test_labels, test),
+        # Uses the images that are on the device already for the training.
+        validation=unaugmented(training.images, labels, validation) if len(validation) else None,
+        test=unaugmented(dataset.test_images, dataset.test_labels, test),
     )
 
 
 def _load_after_download(data: DataConfig, process_group: ProcessGroup) -> Dataset:
-    """The data set, which one process of a node fetches for all of them where it is missing."""
+    """Loads the data set; if it is missing, one rank per node downloads it for the others."""
     if not data.download or process_group.size == 1:
         return _load(data)
     fetched = _load(data) if process_group.is_first_of_node else None
-    process_group.all_gather(None)  # the others wait
+    process_group.all_gather(None)  # the other ranks wait
     return fetched or _load(replace(data, download=False))
 
 
@@ -146,15 +157,17 @@ def _augmentation(data: DataConfig) -> Augmentation:
 
 
 def _with_extra_images(data: DataConfig, dataset: Dataset) -> tuple[Images, Tensor, Tensor]:
-    """Images and labels of the training set, those of data.extra_images behind them, and the indices of these."""
+    """Appends data.extra_images to the training set; returns images, labels and the indices of the extra images."""
     own = dataset.train_images
     if data.extra_images is None:
         return own, dataset.train_labels, torch.arange(0)
     if isinstance(own, ImageFiles):
-        raise DataError(f"{data.extra_images} has arrays and {own.root} has image files: run fastadaad pack for these")
+        raise DataError(
+            f"{data.extra_images} has arrays and {own.root} has image files: run fastadaad pack on the image files"
+        )
     path, num_classes = Path(data.extra_images), len(dataset.class_names)
     extra = ExtraImages(path, num_classes=num_classes, image_shape=image_shape(own))
-    # One array for both, into which the file is read directly: the extra images may be most of the memory.
+    # The file is read into the common array directly, as the extra images may take most of the memory.
     images = torch.empty(len(own) + len(extra), *own.shape[1:], dtype=torch.uint8)
     images[: len(own)] = own
     extra.read_into(images[len(own) :])

@@ -23,7 +23,7 @@ from fastadaad.training.awp import kept_buffers, perturbed_weights
 from fastadaad.training.gradient_exchange import average_over_ranks, running_statistics
 from fastadaad.training.graph_step import captured_step
 from fastadaad.training.mixed_precision import check_awp, first_convolution_in_fp32, gradient_scaler, in_precision
-from fastadaad.training.nonfinite import NonFiniteNotes, UpdateGuard, check_scale, find_nonfinite
+from fastadaad.training.nonfinite import NonFiniteCounters, UpdateGuard, check_scale, find_nonfinite
 
 # Steps between two adaptations of an adaptive teacher policy to its error.
 ADAPT_EVERY = 20
@@ -154,7 +154,7 @@ class Distiller:
         self.precision = self.maximizer.precision
         self.student, self.teacher, self.optimizer = student, teacher, optimizer
         self.awp_gamma, self.awp_begin = awp_gamma, awp_begin
-        self.micro_batch = micro_batch
+        self.micro_batch, self.on_nonfinite = micro_batch, on_nonfinite
         self.method.check_micro_batch(micro_batch)
         check_awp(self.precision.student, awp_gamma)
         self._outer_student = in_precision(student, self.precision.student)
@@ -162,7 +162,7 @@ class Distiller:
         self.scaler = gradient_scaler(self.precision.student, optimizer, device)
         self._outer_loss = self._compiled_outer_loss(compile_options or {})
         with torch.inference_mode(False):  # tensors made in the caller's inference mode could not be added to
-            self._nonfinite = NonFiniteNotes(on_nonfinite, device)
+            self._nonfinite = NonFiniteCounters(on_nonfinite, device)
             self._teacher_error = TeacherErrorMeter(self.maximizer.teacher_policy, device)
         self.teacher_error: TeacherError | None = None
         self._num_steps = 0
@@ -247,7 +247,7 @@ class Distiller:
     ) -> tuple[Tensor, Tensor]:
         """Runs the part of a step that happens on the device; returns the loss before the update, and x_adv."""
         guard = None
-        if self._nonfinite.on_nonfinite == "skip":
+        if self.on_nonfinite == "skip":
             guard = UpdateGuard(self.student, self.optimizer, [self._teacher_error.sums])
         batches = []  # all searches come before the student changes
         for images, their_labels in split_batch(x_natural, labels, self.micro_batch):

@@ -1,4 +1,4 @@
-"""A run's student measured: on the validation split while it trains, on the test set at its end."""
+"""Evaluation of a run's student: on the validation split during the training, on the test set at its end."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,31 +13,44 @@ from fastadaad.data import Pipeline
 from fastadaad.evaluation import AttackResult, evaluate, merge, num_stages
 from fastadaad.evaluation.accuracy import Progress
 from fastadaad.run_config import RunConfig
-from fastadaad.runtime.distributed import current_process_group
+from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.runtime.progress import image_progress
 from fastadaad.training.data import TrainingData
 
 
 def evaluate_on_validation_split(
-    model: nn.Module, config: RunConfig, data: TrainingData, *, progress: Progress = lambda part, num_images: None
+    model: nn.Module,
+    config: RunConfig,
+    data: TrainingData,
+    *,
+    process_group: ProcessGroup | None = None,
+    progress: Progress = lambda stage, num_images: None,
 ) -> dict[str, float]:
-    """natural_accuracy and robust_accuracy of `model`, as metrics.csv has them; empty without a validation split.
+    """Evaluates `model` on the validation split.
 
-    `progress` as in evaluate.
+    Args:
+        model: Network to evaluate.
+        config: Configuration of the run, which names the attack.
+        data: Data of the run.
+        process_group: Ranks that evaluate together, each on its shard. Default: this process alone.
+        progress: Function of (stage, num_images) that is called after each batch, as in evaluate.
+
+    Returns:
+        natural_accuracy and robust_accuracy as metrics.csv has them; empty without a validation split.
     """
     if data.validation is None:
         return {}
-    evaluation = config.evaluation
-    natural, robust = _of_all_ranks(
-        _evaluate(
-            model,
-            _share(data.validation),
-            ("natural", evaluation.validation_attack),
-            threat_model=evaluation.threat_model,
-            seed=config.seed,
-            progress=progress,
-        )
+    evaluation, group = config.evaluation, process_group or ProcessGroup()
+    results = _evaluate(
+        model,
+        _shard(data.validation, group),
+        ("natural", evaluation.validation_attack),
+        group,
+        threat_model=evaluation.threat_model,
+        seed=config.seed,
+        progress=progress,
     )
+    natural, robust = _merged_over_ranks(results, group)
     return {"natural_accuracy": natural.accuracy, "robust_accuracy": robust.accuracy}
 
 
@@ -48,55 +61,77 @@ def evaluate_on_test_set(
     console: Console,
     title: str,
     *,
+    process_group: ProcessGroup | None = None,
     state: Path | None = None,
 ) -> list[AttackResult]:
-    """The attacks of `config.evaluation` on the test images of `data`, with live progress; `state` as in evaluate."""
-    evaluation, test = config.evaluation, _share(data.test)
+    """Runs the attacks of `config.evaluation` on the test images of `data`, with a progress bar.
+
+    Args:
+        model: Network to evaluate.
+        config: Configuration of the run.
+        data: Data of the run.
+        console: Console of the progress bar.
+        title: Text beside the bar.
+        process_group: Ranks that evaluate together, each on its shard. Default: this process alone.
+        state: Folder in which an interrupted evaluation resumes, as in evaluate. Default: none.
+
+    Returns:
+        One result per attack, merged over the ranks.
+    """
+    group = process_group or ProcessGroup()
+    evaluation, test = config.evaluation, _shard(data.test, group)
     with image_progress(console, title, num_stages(evaluation.attacks) * test.num_images) as progress:
         results = _evaluate(
             model,
             test,
             evaluation.attacks,
+            group,
             threat_model=evaluation.threat_model,
             restarts=evaluation.restarts,
             seed=config.seed,
-            progress=lambda part, num_images: progress.advance(num_images, part),
+            progress=lambda stage, num_images: progress.advance(num_images, stage),
             state=state,
         )
     skipped = [*data.dataset.skipped.values(), *test.skipped.values()]
     notes = [
         f"image files of the data set that are left out: {len(skipped)}, the first: {first}" for first in skipped[:1]
     ]
-    return _of_all_ranks([replace(result, notes=(*result.notes, *notes)) for result in results])
+    return _merged_over_ranks([replace(result, notes=(*result.notes, *notes)) for result in results], group)
 
 
-def _share(pipeline: Pipeline) -> Pipeline:
-    """The images of this process."""
-    process_group = current_process_group()
-    return pipeline if process_group.size == 1 else pipeline.shard(process_group.rank, process_group.size)
+def _shard(pipeline: Pipeline, group: ProcessGroup) -> Pipeline:
+    """Images of this rank."""
+    return pipeline if group.size == 1 else pipeline.shard(group.rank, group.size)
 
 
 def _evaluate(
-    model: nn.Module, share: Pipeline, attacks: Sequence[str], *, progress: Progress, **options: Any
+    model: nn.Module,
+    shard: Pipeline,
+    attacks: Sequence[str],
+    group: ProcessGroup,
+    *,
+    progress: Progress,
+    **options: Any,
 ) -> list[AttackResult]:
-    """evaluate on the images of this process; no results where there are fewer images than processes."""
-    process_group = current_process_group()
-    if not share.num_images and not process_group.is_first:
+    """Evaluates on the images of this rank; returns no results if there are fewer images than ranks."""
+    if not shard.num_images and not group.is_first:
         return []
 
-    def meet_after_batch(part: str, num_images: int) -> None:
-        progress(part, num_images)
-        process_group.progress()
-        process_group.all_gather(False)
+    def meet_after_batch(stage: str, num_images: int) -> None:
+        progress(stage, num_images)
+        group.progress()
+        group.all_gather(False)
 
-    return evaluate(model, partial(share.epoch, 0), attacks, progress=meet_after_batch, **options)
+    return evaluate(model, partial(shard.epoch, 0), attacks, progress=meet_after_batch, **options)
 
 
-def _of_all_ranks(results: list[AttackResult]) -> list[AttackResult]:
-    """Merged; a process that is done meets the others after their batches, as one is taken for lost that is silent."""
-    process_group = current_process_group()
-    process_group.pause()
-    while not all(process_group.all_gather(True)):
+def _merged_over_ranks(results: list[AttackResult], group: ProcessGroup) -> list[AttackResult]:
+    """Merges the results of all ranks.
+
+    A rank that is done meets the others after each of their batches, as a silent rank counts as lost.
+    """
+    group.pause()
+    while not all(group.all_gather(True)):
         pass
-    shares = [share for share in process_group.all_gather(results) if share]
-    return [merge(parts) for parts in zip(*shares, strict=True)]
+    by_rank = [of_rank for of_rank in group.all_gather(results) if of_rank]
+    return [merge(of_attack) for of_attack in zip(*by_rank, strict=True)]

@@ -1,6 +1,7 @@
-"""What the weights of a run depend on, so that two runs can be told apart and a resumed one is the same run."""
+"""Settings that the weights of a run depend on, which tell two runs apart and identify a run that is resumed."""
 
 import hashlib
+import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -15,10 +16,10 @@ from fastadaad.models.weights_reading import check_is_file
 from fastadaad.run_config import DataConfig, RunConfig
 from fastadaad.runtime.version import version
 
-# The item of a checkpoint's facts that tells the images; a configuration only names them.
+# Item of a checkpoint's facts that identifies the images; a configuration only names them.
 DATA = "data_sha256"
 
-# What changes neither the weights of a run nor which epoch is its best.
+# Settings that change neither the weights of a run nor the choice of its best epoch.
 IRRELEVANT = {
     "data": ("download", "num_workers"),
     "evaluation": ("attacks", "restarts", "batch_size", "num_images"),
@@ -27,7 +28,7 @@ IRRELEVANT_AT_THE_TOP = ("log_every", "checkpoint_every", "on_nonfinite", "teach
 
 
 def training_facts(config: RunConfig) -> dict[str, Any]:
-    """All that the weights of a run depend on, the teacher's by its contents."""
+    """Returns the settings that the weights of a run depend on, as JSON has them; the teacher by its sha256."""
     facts = asdict(config)
     for name in IRRELEVANT_AT_THE_TOP:
         del facts[name]
@@ -37,11 +38,15 @@ def training_facts(config: RunConfig) -> dict[str, Any]:
             del facts[section][name]
     if config.teacher is not None:
         facts["teacher"]["checkpoint"] = sha256_of(config.teacher.checkpoint)
-    return facts
+    return json.loads(json.dumps(facts))
 
 
 def sha256_of(checkpoint: str | None) -> str | None:
-    """Of the contents of a file of weights, named as in a ModelConfig. Raises ValueError where there is none."""
+    """Returns the sha256 of a file of weights, named as in a ModelConfig; None for None.
+
+    Raises:
+        ValueError: The file is missing.
+    """
     if checkpoint is None:
         return None
     path = checkpoint_path(checkpoint)
@@ -50,12 +55,12 @@ def sha256_of(checkpoint: str | None) -> str | None:
 
 
 def place(data: DataConfig) -> str | None:
-    """Where the images are, as far as it tells which they are."""
+    """Returns the folder of the images if it identifies them, as for a user's own data set."""
     return str(Path(data.root).resolve()) if data.name in OWN_DATASETS and data.root is not None else None
 
 
 def differences(saved: dict[str, Any], present: dict[str, Any], prefix: str = "") -> list[str]:
-    """What is another in `present` than in `saved`, both as JSON has them: one text per setting, by its dotted name."""
+    """Lists the settings that differ, both given as JSON has them: one string per setting, by its dotted name."""
     found = []
     for name in dict.fromkeys([*saved, *present]):
         before, now = saved.get(name), present.get(name)
@@ -68,7 +73,7 @@ def differences(saved: dict[str, Any], present: dict[str, Any], prefix: str = ""
 
 
 def versions() -> dict[str, str]:
-    """Of what computes the weights."""
+    """Returns the versions of the programs that compute the weights."""
     return {
         "fastadaad": version("fastadaad"),
         "torch": torch.__version__,

@@ -1,6 +1,5 @@
-"""Where a run is written: a new folder, or that of a run which goes on."""
+"""Folder of a run: a new one, or the folder of a run that is resumed."""
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from fastadaad.training.fingerprint import DATA, differences, training_facts
 log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
-RESULTS = "results.csv"  # in a run's folder: it has been evaluated, which is the last thing to be done
+RESULTS = "results.csv"  # file in a run's folder; it is written last, after the evaluation on the test set
 
 
 def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool) -> Path:
@@ -38,7 +37,7 @@ def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool) -> 
     if stopped and resume:
         return stopped[0]
     for folder, facts in unfinished.items():
-        advice = "add --resume to go on with it" if folder in stopped else "another process trains it now"
+        advice = "add --resume to resume it" if folder in stopped else "another process trains it now"
         log.info(f"{folder} has the same run, {facts}: {advice}")
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     folder = RUNS / f"{stamp}_{config.recipe}_{config.method}_seed{config.seed}"
@@ -47,12 +46,12 @@ def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool) -> 
 
 
 def _check_empty(folder: Path) -> None:
-    """Raises ValueError where there is something already."""
+    """Raises ValueError if the folder is a file or holds anything."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     remedy = "give another --run-folder, or move it away"
     if (facts := last_facts(folder)) is not None:
-        remedy = f"it has a run, {facts}; to go on with it, add --resume; else {remedy}"
+        remedy = f"it has a run, {facts}; to resume it, add --resume; otherwise {remedy}"
     raise ValueError(f"{folder} exists already: {remedy}")
 
 
@@ -62,7 +61,7 @@ def _is_trained_now(folder: Path) -> bool:
 
 
 def _unfinished(config: RunConfig) -> dict[Path, CheckpointFacts]:
-    """Folders in runs/ with an unfinished run of this configuration, the latest first."""
+    """Finds the folders in runs/ with an unfinished run of this configuration, the latest first."""
     found = {folder: last_facts(folder) for folder in sorted(RUNS.glob("*/"), reverse=True)}
     unfinished = {
         folder: facts
@@ -70,8 +69,8 @@ def _unfinished(config: RunConfig) -> dict[Path, CheckpointFacts]:
         if facts is not None and not (facts.finished and (folder / RESULTS).exists())
     }
     if not unfinished:
-        return {}  # without a look at the teacher's weights, which may be large
-    present = json.loads(json.dumps(training_facts(config)))
+        return {}  # does not read the teacher's weights, which may be large
+    present = training_facts(config)
     return {
         folder: facts
         for folder, facts in unfinished.items()

@@ -1,4 +1,4 @@
-"""What a run leaves behind: config.json, metrics.csv (one row per epoch), TensorBoard events, precision.json."""
+"""Files that a run logs to: config.json, metrics.csv (one row per epoch) and TensorBoard events."""
 
 import csv
 import io
@@ -11,7 +11,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fastadaad.run_config import RunConfig
 from fastadaad.runtime.files import write_atomically
-from fastadaad.runtime.patient_files import PatientFiles
+from fastadaad.runtime.progress import ImageProgress
+from fastadaad.runtime.retrying_files import RetryingFiles
+from fastadaad.training.distiller import Distiller
+from fastadaad.training.state import TrainingState
 
 Row = Mapping[str, float | None]
 
@@ -24,9 +27,9 @@ METRICS = (
     "robust_accuracy",
     "images_per_s",
     "seconds",
-    "data_wait",  # share of the seconds
+    "data_wait",  # fraction of the seconds
     "skipped_updates",  # so far, with on_nonfinite=skip
-    # Of a teacher policy other than exact, see TeacherError.
+    # Error of a teacher policy other than exact, see TeacherError.
     "teacher_logit_error",
     "teacher_kl_error",
     "teacher_top_class_differs",
@@ -34,13 +37,47 @@ METRICS = (
 )
 
 
-class RunLog:
-    """config.json, and the metrics of all epochs so far; a context manager that closes its files.
+def epoch_row(
+    state: TrainingState, distiller: Distiller, progress: ImageProgress, validation: Mapping[str, float]
+) -> dict[str, float | None]:
+    """Returns the METRICS of the epoch that has just been trained. Waits for the device.
 
-    `step`: of the run so far; what an earlier, lost continuation wrote to TensorBoard after it is hidden.
+    Args:
+        state: State of the run.
+        distiller: Training step of the run.
+        progress: Speed and time of the run.
+        validation: Accuracies on the validation split; empty if the epoch was not evaluated.
+    """
+    error = distiller.read_teacher_error() or distiller.teacher_error
+    return {
+        "epoch": state.epoch,
+        "step": state.step,
+        "learning_rate": state.optimizer.param_groups[0]["lr"],
+        "train_loss": state.mean_loss(),
+        "natural_accuracy": validation.get("natural_accuracy"),
+        "robust_accuracy": validation.get("robust_accuracy"),
+        "images_per_s": progress.images_per_s,
+        "seconds": progress.seconds,
+        "data_wait": progress.waited_share,
+        "skipped_updates": distiller.read_skipped() if distiller.on_nonfinite == "skip" else None,
+        "teacher_logit_error": None if error is None else error.logit_error,
+        "teacher_kl_error": None if error is None else error.kl_error,
+        "teacher_top_class_differs": None if error is None else error.top_class_differs,
+        "query_interval": None if error is None else error.query_interval,
+    }
+
+
+class RunLog:
+    """config.json and the metrics of all epochs so far; a context manager that closes its files.
+
+    Args:
+        folder: Folder of the run.
+        config: Configuration of the run.
+        files: Writer of the files.
+        step: Number of optimiser steps so far. Later TensorBoard events, of a continuation that was lost, are hidden.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, files: PatientFiles, step: int) -> None:
+    def __init__(self, folder: Path, config: RunConfig, files: RetryingFiles, step: int) -> None:
         self._path, self._files = folder / "metrics.csv", files
         if files.enabled:
             write_atomically(folder / "config.json", json.dumps(asdict(config), indent=2).encode())
@@ -53,16 +90,16 @@ class RunLog:
         self._files.attempt("tensorboard", lambda: self._tensorboard.close())
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Write the rows of all epochs so far; a metric that was not measured is None and stays empty."""
+        """Writes the rows of all epochs so far; None, a metric that was not measured, stays empty."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, METRICS)
         writer.writeheader()
         writer.writerows(rows)
-        # In one piece: a run that is killed and goes on has each epoch once.
+        # The whole file at once: a run that is killed and resumed has each epoch once.
         self._files.write(self._path, text.getvalue().encode())
 
     def show(self, row: Row) -> None:
-        """Add one epoch's row to TensorBoard."""
+        """Adds the row of one epoch to TensorBoard."""
         self._files.attempt("tensorboard", lambda: self._show(row))
 
     def _show(self, row: Row) -> None:
@@ -73,12 +110,6 @@ class RunLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.csv; what was not measured is absent from its row."""
+    """Reads the rows of a run's metrics.csv; a metric that was not measured is missing in its row."""
     with open(folder / "metrics.csv", newline="") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-
-
-def precision_json(path: Path, moment: str, shares: dict[str, float]) -> bytes:
-    """The content of the run's precision.json at `path`, with the shares of a PrecisionReport under their moment."""
-    known = json.loads(path.read_text()) if path.exists() else {}
-    return json.dumps(known | {moment: shares}, indent=2).encode()

@@ -1,4 +1,4 @@
-"""The student's training pass in bf16 or fp16: fp32 weights and statistics, cast where a layer computes with them."""
+"""Training pass of the student in bf16 or fp16: fp32 weights and statistics, cast when a layer computes."""
 
 import warnings
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from fastadaad.runtime.precision import DTYPES
 
 
 class MixedPrecision(nn.Module):
-    """`network` under autocast. x fp32 [B, C, H, W] -> logits fp32 [B, N]."""
+    """A network under autocast: x fp32 [B, C, H, W] -> logits fp32 [B, N]."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class MixedPrecision(nn.Module):
 
 
 def in_precision(network: nn.Module, precision: Precision) -> nn.Module:
-    """`network` as its training pass runs it: itself in fp32 and tf32, under autocast in bf16 and fp16."""
+    """Returns `network` for fp32 and tf32, and `network` under autocast for bf16 and fp16."""
     dtype = DTYPES[precision]
     return network if dtype == torch.float32 else MixedPrecision(network, dtype)
 
@@ -52,9 +52,15 @@ def _forward_in_fp32(convolution: nn.Conv2d, x: Tensor) -> Tensor:
 def gradient_scaler(
     precision: Precision, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> torch.amp.GradScaler:
-    """Scales the loss of a step in fp16 and leaves out an update with an infinite gradient; does nothing in others.
+    """Returns a scaler that scales the loss in fp16 and skips updates with infinite gradients; else it is disabled.
 
-    Its state belongs into a checkpoint.
+    Checkpoints must hold its state.
+
+    Args:
+        precision: Precision of the student.
+        optimizer: Optimizer of the student. An fp16 step of one without support for skipping waits for the device,
+            with a warning.
+        device: Device of the student.
     """
     enabled = precision == "fp16"
     if enabled and not getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -69,9 +75,9 @@ def gradient_scaler(
 
 
 def _give_first_momenta(optimizer: torch.optim.Optimizer) -> None:
-    """Zeros, with which the first update is what it is without, to a fused SGD that has none yet.
+    """Gives a new fused SGD momenta of zeros, which do not change its first update.
 
-    Where its first update is left out, torch 2.14 goes on from uninitialised memory as momenta, NaN among it.
+    If the first update is skipped, torch 2.14 continues with uninitialised memory as momenta, which may hold NaN.
     """
     for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else []:
         if group["fused"] and group["momentum"] and not group["dampening"]:

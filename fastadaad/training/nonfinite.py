@@ -95,7 +95,7 @@ def _all(flags: list[Tensor], like: Tensor) -> Tensor:
     return flags[0] if len(flags) == 1 else torch.stack(flags).all()
 
 
-class NonFiniteNotes:
+class NonFiniteCounters:
     """What was found in the steps so far, on the device.
 
     An update is spoiled where its loss or gradients are not finite. With `skip` the caller leaves those out, and a step

@@ -1,4 +1,4 @@
-"""All that changes while a run goes on, and the same as a checkpoint holds it."""
+"""State of a run: everything that changes during the training, and its form in a checkpoint."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,48 +10,60 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_a
 from fastadaad.run_config import OptimConfig, RunConfig
 from fastadaad.training.optimizers import make_optimizer
 
-# What is a number of a TrainingState, or a list of such.
+# Attributes of a TrainingState that are numbers or lists of numbers.
 NUMBERS = ("epoch", "step", "best_epoch", "best_robust_accuracy", "rows")
 
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """The student and what its further training depends on, beside the state of the Distiller."""
+    """The student and everything else that its further training depends on, except for the Distiller's state."""
 
     student: nn.Module
     averaged: AveragedModel | None
+    """Average of the student's weights, by EMA or SWA."""
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
-    """Draws the starts of the inner loop."""
+    """Random numbers of the starts of the inner loop."""
     losses: Tensor
-    """Of the steps of this epoch so far: their sum and number, on the device."""
+    """Sum and number of this epoch's losses so far, fp32 [2] on the device."""
     epoch: int = 0
-    """Epochs of steps that are complete."""
+    """Number of epochs whose steps are complete."""
     step: int = 0
-    """Optimiser steps so far; the position in the data is step - epoch * steps per epoch."""
+    """Number of optimiser steps; the position in the data is step - epoch * steps per epoch."""
     rows: list[dict[str, float | None]] = field(default_factory=list)
-    """Of metrics.csv: one for each epoch that has been measured."""
+    """Rows of metrics.csv, one per finished epoch."""
     best_epoch: int = 0
     best_robust_accuracy: float = -1.0
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is measured and saved: the averaged student as soon as there is one."""
+        """The network that is evaluated and saved: the averaged student as soon as there is one."""
         if self.averaged is None or self.averaged.n_averaged == 0:
             return self.student
         return self.averaged.module
 
-    def note_loss(self, loss: Tensor) -> None:
-        """Add the loss of a step; one that is not finite, whose update was left out, does not count."""
+    def add_loss(self, loss: Tensor) -> None:
+        """Adds the loss of a step; a non-finite one, whose update was skipped, does not count."""
         one = torch.stack([loss, torch.ones_like(loss)])
         self.losses += torch.where(loss.isfinite(), one, torch.zeros_like(one))
 
     def mean_loss(self) -> float:
-        """Of the steps of this epoch so far. Waits for the device."""
+        """Mean loss of the steps of this epoch so far. Waits for the device."""
         return (self.losses[0] / self.losses[1]).item()
 
+    def average_after_step(self, optim: OptimConfig) -> None:
+        """Adds the student to its EMA, if `optim` has one."""
+        if self.averaged is not None and optim.ema_decay:
+            self.averaged.update_parameters(self.student)
+
+    def average_after_epoch(self, optim: OptimConfig) -> None:
+        """Adds the student to its SWA average, from the epoch in which it begins."""
+        if optim.swa_begin is not None and self.epoch > optim.swa_begin * optim.epochs:
+            assert self.averaged is not None
+            self.averaged.update_parameters(self.student)
+
     def state_dict(self) -> dict[str, Any]:
-        """As nested_state.py has it."""
+        """Returns the state as nested dicts and lists of tensors, numbers and None."""
         return {
             "student": self.student.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
@@ -62,7 +74,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, whose dicts may have texts as keys where they were numbers."""
+        """Restores a state_dict(), in which strings may have replaced numbers as keys of dicts."""
         self.student.load_state_dict(state["student"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
@@ -76,7 +88,7 @@ class TrainingState:
 
 
 def initial_state(config: RunConfig, student: nn.Module, device: torch.device) -> TrainingState:
-    """That of a run of `config` before its first step."""
+    """Returns the state of a run of `config` before its first step."""
     return TrainingState(
         student=student,
         averaged=_averaged(student, config.optim),
@@ -87,13 +99,13 @@ def initial_state(config: RunConfig, student: nn.Module, device: torch.device) -
 
 
 def _averaged(student: nn.Module, optim: OptimConfig) -> AveragedModel | None:
-    """The running average that `optim` asks for."""
+    """Returns the running average that `optim` selects."""
     if not optim.ema_decay and optim.swa_begin is None:
         return None
     return AveragedModel(
         student,
         multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay) if optim.ema_decay else None,
-        # torch's multi-tensor form of it fails at batch-norm's integer counters.
+        # torch's multi-tensor form of SWA fails at batch-norm's integer counters.
         avg_fn=None if optim.ema_decay else get_swa_avg_fn(),
         use_buffers=True,
     )

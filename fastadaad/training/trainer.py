@@ -1,6 +1,5 @@
 """One training run: epochs of Distiller steps, learning rate, evaluation, checkpoints and logs."""
 
-import json
 import logging
 import time
 from contextlib import ExitStack, nullcontext
@@ -12,20 +11,16 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from fastadaad import methods
 from fastadaad.data.rank_agreement import fingerprint
 from fastadaad.evaluation import AttackResult, check_attacks
-from fastadaad.inner import precision_report
 from fastadaad.models.weights_writing import serialized
 from fastadaad.run_config import ModelConfig, RunConfig
-from fastadaad.runtime.determinism import deterministic_algorithms
-from fastadaad.runtime.distributed import current_process_group
-from fastadaad.runtime.files import remove_temporaries
+from fastadaad.runtime.distributed import ProcessGroup, current_process_group
 from fastadaad.runtime.locks import run_lock
 from fastadaad.runtime.messages import messages_on
-from fastadaad.runtime.patient_files import PatientFiles
 from fastadaad.runtime.progress import Counts, ImageProgress, image_progress
-from fastadaad.runtime.random_states import own_random_states, random_states, restore_random_states
+from fastadaad.runtime.reproducibility import deterministic_algorithms, own_random_states, restore_random_states
+from fastadaad.runtime.retrying_files import RetryingFiles
 from fastadaad.runtime.signals import Interrupted, Interruption, interruption
 from fastadaad.training.build import (
     build_model,
@@ -35,22 +30,15 @@ from fastadaad.training.build import (
     distiller_of,
     resolve_device,
 )
-from fastadaad.training.checkpoint import (
-    CHECKPOINTS,
-    CheckpointError,
-    CheckpointFacts,
-    RunCheckpoint,
-    checkpoint_paths,
-    last_checkpoint,
-    write_checkpoint,
-)
-from fastadaad.training.closing_lines import closing_lines
+from fastadaad.training.checkpoint import CheckpointError, CheckpointFacts, checkpoint_paths, write_checkpoint
 from fastadaad.training.data import training_data
 from fastadaad.training.evaluation import evaluate_on_test_set, evaluate_on_validation_split
-from fastadaad.training.fingerprint import DATA, differences, training_facts, versions
-from fastadaad.training.log import RunLog, precision_json
+from fastadaad.training.fingerprint import DATA, training_facts, versions
+from fastadaad.training.log import RunLog, epoch_row
 from fastadaad.training.nonfinite import NonFiniteError
 from fastadaad.training.preflight import check_before_training
+from fastadaad.training.reports import closing_lines, report_precision, report_skipped_images
+from fastadaad.training.resume import check_same_on_all_ranks, check_same_run, find_checkpoint, load_state, saved_state
 from fastadaad.training.schedule import learning_rate
 from fastadaad.training.state import initial_state
 
@@ -86,6 +74,7 @@ class Trainer:
         folder: Folder of the run; created by train().
         console: Console for messages and the progress bar. Default: standard output.
         resume: Resume from the last usable checkpoint in `folder`, if there is one.
+        process_group: Ranks that train together. Default: the group that this process has joined.
 
     Raises:
         CheckpointError: The checkpoint belongs to another run, or there are checkpoints and none can be used.
@@ -93,15 +82,22 @@ class Trainer:
     """
 
     def __init__(
-        self, config: RunConfig, folder: Path, console: Console | None = None, *, resume: bool = False
+        self,
+        config: RunConfig,
+        folder: Path,
+        console: Console | None = None,
+        *,
+        resume: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         check_attacks(config.evaluation.attacks, config.evaluation.threat_model)
         self.config, self.folder = config, folder
-        self.process_group = current_process_group()
+        self.process_group = process_group or current_process_group()
         self.console = (console or Console()) if self.process_group.is_first else Console(quiet=True)
         with messages_on(self.console):
             self._build()
-            self._counts, self._random_states = Counts(), None
+            self._counts = Counts()
+            self._random_states: dict[str, Any] | None = None
             if resume:
                 self._resume()
 
@@ -109,48 +105,35 @@ class Trainer:
         """Loads the data and builds networks, optimizer and training step."""
         config = self.config
         self.device = resolve_device(config.device)
-        self.data = training_data(config, self.device)
+        self.data = training_data(config, self.device, self.process_group)
         self.state = initial_state(config, build_student(config, self.data, self.device), self.device)
         teacher = None
-        if methods.get(config.method, **config.method_options).needs_teacher and config.teacher is not None:
+        if config.method_row.needs_teacher and config.teacher is not None:
             teacher = build_teacher(config.teacher, self.data, self.device)
         with self.console.status("self-check of this machine"):
             mode = checked_mode(config.mode, self.device)
         # A measured layout may differ at the next run.
         layout = "contiguous" if config.deterministic and config.layout == "auto" else config.layout
         config = replace(config, mode=mode, layout=layout)
-        self.distiller = distiller_of(config, self.state.student, teacher, self.state.optimizer)
+        self.distiller = distiller_of(config, self.state.student, teacher, self.state.optimizer, self.process_group)
         self._must_compile = self.distiller.mode != "eager"
-        self._files = PatientFiles(enabled=self.process_group.is_first)
-        self._run_facts = json.loads(json.dumps(training_facts(self.config)))
+        self._files = RetryingFiles(enabled=self.process_group.is_first)
+        self._run_facts = training_facts(self.config)
         # All training images, the extra ones included.
         self._run_facts[DATA] = fingerprint(replace(self.data.dataset, train_images=self.data.train.images))
-        self._check_same_on_all_ranks()
-
-    def _check_same_on_all_ranks(self) -> None:
-        """Raises ValueError if a rank has other settings or other teacher weights."""
-        facts = self.process_group.all_gather(self._run_facts)
-        for rank, other in enumerate(facts):
-            if found := differences(facts[0], other):
-                raise ValueError(
-                    f"rank {rank} has another run than rank 0: {', '.join(found)}; start all of them alike"
-                )
+        check_same_on_all_ranks(self._run_facts, self.process_group)
 
     def _resume(self) -> None:
         """Restores the last checkpoint, if there is one."""
-        checkpoint = None
-        if self.process_group.is_first and self.folder.is_dir():
-            with run_lock(self.folder):  # temporary files of a process that trains in it now must stay
-                for folder in (self.folder, self.folder / CHECKPOINTS):
-                    remove_temporaries(folder)
-                checkpoint = last_checkpoint(self.folder)
-        checkpoint = self.process_group.broadcast(checkpoint)
+        checkpoint = find_checkpoint(self.folder, self.process_group)
         if checkpoint is None:
             log.info(f"{self.folder} has no checkpoint: the run starts from its beginning")
             return
-        self._check_same_run(checkpoint)
+        check_same_run(checkpoint, self._run_facts, self.process_group)
         try:
-            self._load(checkpoint.state)
+            self._counts, self._random_states = load_state(
+                checkpoint.state, self.state, self.distiller, self.process_group, self.config.seed
+            )
             place = "finished" if self._is_finished() else self._place()
         except Exception as error:  # an untrusted file may hold anything anywhere
             raise CheckpointError(
@@ -158,27 +141,6 @@ class Trainer:
                 "with the version that wrote it, or give another --run-folder"
             ) from error
         log.info(f"resuming from {checkpoint.path}: {place}")
-
-    def _load(self, state: dict[str, Any]) -> None:
-        """Restores the state that _save_checkpoint saved."""
-        self.state.load_state_dict(state["training"])
-        self.distiller.load_state_dict(state["distiller"])
-        self._counts = Counts(**state["counts"])
-        if self.process_group.rank < len(state["random_states"]):
-            self._random_states = saved = state["random_states"][self.process_group.rank]
-            with own_random_states(self.config.seed):
-                restore_random_states(saved)  # raises here if they are damaged
-
-    def _check_same_run(self, checkpoint: RunCheckpoint) -> None:
-        """Raises CheckpointError if the checkpoint belongs to another run; logs differences that affect rounding."""
-        facts, path = checkpoint.facts, checkpoint.path
-        if found := differences(facts.run, self._run_facts):
-            raise CheckpointError(
-                f"{path} belongs to another run: {', '.join(found)}; give the same settings, or another --run-folder"
-            )
-        saved = facts.versions | {"processes": facts.processes}
-        if found := differences(saved, versions() | {"processes": self.process_group.size}):
-            log.info(f"the rest of the run may differ in rounding from an uninterrupted one: {', '.join(found)}")
 
     def train(self) -> TrainingResult:
         """Trains for all epochs, or until early stopping.
@@ -199,7 +161,7 @@ class Trainer:
             ExitStack() as stack,
         ):
             self._prepare()
-            asked = stack.enter_context(interruption())
+            request = stack.enter_context(interruption())
             log.info(f"{title}: {self.distiller.mode} mode on {self.device}")
             if self.process_group.is_first:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -212,11 +174,11 @@ class Trainer:
                     self._report_precision("start")
             while not self._is_finished():
                 if state.epoch == len(state.rows):
-                    self._train_epoch(progress, asked)
-                self._finish_epoch(progress, asked, run_log)
+                    self._train_epoch(progress, request)
+                self._finish_epoch(progress, request, run_log)
             result = self._result(progress)
-            if self._is_asked_to_stop(asked):  # too late for a step to see it
-                raise self._interrupted("after the last epoch, and saved", asked)
+            if self._stop_requested(request):  # too late for a step to see it
+                raise self._interrupted("after the last epoch, and saved", request)
             return result
 
     def _prepare(self) -> None:
@@ -238,7 +200,7 @@ class Trainer:
         self._report_precision("end")
         for line in closing_lines(self.distiller, progress):
             log.info(line)
-        self._report_skipped_images()
+        report_skipped_images(self.data, self.folder, self._files, self.process_group)
         self._files.require()
         return result
 
@@ -250,7 +212,9 @@ class Trainer:
         """
         model = self.process_group.broadcast(self._best_student() if self.process_group.is_first else None)
         assert model is not None
-        return evaluate_on_test_set(model.to(self.device), self.config, self.data, self.console, title)
+        return evaluate_on_test_set(
+            model.to(self.device), self.config, self.data, self.console, title, process_group=self.process_group
+        )
 
     def _best_student(self) -> nn.Module:
         """Loads the student of the best epoch, on the CPU."""
@@ -263,7 +227,7 @@ class Trainer:
         gave_up = patience is not None and num_epochs - self.state.best_epoch >= patience
         return num_epochs == config.optim.epochs or gave_up
 
-    def _train_epoch(self, progress: ImageProgress, asked: Interruption) -> None:
+    def _train_epoch(self, progress: ImageProgress, request: Interruption) -> None:
         """Trains for the rest of a pass over the training set."""
         config, state = self.config, self.state
         steps_per_epoch = len(self.data.train)
@@ -280,17 +244,16 @@ class Trainer:
             if self._must_compile:
                 self._must_compile = False
                 log.info(f"compiled in {time.perf_counter() - before:.0f} s")
-            state.note_loss(result.loss)
-            if state.averaged is not None and config.optim.ema_decay:
-                state.averaged.update_parameters(state.student)
+            state.add_loss(result.loss)
+            state.average_after_step(config.optim)
             state.step += 1
             self.process_group.progress()
-            self._after_step(progress, asked)
+            self._after_step(progress, request)
         self.process_group.pause()
         state.epoch += 1
-        self._average_epoch()
+        state.average_after_epoch(config.optim)
 
-    def _after_step(self, progress: ImageProgress, asked: Interruption) -> None:
+    def _after_step(self, progress: ImageProgress, request: Interruption) -> None:
         """Logs, stops and saves if it is time: the only host synchronisations of the loop."""
         config, state = self.config, self.state
         num_steps = state.step - state.epoch * len(self.data.train)
@@ -300,61 +263,56 @@ class Trainer:
                 self._check_finite()
                 loss = state.mean_loss()
             progress.advance(0, f"epoch {state.epoch + 1}/{config.optim.epochs}  loss {loss:.4f}")
-        if (is_logged or self.process_group.size == 1) and self._is_asked_to_stop(asked):
-            self._save_and_stop(progress, asked)
+        if (is_logged or self.process_group.size == 1) and self._stop_requested(request):
+            self._save_and_stop(progress, request)
         # At the end of an epoch the checkpoint comes after its evaluation.
         if state.step % config.checkpoint_every == 0 and num_steps < len(self.data.train):
             self._save_checkpoint(progress)
 
-    def _average_epoch(self) -> None:
-        """Adds the student to the SWA average at the end of an epoch."""
-        optim, state = self.config.optim, self.state
-        if optim.swa_begin is not None and state.epoch > optim.swa_begin * optim.epochs:
-            assert state.averaged is not None
-            state.averaged.update_parameters(state.student)
-
-    def _finish_epoch(self, progress: ImageProgress, asked: Interruption, run_log: RunLog) -> None:
+    def _finish_epoch(self, progress: ImageProgress, request: Interruption, run_log: RunLog) -> None:
         """Evaluates the student, and writes the results of the epoch."""
         state = self.state
         with progress.clock_stopped():
-            validation = self._validation(progress, asked)
+            validation = self._validation(progress, request)
             robust_accuracy = validation.get("robust_accuracy", -1.0)
             # Without a validation split the last epoch counts as the best.
             if self.data.validation is None or robust_accuracy > state.best_robust_accuracy:
                 state.best_epoch, state.best_robust_accuracy = state.epoch, robust_accuracy
-            state.rows.append(self._metrics(validation, progress))
+            state.rows.append(epoch_row(state, self.distiller, progress, validation))
             state.losses.zero_()
             self._save_checkpoint(progress)
             self._write_results(run_log)
             run_log.show(state.rows[-1])
 
-    def _validation(self, progress: ImageProgress, asked: Interruption) -> dict[str, float]:
+    def _validation(self, progress: ImageProgress, request: Interruption) -> dict[str, float]:
         """Accuracies of the student on the validation split; empty if this epoch is not evaluated."""
         config, epoch = self.config, self.state.epoch
         if epoch != config.optim.epochs and epoch % config.evaluation.every_epochs:
             return {}
 
-        def stop_if_asked(stage: str, num_images: int) -> None:
-            if self.process_group.size == 1 and self._is_asked_to_stop(asked):
-                self._save_and_stop(progress, asked)
+        def stop_if_requested(stage: str, num_images: int) -> None:
+            if self.process_group.size == 1 and self._stop_requested(request):
+                self._save_and_stop(progress, request)
 
-        return evaluate_on_validation_split(self.state.evaluated, config, self.data, progress=stop_if_asked)
+        return evaluate_on_validation_split(
+            self.state.evaluated, config, self.data, process_group=self.process_group, progress=stop_if_requested
+        )
 
-    def _is_asked_to_stop(self, asked: Interruption) -> bool:
+    def _stop_requested(self, request: Interruption) -> bool:
         """Returns True if any rank got a signal; all ranks call it at the same step."""
-        numbers = self.process_group.all_gather(asked.signal_number)
-        asked.signal_number = next((number for number in numbers if number is not None), None)
-        return asked.signal_number is not None
+        numbers = self.process_group.all_gather(request.signal_number)
+        request.signal_number = next((number for number in numbers if number is not None), None)
+        return request.signal_number is not None
 
-    def _save_and_stop(self, progress: ImageProgress, asked: Interruption) -> NoReturn:
+    def _save_and_stop(self, progress: ImageProgress, request: Interruption) -> NoReturn:
         """Saves a checkpoint and raises Interrupted."""
         is_saved = self._save_checkpoint(progress)
         saved = "and saved" if is_saved else "which could not be saved: the checkpoint before it counts"
-        raise self._interrupted(f"in {self._place()}, {saved}", asked)
+        raise self._interrupted(f"in {self._place()}, {saved}", request)
 
-    def _interrupted(self, place: str, asked: Interruption) -> Interrupted:
-        assert asked.signal_number is not None
-        return Interrupted(f"stopped {place}; start it again to resume (train: with --resume)", asked.signal_number)
+    def _interrupted(self, place: str, request: Interruption) -> Interrupted:
+        assert request.signal_number is not None
+        return Interrupted(f"stopped {place}; start it again to resume (train: with --resume)", request.signal_number)
 
     def _place(self) -> str:
         """Epoch and step of the run, for messages."""
@@ -362,14 +320,9 @@ class Trainer:
         return f"epoch {min(self.state.epoch + 1, num_epochs)} of {num_epochs}, step {self.state.step}"
 
     def _save_checkpoint(self, progress: ImageProgress) -> bool:
-        """Saves everything that a resumed run needs to end with the same weights; returns True if it was written."""
+        """Saves a checkpoint; returns True if it was written."""
         self._check_finite()
-        state = {
-            "training": self.state.state_dict(),
-            "distiller": self.distiller.state_dict(),
-            "random_states": self.process_group.all_gather(random_states()),
-            "counts": asdict(progress.counts),
-        }
+        state = saved_state(self.state, self.distiller, progress.counts, self.process_group)
         facts = CheckpointFacts(
             run=self._run_facts,
             versions=versions(),
@@ -408,44 +361,7 @@ class Trainer:
             self._files.write(self.folder / "best.safetensors", content)
 
     def _report_precision(self, moment: str) -> None:
-        """Logs and writes the gradient signs of low precision on the run's first images."""
-        precision, maximizer = self.config.precision, self.distiller.maximizer
-        if precision_report.is_fp32(precision):
-            return
-        x_natural, labels = next(self.data.train.epoch(0))
-        first = slice(self.config.optim.micro_batch)
-        report = precision_report.measure(maximizer, x_natural[first], labels[first], seed=self.config.seed)
-        log.info(f"student in {precision.student}, teacher in {precision.teacher}, at the {moment}: {report}")
-        path = self.folder / "precision.json"
-        self._files.write(path, precision_json(path, moment, asdict(report)))
-
-    def _report_skipped_images(self) -> None:
-        """Writes and logs the image files that any rank skipped."""
-        by_rank = self.process_group.all_gather(self.data.skipped)
-        skipped = {path: why for files in by_rank for path, why in files.items()}
-        if skipped:
-            path = self.folder / "skipped_images.txt"
-            self._files.write(path, "".join(f"{why}\n" for why in skipped.values()).encode())
-            log.info(f"image files that could not be decoded and were skipped: {len(skipped)}, see {path}")
-
-    def _metrics(self, validation: dict[str, float], progress: ImageProgress) -> dict[str, float | None]:
-        error = self.distiller.read_teacher_error() or self.distiller.teacher_error
-        return {
-            "epoch": self.state.epoch,
-            "step": self.state.step,
-            "learning_rate": self.state.optimizer.param_groups[0]["lr"],
-            "train_loss": self.state.mean_loss(),
-            "natural_accuracy": validation.get("natural_accuracy"),
-            "robust_accuracy": validation.get("robust_accuracy"),
-            "images_per_s": progress.images_per_s,
-            "seconds": progress.seconds,
-            "data_wait": progress.waited_share,
-            "skipped_updates": self.distiller.read_skipped() if self.config.on_nonfinite == "skip" else None,
-            "teacher_logit_error": None if error is None else error.logit_error,
-            "teacher_kl_error": None if error is None else error.kl_error,
-            "teacher_top_class_differs": None if error is None else error.top_class_differs,
-            "query_interval": None if error is None else error.query_interval,
-        }
+        report_precision(moment, self.config, self.data, self.distiller, self.folder, self._files)
 
 
 def train(

@@ -10,6 +10,7 @@ from torch import multiprocessing
 
 from fastadaad.data import DataError, Dataset, ImageFiles
 from fastadaad.data.rank_agreement import check_same_on_all_ranks, fingerprint
+from fastadaad.runtime.distributed import ProcessGroup
 
 LABELS = torch.arange(6) % 3
 IMAGES = (torch.arange(6 * 4 * 4 * 3) % 251).to(torch.uint8).view(6, 4, 4, 3)
@@ -68,7 +69,7 @@ def run(rank: int, folder: Path) -> None:
     for number, (dataset, other, _) in enumerate(CASES.values()):
         message = "nothing"
         try:
-            check_same_on_all_ranks(other if rank else dataset)
+            check_same_on_all_ranks(other if rank else dataset, ProcessGroup(rank=rank, size=2))
         except DataError as error:
             message = str(error)
         (folder / f"{number}-{rank}").write_text(message)
@@ -88,7 +89,7 @@ def test_two_ranks_that_differ_raise_the_same_error(tmp_path):
 
 def test_one_rank_is_not_checked():
     assert not dist.is_initialized()
-    check_same_on_all_ranks(ARRAYS)
+    check_same_on_all_ranks(ARRAYS, ProcessGroup())
 
 
 @pytest.mark.parametrize("case", CASES)

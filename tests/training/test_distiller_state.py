@@ -33,7 +33,7 @@ def train(each: Distiller, steps: range, generator: torch.Generator) -> list[Ten
     losses = []
     for step in steps:
         x_natural, labels = images_and_labels(seed=step)
-        if step == INTERRUPTED - 1 and each._nonfinite.on_nonfinite == "skip":
+        if step == INTERRUPTED - 1 and each.on_nonfinite == "skip":
             x_natural[0] = torch.nan
         losses.append(each.step(x_natural, labels, generator=generator).loss)
     return losses

@@ -144,7 +144,7 @@ def test_a_folder_with_a_run_is_refused_without_resume(tmp_path, whole, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert (
-        f"{whole.folder} exists already: it has a run, finished, 4 of 4 epochs trained; to go on with it, add --resume"
+        f"{whole.folder} exists already: it has a run, finished, 4 of 4 epochs trained; to resume it, add --resume"
         in error
     )
     assert {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*")} == before
@@ -181,7 +181,7 @@ def test_the_command_line_stops_says_what_it_found_and_goes_on(tmp_path, whole):
     again.kill()
     again.communicate()
     assert found.startswith(f"{folder.relative_to(tmp_path)} has")
-    assert "add --resume to go on with it" in found
+    assert "add --resume to resume it" in found
     for other in set((tmp_path / "runs").iterdir()) - {folder}:
         shutil.rmtree(other)
 

@@ -309,7 +309,7 @@ def test_student_and_teacher_of_a_step_that_is_not_compiled_go_to_two_streams(mo
     monkeypatch.setattr(inner_search, "run_on_two_streams", run_on_two_streams)
     student, teacher = tiny_network(1), tiny_network(2)
     x_natural, labels = images_and_labels()
-    maximizer = partial(inner_maximizer.InnerMaximizer, student, teacher, inner=INNER)
+    maximizer = partial(inner_maximizer.InnerMaximizer, student, teacher, inner=INNER, mode="eager")
     two, one = maximizer(method="adaad"), maximizer(method="pgd-at")
     two(x_natural)
     assert len(pairs) == 2 * INNER.num_steps

@@ -13,7 +13,7 @@ from fastadaad import Distiller, InnerConfig, ThreatModel, methods
 from fastadaad.config import PrecisionConfig
 from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.training import nonfinite
-from fastadaad.training.nonfinite import LIKELY_CAUSES, TENSORS, NonFiniteError, NonFiniteNotes, find_nonfinite
+from fastadaad.training.nonfinite import LIKELY_CAUSES, TENSORS, NonFiniteCounters, NonFiniteError, find_nonfinite
 
 INNER = InnerConfig(num_steps=2, start="natural")
 CPU = torch.device("cpu")
@@ -29,7 +29,6 @@ def distiller(student: nn.Module, teacher: nn.Module | None, **settings) -> Dist
 
 def loss_with(base: str, addition) -> methods.Method:
     """The row `base` with addition(batch) on top of its loss in step BAD_STEP, which the epoch counts."""
-
     row = methods.get(base).resolved()
 
     def loss(batch, options):
@@ -201,9 +200,9 @@ def test_a_step_does_not_make_the_host_wait(on_nonfinite, awp_gamma):
     assert training.read_skipped() == (on_nonfinite == "skip")
 
 
-def noted(*found: tuple[str, ...], on_nonfinite="stop") -> NonFiniteNotes:
+def noted(*found: tuple[str, ...], on_nonfinite="stop") -> NonFiniteCounters:
     """Notes of steps in which so much was found."""
-    notes = NonFiniteNotes(on_nonfinite, CPU)
+    notes = NonFiniteCounters(on_nonfinite, CPU)
     for names in found:
         notes.add(torch.tensor([name in names for name in TENSORS]))
     return notes
@@ -278,7 +277,7 @@ def test_large_numbers_and_empty_batches_are_finite():
 
 
 def test_the_notes_can_be_captured():
-    notes = NonFiniteNotes("stop", CPU)
+    notes = NonFiniteCounters("stop", CPU)
     x_natural, loss = torch.rand(2, 3, 4, 4), torch.rand(())
     logits = {"student_logits_adv": torch.randn(2, 5), "teacher_logits_adv": torch.randn(2, 5)}
     gradients = [torch.randn(3, 3), torch.randn(7)]

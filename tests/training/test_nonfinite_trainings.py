@@ -67,7 +67,7 @@ def test_a_run_that_stopped_goes_on_with_skip_and_counts_what_it_left_out(tmp_pa
     assert [row.get("skipped_updates") for row in rows] == [None, 1]
     assert rows[1]["train_loss"] == pytest.approx(rows[0]["train_loss"], rel=0.5)  # of the steps that count
     assert all(tensor.isfinite().all() for tensor in run.state.student.state_dict().values())
-    assert "updates left out, as NaN or inf was in their loss or gradients: 1" in run.console.file.getvalue()
+    assert "updates skipped, as NaN or inf was in their loss or gradients: 1" in run.console.file.getvalue()
 
 
 def test_a_teacher_that_gives_nan_is_refused_before_the_training(tmp_path):

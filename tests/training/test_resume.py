@@ -1,6 +1,5 @@
 """A run that is stopped and goes on ends as one that was not: weights, rows and files."""
 
-import multiprocessing
 import os
 import random
 from dataclasses import replace
@@ -158,7 +157,7 @@ def test_other_extra_images_in_the_same_file_are_refused(tmp_path):
 def test_another_version_is_said(tmp_path, monkeypatch):
     run_until(long_run(), tmp_path, step=2)
     now = versions()
-    monkeypatch.setattr("fastadaad.training.trainer.versions", lambda: now | {"torch": "9.9"})
+    monkeypatch.setattr("fastadaad.training.resume.versions", lambda: now | {"torch": "9.9"})
     resumed = trainer(long_run(), tmp_path, resume=True)
     assert "may differ in rounding" in said(resumed)
     assert "-> 9.9" in said(resumed)
@@ -209,20 +208,6 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
         assert own
 
 
-def test_a_worker_that_outlives_its_parent_does_not_keep_the_lock(tmp_path):
-    processes = multiprocessing.get_context("fork")
-    barrier = processes.Barrier(2)
-    with locked(tmp_path):
-        worker = processes.Process(target=lambda: (barrier.wait(), barrier.wait()), daemon=True)
-        worker.start()
-        barrier.wait()
-    with locked(tmp_path) as own:
-        assert own
-    barrier.wait()
-    worker.join()
-    assert worker.exitcode == 0
-
-
 def test_a_run_whose_latest_checkpoint_is_damaged_is_found_by_the_one_before(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     folder = Path("runs/2026-01-01_tiny")
@@ -232,7 +217,7 @@ def test_a_run_whose_latest_checkpoint_is_damaged_is_found_by_the_one_before(tmp
     with caplog.at_level("INFO", logger="fastadaad"):
         assert choose_run_folder(None, long_run(), resume=False) != folder
     assert caplog.messages == [
-        f"{folder} has the same run, not finished, 1 of 3 epochs trained: add --resume to go on with it"
+        f"{folder} has the same run, not finished, 1 of 3 epochs trained: add --resume to resume it"
     ]
     with pytest.raises(ValueError, match="it has a run, not finished"):
         choose_run_folder(str(folder), long_run(), resume=False)

@@ -123,7 +123,7 @@ def test_where_no_checkpoint_can_be_used_nothing_is_started_anew(tmp_path):
     for path in checkpoint_paths(tmp_path):
         truncate(path)
     with pytest.raises(
-        CheckpointError, match=r"none of the 2 checkpoints in .* can be used: to start anew, move .* away"
+        CheckpointError, match=r"none of the 2 checkpoints in .* can be used: to start again, move .* away"
     ):
         trainer(long_run(), tmp_path, resume=True)
 

@@ -74,7 +74,7 @@ def test_a_result_is_remembered_until_it_is_forced_or_more_is_asked_for(monkeypa
 def test_another_machine_is_checked_anew(monkeypatch):
     checked = count_op_checks(monkeypatch)
     self_check.self_check("cpu")
-    monkeypatch.setattr(self_check.machine_memory, "machine_key", lambda device: "another")
+    monkeypatch.setattr(self_check.machine_cache, "machine_key", lambda device: "another")
     self_check.self_check("cpu")
     assert len(checked) == 2 * len(OPS)
 

@@ -20,6 +20,7 @@ from fastadaad.runtime.progress import ImageProgress
 from fastadaad.training import build as builders_module
 from fastadaad.training import distiller as distiller_module
 from fastadaad.training import self_check
+from fastadaad.training import trainer as trainer_module
 from fastadaad.training.build import checked_mode
 from fastadaad.training.log import read_metrics
 from fastadaad.training.self_check import CHECKS, SelfCheckResult
@@ -152,7 +153,7 @@ def test_low_precision_is_measured_at_the_start_and_at_the_end(tmp_path):
 def test_measuring_the_precision_leaves_the_training_as_it_is(tmp_path, monkeypatch):
     config = adaad_run(tmp_path, precision=PrecisionConfig(teacher="bf16"))
     train(config, tmp_path / "measured")
-    monkeypatch.setattr(Trainer, "_report_precision", lambda self, moment: None)
+    monkeypatch.setattr(trainer_module, "report_precision", lambda *given: None)
     train(config, tmp_path / "not measured")
     weights = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("measured", "not measured")]
     assert weights[0] == weights[1]
@@ -164,7 +165,7 @@ def test_a_teacher_policy_is_reported_with_its_last_error(tmp_path):
     (line,) = lines_about("teacher policy", train(config, tmp_path / "run"))
     last = read_metrics(tmp_path / "run")[-1]
     assert line == (
-        f"teacher policy refreshed(every=2): asked every 2 steps, kl off by {last['teacher_kl_error']:.1%}, "
+        f"teacher policy refreshed(every=2): queried every 2 steps, kl off by {last['teacher_kl_error']:.1%}, "
         f"another top class in {last['teacher_top_class_differs']:.1%} of the images"
     )
 

@@ -74,7 +74,7 @@ def test_the_splits_are_disjoint_balanced_and_a_function_of_the_seed(monkeypatch
 def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
     config = tiny_run()
     monkeypatch.setattr(training_data_module, "current_process_group", lambda: ProcessGroup(rank=1, count=3))
-    with pytest.raises(ValueError, match="batch_size is 64, the images of a step of all 3 processes: give a multiple"):
+    with pytest.raises(ValueError, match="batch_size is 64, the images of a step of all 3 ranks: give a multiple"):
         training_data(config, CPU)
 
 
@@ -172,7 +172,7 @@ def test_extra_images_for_image_files_are_refused(tmp_path):
     write_tree(tmp_path / "tree")
     write_extra(tmp_path / "extra.npz")
     config = of_folder(tmp_path / "tree", f"data.extra_images={tmp_path / 'extra.npz'}")
-    with pytest.raises(ValueError, match=r"has arrays and .* has image files: run fastadaad pack for these"):
+    with pytest.raises(ValueError, match=r"has arrays and .* has image files: run fastadaad pack on the image files"):
         training_data(config, CPU)
 
 

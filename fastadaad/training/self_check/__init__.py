@@ -1,6 +1,6 @@
 """The program tests itself where it runs: fused against reference, compiled and captured against eager.
 
-The first time on a machine it takes a few seconds; the result is remembered under machine_memory.machine_key. What
+The first time on a machine it takes a few seconds; the result is remembered under machine_cache.machine_key. What
 fails is switched off there, said in one line, with a report file for whoever can repair it.
 """
 
@@ -16,7 +16,7 @@ from typing import cast
 import torch
 
 from fastadaad.ops import registration
-from fastadaad.runtime import machine_cache as machine_memory
+from fastadaad.runtime import machine_cache
 from fastadaad.runtime.files import write_atomically
 from fastadaad.training.self_check import ops as self_check_ops
 from fastadaad.training.self_check import steps as self_check_steps
@@ -84,13 +84,13 @@ def self_check(
         return known
     registration.switch_on(_kind(device))  # or a reference would be compared with itself
     result = _run(device, checks)
-    machine_memory.remember(SECTION, machine_memory.machine_key(device), asdict(result))
+    machine_cache.store(SECTION, machine_cache.machine_key(device), asdict(result))
     return result
 
 
 def remembered(device: torch.device | str) -> SelfCheckResult | None:
     """The result of the last self-check on this machine, or None."""
-    value = machine_memory.recall(SECTION, machine_memory.machine_key(device))
+    value = machine_cache.load(SECTION, machine_cache.machine_key(device))
     return None if value is None else SelfCheckResult(**value | {"passed": tuple(value["passed"])})
 
 
@@ -169,7 +169,7 @@ def _write_report(device: torch.device, failing_cases: dict[str, list[str]]) -> 
     """Everything a bug report needs, as JSON beside what is remembered; the path, or None where it is not writable."""
     report = {
         "device": str(device),
-        "machine": machine_memory.machine_key(device),
+        "machine": machine_cache.machine_key(device),
         "cuda": torch.version.cuda,
         "operations": [row._asdict() for row in registration.report() if row.device == device.type],
         "seed": self_check_ops.SEED,
@@ -177,7 +177,7 @@ def _write_report(device: torch.device, failing_cases: dict[str, list[str]]) -> 
         "again_with": "fastadaad doctor --verify",
     }
     now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    path = machine_memory.cache_folder() / "reports" / f"self-check-{device.type}-{now}.json"
+    path = machine_cache.cache_folder() / "reports" / f"self-check-{device.type}-{now}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(report, indent=2).encode())

@@ -1,0 +1,86 @@
+"""Resuming a run: its last checkpoint, the check that it belongs to the run, and the state that it holds."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastadaad.runtime.distributed import ProcessGroup
+from fastadaad.runtime.files import remove_temporaries
+from fastadaad.runtime.locks import run_lock
+from fastadaad.runtime.progress import Counts
+from fastadaad.runtime.reproducibility import own_random_states, random_states, restore_random_states
+from fastadaad.training.checkpoint import CHECKPOINTS, CheckpointError, RunCheckpoint, last_checkpoint
+from fastadaad.training.distiller import Distiller
+from fastadaad.training.fingerprint import differences, versions
+from fastadaad.training.state import TrainingState
+
+log = logging.getLogger(__name__)
+
+
+def find_checkpoint(folder: Path, process_group: ProcessGroup) -> RunCheckpoint | None:
+    """Reads the last usable checkpoint of a run on rank 0, and returns it on all ranks; None if there is none.
+
+    Removes temporary files that a killed process has left.
+
+    Raises:
+        CheckpointError: There are checkpoints and none can be used.
+    """
+    checkpoint = None
+    if process_group.is_first and folder.is_dir():
+        with run_lock(folder):  # temporary files of a process that trains in the folder now must stay
+            for place in (folder, folder / CHECKPOINTS):
+                remove_temporaries(place)
+            checkpoint = last_checkpoint(folder)
+    return process_group.broadcast(checkpoint)
+
+
+def check_same_run(checkpoint: RunCheckpoint, run_facts: dict[str, Any], process_group: ProcessGroup) -> None:
+    """Raises CheckpointError if the checkpoint belongs to another run; logs differences that affect rounding."""
+    facts, path = checkpoint.facts, checkpoint.path
+    if found := differences(facts.run, run_facts):
+        raise CheckpointError(
+            f"{path} belongs to another run: {', '.join(found)}; give the same settings, or another --run-folder"
+        )
+    saved = facts.versions | {"processes": facts.processes}
+    if found := differences(saved, versions() | {"processes": process_group.size}):
+        log.info(f"the rest of the run may differ in rounding from an uninterrupted one: {', '.join(found)}")
+
+
+def check_same_on_all_ranks(run_facts: dict[str, Any], process_group: ProcessGroup) -> None:
+    """Raises ValueError if a rank has other settings or other teacher weights."""
+    facts = process_group.all_gather(run_facts)
+    for rank, other in enumerate(facts):
+        if found := differences(facts[0], other):
+            raise ValueError(f"rank {rank} has another run than rank 0: {', '.join(found)}; start all of them alike")
+
+
+def saved_state(
+    state: TrainingState, distiller: Distiller, counts: Counts, process_group: ProcessGroup
+) -> dict[str, Any]:
+    """Returns everything that a resumed run needs to end with the same weights. Waits for all ranks."""
+    return {
+        "training": state.state_dict(),
+        "distiller": distiller.state_dict(),
+        "random_states": process_group.all_gather(random_states()),
+        "counts": asdict(counts),
+    }
+
+
+def load_state(
+    saved: dict[str, Any], state: TrainingState, distiller: Distiller, process_group: ProcessGroup, seed: int
+) -> tuple[Counts, dict[str, Any] | None]:
+    """Restores a saved_state(), except for the random states.
+
+    Returns:
+        Counts of images and seconds so far, and the random states of this rank; None for a rank that the saved run did
+        not have.
+    """
+    state.load_state_dict(saved["training"])
+    distiller.load_state_dict(saved["distiller"])
+    own = None
+    if process_group.rank < len(saved["random_states"]):
+        own = saved["random_states"][process_group.rank]
+        with own_random_states(seed):
+            restore_random_states(own)  # raises here if they are damaged
+    return Counts(**saved["counts"]), own
