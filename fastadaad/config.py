@@ -135,9 +135,11 @@ class InnerConfig:
     """
 
     threat_model: ThreatModel = field(default_factory=ThreatModel)
+    """Ball that the search stays in. Default: linf with radius 8/255."""
     step_size: float = 2 / 255
     """Length of one step in pixel units, a number or a string such as `"2/255"`."""
     num_steps: int = 10
+    """Number of projected steps, 1 or more."""
     start: Start | None = None
     """First point of the loop. Default: the method's own start (see methods/table.py)."""
     student_eval: bool = True
@@ -185,7 +187,9 @@ class PrecisionConfig:
     """Arithmetic of each network. Pixels, first convolutions, losses and steps are always fp32."""
 
     student: Precision = "fp32"
+    """Precision of the student, in the inner loop and in its training pass."""
     teacher: Precision = "fp32"
+    """Precision of the teacher."""
 
     def __post_init__(self) -> None:
         for name, precision in (("student", self.student), ("teacher", self.teacher)):
@@ -208,6 +212,9 @@ class TeacherPolicy:
     """
 
     kind: PolicyKind = "exact"
+    """Substitute of the teacher between two queries: its last logits and gradient (refreshed), or its first-order
+    expansion (linearized). exact: none, every step queries the teacher.
+    """
     every: int | None = None
     """Inner steps between two queries of the teacher. Default: adapted to the measured error."""
     top: int = 3

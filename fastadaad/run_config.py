@@ -33,8 +33,11 @@ class DataConfig:
     """Data set, batches, reading and augmentation."""
 
     name: str
+    """Name of the data set, a key of fastadaad.data.DATASETS."""
     root: str | None = None
+    """Folder of the files. Default: $FASTADAAD_DATA, or ~/.cache/fastadaad if it is not set."""
     download: bool = False
+    """Fetch missing files from the network."""
     num_samples: int | None = None
     """Size of a class-balanced subset to train on. Default: all images."""
     validation_size: int = 1024
@@ -89,6 +92,7 @@ class ModelConfig:
     """Network by name, and its weights if it is already trained."""
 
     name: str
+    """Name of the network, such as resnet18, or timm/NAME for a network of timm."""
     checkpoint: str | None = None
     """File of weights, or `shipped:NAME` for weights of the package. Default: random weights."""
     normalize: bool = False
@@ -100,6 +104,7 @@ class TeacherConfig(ModelConfig):
     """Teacher, and the interval at which the inner loop queries it."""
 
     policy: TeacherPolicy = field(default_factory=TeacherPolicy)
+    """Interval of the queries, and the substitute in between. Default: exact, a query in every step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +112,7 @@ class OptimConfig:
     """Optimiser, learning-rate schedule, and averaged or perturbed weights, which combine with any method."""
 
     epochs: int
+    """Number of passes over the training images."""
     optimizer: OptimizerName = "sgd"
     """sgd, or lars and lamb for batches of thousands.
 
@@ -116,6 +122,7 @@ class OptimConfig:
     optimizer_backend: OptimizerBackend = "auto"
     """Implementation of sgd and lamb. auto: torch's fused SGD; foreach: torch's foreach SGD; apex: NVIDIA apex."""
     learning_rate: float = 0.1
+    """Learning rate after the warm-up, before the schedule lowers it."""
     base_batch_size: int | None = None
     """Batch size of learning_rate, which is scaled by data.batch_size / base_batch_size. Default: no scaling."""
     micro_batch: int | None = None
@@ -126,8 +133,14 @@ class OptimConfig:
     momentum: float = 0.9
     """Momentum of sgd and lars, beta_1 of lamb."""
     weight_decay: float = 5e-4
+    """Weight decay; lars and lamb exempt biases and batch-norm."""
     nesterov: bool = False
+    """Use Nesterov momentum, with sgd only."""
     schedule: ScheduleName = "piecewise"
+    """Course of the learning rate after the warm-up.
+
+    piecewise: divided by 10 at each of `milestones`; cosine: half a cosine down to 0; one-cycle: straight down to 0.
+    """
     milestones: tuple[float, ...] = ()
     """Points at which the piecewise schedule divides the learning rate by 10, as fractions of the run."""
     warmup: float = 0.0
@@ -191,11 +204,17 @@ class EvaluationConfig:
     """Evaluation of the student: after each epoch on the validation split, at the end on the test set."""
 
     threat_model: ThreatModel = field(default_factory=ThreatModel)
+    """Norm and radius of all attacks. Default: linf with radius 8/255."""
     attacks: tuple[str, ...] = ("natural", "fgsm", "pgd20")
+    """Attacks on the test set; natural: accuracy on natural images."""
     restarts: int = 1
+    """Number of restarts of an attack with a random start; an image counts as robust if it survives all."""
     batch_size: int = 500
+    """Number of images per batch of an evaluation."""
     validation_attack: str = "pgd10"
+    """Attack on the validation split, which decides the best epoch."""
     every_epochs: int = 1
+    """Number of epochs between two evaluations on the validation split; the last epoch is always evaluated."""
     num_images: int | None = None
     """Number of test images to evaluate on. Default: all."""
 
@@ -217,19 +236,34 @@ class RunConfig:
     """Complete configuration of one training run."""
 
     recipe: str
+    """Name of the recipe, which is part of the name of the run's folder."""
     data: DataConfig
+    """Data set, batches and augmentation."""
     student: ModelConfig
+    """Network to train."""
     teacher: TeacherConfig | None = None
+    """Teacher, or None for a method without one."""
     method: str = "adaad"
+    """Row of the table of methods, by name."""
     method_options: dict[str, Any] = field(default_factory=dict)
     """Options of the method by name that differ from its row (see methods/options.py)."""
     inner: InnerConfig = field(default_factory=InnerConfig)
+    """Threat model, step size and number of steps of the inner maximisation."""
     optim: OptimConfig
+    """Optimiser, schedule and length of the run."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Attacks on the validation split and on the test set."""
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    """Arithmetic of student and teacher."""
     seed: int = 0
+    """Seed of initial weights, validation split, order and augmentation of images, random starts and attacks."""
     device: str = "auto"
+    """Device by torch's name, such as cuda:1 or cpu; auto: the GPU if there is one, otherwise the CPU."""
     mode: Mode = "auto"
+    """Execution of a step, as in Distiller.
+
+    auto: graph if the self-check of captured steps passed on this machine, else compiled on CUDA and eager on the CPU.
+    """
     layout: Layout = "auto"
     """Memory layout of the folded copies' convolutions; auto: measured once per machine and network."""
     log_every: int = 20
