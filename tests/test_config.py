@@ -1,4 +1,4 @@
-"""What a configuration refuses, and what the recipes say."""
+"""Values that a configuration refuses, and the contents of the recipes."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ def run_config(**changes) -> RunConfig:
     return RunConfig(**(complete | changes))
 
 
-# What is wrong, and the words that must tell the user so.
+# A wrong value, and the message that it must raise.
 REFUSED = [
     (lambda: ThreatModel(norm="l1"), "norm is 'l1'.*linf or l2"),
     (lambda: ThreatModel(epsilon=-0.1), "epsilon is -0.1"),
@@ -45,10 +45,10 @@ REFUSED = [
     (lambda: DataConfig(name="digits", num_samples=0), "num_samples is 0"),
     (lambda: DataConfig(name="digits", cutout=-1), "cutout is -1"),
     (lambda: DataConfig(name="folder", image_size=0), "image_size is 0"),
-    (lambda: DataConfig(name="folder", center_share=1.5), "center_share is 1.5.*a share"),
-    (lambda: DataConfig(name="folder", min_crop_scale=0), "min_crop_scale is 0.*a share"),
+    (lambda: DataConfig(name="folder", center_share=1.5), "center_share is 1.5.*a fraction"),
+    (lambda: DataConfig(name="folder", min_crop_scale=0), "min_crop_scale is 0.*a fraction"),
     (lambda: DataConfig(name="folder", color_jitter=2), "color_jitter is 2"),
-    (lambda: DataConfig(name="digits", extra_share=1), "extra_share is 1.*share of a batch"),
+    (lambda: DataConfig(name="digits", extra_share=1), "extra_share is 1.*fraction of a batch"),
     (lambda: DataConfig(name="digits", num_workers=-1), "num_workers is -1"),
     (lambda: DataConfig(name="digits", engine="ffcv"), "engine is 'ffcv'.*resident, dali or torch"),
     (lambda: DataConfig(name="folder", on_error="ignore"), "on_error is 'ignore'.*raise or skip"),
@@ -99,7 +99,10 @@ REFUSED = [
     (lambda: run_config(method_options={"adversarial_weight": 1.5}), r"adversarial_weight is 1.5.*\[0, 1\]"),
     (lambda: run_config(method_options={"kl_reduction": "sum"}), "kl_reduction is 'sum'.*batchmean"),
     (lambda: run_config(log_every=0), "log_every is 0"),
-    (lambda: run_config(method="saad", optim=OptimConfig(epochs=2, micro_batch=8)), "saad normalises its weights.*micro_batch: leave it out"),
+    (
+        lambda: run_config(method="saad", optim=OptimConfig(epochs=2, micro_batch=8)),
+        "saad normalises its weights.*micro_batch: leave it out",
+    ),
     (
         lambda: run_config(early_stop_epochs=2, data=DataConfig(name="digits", validation_size=0)),
         "validation split.*data.validation_size",
@@ -118,7 +121,7 @@ def test_a_configuration_that_makes_no_sense_is_refused_in_one_line(build, words
     assert "\n" not in str(caught.value)
 
 
-def test_what_looks_extreme_but_makes_sense_is_accepted():
+def test_extreme_values_that_make_sense_are_accepted():
     ThreatModel(epsilon=0.0)
     ThreatModel(norm="l2", epsilon=2.0)
     InnerConfig(step_size=10 / 255, threat_model=ThreatModel(epsilon=8 / 255), num_steps=1)  # one step of 1.25 epsilon
@@ -127,7 +130,7 @@ def test_what_looks_extreme_but_makes_sense_is_accepted():
     run_config(teacher=replace(TEACHER, policy=TeacherPolicy(kind="linearized", every=50, top=1000)))
 
 
-# A policy as it is written, and what it means.
+# A policy as a string, and as an object.
 POLICIES = [
     ("exact", TeacherPolicy()),
     ("refreshed", TeacherPolicy(kind="refreshed")),
@@ -138,12 +141,12 @@ POLICIES = [
 
 
 @pytest.mark.parametrize(("text", "policy"), POLICIES, ids=str)
-def test_a_teacher_policy_is_written_as_it_is_read(text, policy):
+def test_a_teacher_policy_is_printed_as_the_string_that_it_is_read_from(text, policy):
     assert TeacherPolicy.parse(text) == policy
     assert str(policy) == text
 
 
-def test_a_teacher_policy_may_be_written_with_blanks_in_another_order_and_without_what_is_usual():
+def test_the_string_of_a_teacher_policy_may_have_blanks_any_order_and_no_defaults():
     assert TeacherPolicy.parse(" linearized ( every = 4, top = 1 ) ") == TeacherPolicy(
         kind="linearized", top=1, every=4
     )
@@ -158,13 +161,13 @@ def test_a_teacher_policy_may_be_written_with_blanks_in_another_order_and_withou
         "refreshed(steps=5)", "refreshed(every=\u00b2)", "refreshed(every=5)(every=5)",
     ],
 )  # fmt: skip
-def test_a_text_that_is_no_teacher_policy_is_refused_with_examples(text):
+def test_a_string_in_another_form_than_a_teacher_policy_is_refused_with_examples(text):
     with pytest.raises(ValueError, match=r"cannot be read: write exact, refreshed\(every=5\)") as caught:
         TeacherPolicy.parse(text)
     assert "\n" not in str(caught.value)
 
 
-def test_a_teacher_policy_adapts_where_no_interval_is_given():
+def test_a_teacher_policy_without_an_interval_is_adaptive():
     assert [TeacherPolicy.parse(text).is_adaptive for text, _ in POLICIES] == [False, True, False, True, False]
 
 
@@ -184,12 +187,12 @@ def test_a_recipe_is_complete_under_its_own_name(name, method):
         assert recipes.get(name, method=method).method == method
 
 
-def test_an_unknown_recipe_is_refused_with_the_names_of_all():
+def test_an_unknown_recipe_is_refused_with_all_names():
     with pytest.raises(ValueError, match=r"'cifar'.*demo.*cifar10-rn18"):
         recipes.get("cifar")
 
 
-def test_cifar10_rn18_is_the_papers_set_up():
+def test_cifar10_rn18_has_the_settings_of_the_paper():
     config = recipes.get("cifar10-rn18")
     assert (config.method, config.student.name, config.teacher.name) == ("adaad", "resnet18", "wrn-34-20")
     assert (config.data.name, config.data.batch_size, config.data.padding, config.data.flip) == (
@@ -222,7 +225,7 @@ def test_cifar10_rn18_is_the_papers_set_up():
         ("tiny-imagenet-rn18", "adaad+igdm", {"igdm_weight": 10.0, "kl_reduction": "batchmean"}),
     ],
 )
-def test_a_recipe_gives_a_method_the_options_of_its_authors(recipe, method, options):
+def test_a_recipe_gives_a_method_its_authors_options(recipe, method, options):
     config = recipes.get(recipe, method=method)
     effective = methods.get(method, **config.method_options).options
     assert {name: getattr(effective, name) for name in options} == options

@@ -1,4 +1,4 @@
-"""Overrides as people type them, saved configurations, and pixel units."""
+"""Overrides from the command line, saved configurations, and pixel units."""
 
 import json
 import math
@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from fastadaad import recipes
-from fastadaad.config import PrecisionConfig, TeacherPolicy
+from fastadaad.config import PrecisionConfig, TeacherPolicy, parse_pixels
 from fastadaad.config_io import override, read_config
-from fastadaad.runtime.file_limits import CONFIG_BYTES
-from fastadaad.config import parse_pixels
+from fastadaad.runtime.untrusted_files import CONFIG_BYTES
 
 DEMO = recipes.get("demo")
 
@@ -37,12 +36,12 @@ def test_pixel_units(text, value):
     "text",
     ["", "8/0", "8//255", "-8/255", "8/255/2", "nan", "inf", "eight", "8/255px", "1e400", "8/1e400", "1e308/1e-308"],
 )
-def test_what_is_no_radius_is_refused(text):
+def test_an_invalid_radius_is_refused(text):
     with pytest.raises(ValueError, match="is not a radius in pixel units: write it as 8/255"):
         parse_pixels(text)
 
 
-def test_overrides_change_what_they_name_and_nothing_else():
+def test_overrides_change_the_named_settings_and_nothing_else():
     changed = override(
         DEMO,
         [
@@ -70,7 +69,7 @@ def test_overrides_change_what_they_name_and_nothing_else():
     )
 
 
-def test_null_takes_a_setting_away_and_the_last_override_of_a_setting_counts():
+def test_null_removes_a_setting_and_the_last_override_of_a_setting_counts():
     demo = recipes.get("demo", method="pgd-at")
     changed = override(demo, ["teacher=null", "optim.ema_decay=0", "seed=1", "seed=2"])
     assert changed == replace(demo, teacher=None, optim=replace(demo.optim, ema_decay=0.0), seed=2)
@@ -132,7 +131,7 @@ def test_a_wrong_override_is_refused_in_one_line(text, words):
 
 
 @pytest.mark.parametrize("text", ["exact", "refreshed", "refreshed(every=8)", "linearized(top=2,every=5)"])
-def test_a_teacher_policy_is_set_by_its_text_and_read_back_from_the_saved_file(tmp_path, text):
+def test_a_teacher_policy_is_set_by_a_string_and_read_back_from_the_saved_file(tmp_path, text):
     config = override(DEMO, [f"teacher.policy={text}"])
     assert config == replace(DEMO, teacher=replace(DEMO.teacher, policy=TeacherPolicy.parse(text)))
     path = tmp_path / "config.json"
@@ -140,19 +139,19 @@ def test_a_teacher_policy_is_set_by_its_text_and_read_back_from_the_saved_file(t
     assert read_config(path) == config
 
 
-def test_a_teacher_policys_settings_may_be_set_one_by_one_and_the_last_counts():
+def test_settings_of_a_teacher_policy_may_be_set_one_by_one_and_the_last_counts():
     overrides = ["teacher.policy=linearized(top=2,every=5)", "teacher.policy.every=4", "teacher.policy.top=1"]
     assert override(DEMO, overrides).teacher.policy == TeacherPolicy(kind="linearized", top=1, every=4)
     assert override(DEMO, [*overrides, "teacher.policy=refreshed"]).teacher.policy == TeacherPolicy(kind="refreshed")
 
 
-def test_a_policy_is_refused_where_the_inner_loop_does_not_go_through_the_teacher():
+def test_a_policy_is_refused_if_the_inner_loop_does_not_go_through_the_teacher():
     with pytest.raises(ValueError, match=r"inner loop of rslad.*teacher.policy=exact") as caught:
         override(recipes.get("demo", method="rslad"), ["teacher.policy=refreshed(every=8)"])
     assert "\n" not in str(caught.value)
 
 
-def test_each_networks_precision_and_the_layout_are_set_for_themselves(tmp_path):
+def test_precision_of_a_network_and_layout_are_set_one_by_one(tmp_path):
     config = override(DEMO, ["precision.teacher=bf16", "layout=channels_last"])
     assert config == replace(DEMO, precision=PrecisionConfig(teacher="bf16"), layout="channels_last")
     path = tmp_path / "config.json"
@@ -160,7 +159,7 @@ def test_each_networks_precision_and_the_layout_are_set_for_themselves(tmp_path)
     assert read_config(path) == config
 
 
-def test_a_file_saved_before_there_were_policies_means_what_it_meant(tmp_path):
+def test_a_file_without_the_settings_of_later_versions_is_read_with_their_defaults(tmp_path):
     saved = asdict(DEMO)
     for name in ("precision", "layout"):
         del saved[name]
@@ -194,7 +193,7 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path, name):
         json.dumps(asdict(DEMO) | {"inner": asdict(DEMO.inner) | {"lower": -math.inf}}).encode(),
     ],
 )
-def test_a_file_that_holds_no_configuration_is_named(tmp_path, content):
+def test_an_invalid_configuration_file_is_named(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"config.json does not hold a run's configuration: ") as caught:
@@ -210,8 +209,8 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_file_is_refused_unread(tmp_path, make):
-    """A pipe would be waited for, and a device has no end."""
+def test_folders_pipes_and_devices_are_refused_unread(tmp_path, make):
+    """Reading would wait for a pipe for ever, and never reach the end of a device."""
     path = tmp_path / "config.json"
     make(path)
     with pytest.raises(ValueError, match="it is no file, but a folder, a pipe or a device"):
@@ -223,7 +222,7 @@ CODE = "planted_module.Planted"
 
 @pytest.fixture
 def ran(tmp_path, monkeypatch):
-    """A module that writes down when it is imported, and when its class is called; the file it writes to."""
+    """Plants a module that logs its import and the calls of its class; returns the path of the log."""
     log = tmp_path / "ran"
     note = f"open({str(log)!r}, 'a').write"
     (tmp_path / "planted_module.py").write_text(
@@ -234,7 +233,7 @@ def ran(tmp_path, monkeypatch):
     sys.modules.pop("planted_module", None)
 
 
-def test_the_planted_module_tells_when_it_runs(ran):
+def test_the_planted_module_logs_when_it_runs(ran):
     import planted_module
 
     planted_module.Planted()
@@ -251,8 +250,8 @@ SECTIONS = ["data", "student", "teacher", "method_options", "inner", "inner.thre
     "text", [CODE, json.dumps(SPEC), TAG, "data.json", BOMB], ids=["name", "spec", "tag", "file", "bomb"]
 )
 @pytest.mark.parametrize("section", SECTIONS)
-def test_a_section_is_no_value(ran, monkeypatch, section, text):
-    """Not even the name of a file."""
+def test_a_section_cannot_be_set_to_a_value(ran, monkeypatch, section, text):
+    """Tries the name of a file, too."""
     monkeypatch.chdir(ran.parent)
     (ran.parent / "data.json").write_text('{"name": "cifar10"}')
     with pytest.raises(ValueError, match=f"^{section} is a section: set its fields one by one"):
@@ -262,14 +261,14 @@ def test_a_section_is_no_value(ran, monkeypatch, section, text):
 
 @pytest.mark.parametrize("field", ["class_path", "init_args.x", "__class__", "help", "dict_kwargs.x"])
 @pytest.mark.parametrize("section", SECTIONS)
-def test_a_section_has_no_class(ran, section, field):
-    """Of method_options, whose fields have any name, the method refuses it."""
+def test_a_section_takes_no_class(ran, section, field):
+    """Checks both messages: fields of method_options are refused by the method."""
     with pytest.raises(ValueError, match=f"unknown setting {section}.{field}=|has no option '{field}'"):
         override(DEMO, [f"{section}.{field}={CODE}"])
     assert not ran.exists()
 
 
-# In the last one a careless pattern could divide the spaces among the commas in 2**100 ways.
+# The last value would take a regular expression with backtracking 2**100 attempts.
 COMPOSED = [
     *(json.dumps(SPEC), f" \t{json.dumps(SPEC)}", f"[\t{json.dumps(SPEC)}]", TAG, f"[{TAG}]", BOMB, "[" * 100_000),
     f"[{100 * ' ,'}!]",
@@ -293,7 +292,7 @@ def test_a_composed_value_is_refused(ran, tmp_path, name, value):
 
 @pytest.mark.parametrize("value", COMPOSED, ids=range(len(COMPOSED)))
 @pytest.mark.parametrize("name", ["data.root", "teacher.checkpoint"])
-def test_a_string_is_taken_verbatim_and_nothing_else_is_one(ran, tmp_path, name, value):
+def test_a_string_setting_is_taken_verbatim_and_other_types_are_refused(ran, tmp_path, name, value):
     section, field = name.split(".")
     assert asdict(override(DEMO, [f"{name}={value}"]))[section][field] == value
     assert asdict(read_config(saved_with(tmp_path, name, value)))[section][field] == value
@@ -304,7 +303,7 @@ def test_a_string_is_taken_verbatim_and_nothing_else_is_one(ran, tmp_path, name,
 
 
 def saved_with(folder: Path, name: str, value: object) -> Path:
-    """Writes the demo's configuration with another value of one setting."""
+    """Writes the demo's configuration with another value of one setting; returns the path."""
     saved = asdict(DEMO)
     *sections, field = name.split(".")
     (saved[sections[0]] if sections else saved)[field] = value
@@ -315,21 +314,19 @@ def saved_with(folder: Path, name: str, value: object) -> Path:
 
 @pytest.mark.parametrize("value", [SPEC, {"kl_reduction": SPEC}, CODE, [SPEC], "data.json", [CODE]], ids=str)
 @pytest.mark.parametrize("section", ["data", "student", "teacher", "method_options", "optim"])
-def test_a_saved_configuration_names_no_code(ran, monkeypatch, section, value):
+def test_a_saved_configuration_that_names_code_is_refused(ran, monkeypatch, section, value):
     monkeypatch.chdir(ran.parent)
     (ran.parent / "data.json").write_text('{"name": "cifar10"}')
     path = ran.parent / "config.json"
     path.write_text(json.dumps(asdict(DEMO) | {section: value}))
-    with pytest.raises(
-        ValueError, match=r"config.json does not hold .*(is a section|unknown setting|give )"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"config.json does not hold .*(is a section|unknown setting|give )") as caught:
         read_config(path)
     assert "\n" not in str(caught.value)
     assert not ran.exists()
 
 
 @pytest.mark.parametrize("text", ["/a b/ünï[1]{2}.pt", "shipped:demo-teacher", "c:\\a", "~/a#b", "-x", "a=b & !c *"])
-def test_text_is_taken_as_it_is(tmp_path, text):
+def test_special_characters_of_a_string_are_kept(tmp_path, text):
     config = override(DEMO, [f"data.root={text}", f"teacher.checkpoint={text}"])
     assert (config.data.root, config.teacher.checkpoint) == (text, text)
     path = tmp_path / "config.json"
@@ -347,7 +344,7 @@ def test_a_deep_or_long_file_is_refused(tmp_path, content):
         read_config(path)
 
 
-def test_a_file_that_is_too_long_is_not_read(tmp_path):
+def test_a_file_above_the_size_limit_is_not_read(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(asdict(DEMO)) + " " * CONFIG_BYTES)
     with pytest.raises(ValueError, match=rf"it has \d+ bytes and at most {CONFIG_BYTES} are read"):

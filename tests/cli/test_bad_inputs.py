@@ -1,4 +1,4 @@
-"""Bad inputs of every kind: each gives one line that names the thing and the remedy, and changes no file.
+"""Bad inputs: each gives one line that names the thing and the remedy, and changes no file.
 
 A command line ends with exit code 2, a call with a ValueError.
 """
@@ -19,7 +19,7 @@ from bad_inputs import EVALUATE, GROUPS, ROWS
 
 from fastadaad import cli, recipes
 
-# Rows that need none of the recipes of this file.
+# Rows that do without the recipes of this file, which another process does not have.
 IN_A_PROCESS = (
     "command line: an unknown recipe", "files: a pickle with code", "files: a web page for a run",
     "command line: a pack of no size",
@@ -28,7 +28,7 @@ IN_A_PROCESS = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Iterator[Path]:
-    """The working folder, with all bad files and the recipes `tiny` and `tiny-teacher`."""
+    """Makes the working folder with all bad files, and registers the recipes `tiny` and `tiny-teacher`."""
     folder = tmp_path_factory.mktemp("bad")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Iterator[Path]:
 
 
 def snapshot(folder: Path) -> dict[str, tuple]:
-    """All that tells whether a file was touched, by its path."""
+    """Maps each path to its size, time of change and digest, which differ if the file was touched."""
     return {str(path): (*_stamps(path), _sha256(path)) for path in folder.rglob("*")}
 
 
@@ -62,7 +62,7 @@ def _sha256(path: Path) -> str | None:
 
 
 def line_of(do: str | Callable[[], object], capsys: pytest.CaptureFixture) -> str:
-    """What a row says: on stderr with exit code 2, or in its ValueError."""
+    """Returns the message of a row: from stderr with exit code 2, or from its ValueError."""
     if not isinstance(do, str):
         with pytest.raises(ValueError, match=r".") as caught:
             do()
@@ -71,11 +71,11 @@ def line_of(do: str | Callable[[], object], capsys: pytest.CaptureFixture) -> st
         code = cli.main(shlex.split(do))
     except SystemExit as stop:  # argparse leaves this way
         code = stop.code
-    said = capsys.readouterr()
-    assert code == 2, said.out
-    assert said.err.startswith("fastadaad")
-    assert said.err.endswith("\n")
-    return said.err.removesuffix("\n")
+    captured = capsys.readouterr()
+    assert code == 2, captured.out
+    assert captured.err.startswith("fastadaad")
+    assert captured.err.endswith("\n")
+    return captured.err.removesuffix("\n")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -90,13 +90,13 @@ def test_a_bad_input_is_named_in_one_line_with_its_remedy_and_changes_no_file(fo
     assert snapshot(folder) == before
 
 
-def test_the_table_has_what_was_promised():
+def test_the_table_has_at_least_80_different_rows():
     assert len(ROWS) >= 80
     assert all(len(rows) >= 20 for rows in GROUPS.values())
     assert len({str(row.do) for row in ROWS.values()}) == len(ROWS)
 
 
-def test_a_process_ends_as_a_call_does(folder):
+def test_the_command_ends_as_a_call_of_main_does(folder):
     before = snapshot(folder)
     rows = [ROWS[name] for name in IN_A_PROCESS]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -117,8 +117,8 @@ def test_a_process_ends_as_a_call_does(folder):
     assert snapshot(folder) == before
 
 
-def test_the_watch_over_files_sees_each_kind_of_change(tmp_path):
-    """Or the table would prove nothing."""
+def test_snapshot_notices_each_kind_of_change(tmp_path):
+    """Otherwise the table would prove nothing."""
     path = tmp_path / "file"
     path.write_bytes(b"ab")
     before, stamps = snapshot(tmp_path), (path.stat().st_atime_ns, path.stat().st_mtime_ns)

@@ -1,4 +1,4 @@
-"""The command line as its users meet it: what it prints, what it writes, and how it takes their mistakes."""
+"""Command line: output, files, and messages about mistakes."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ COMMANDS = cli.COMMANDS
 
 @pytest.fixture(autouse=True)
 def tiny_recipes(monkeypatch, tmp_path):
-    """Recipes `tiny` and `tiny-teacher`; the working directory is a temporary one."""
+    """Registers the recipes `tiny` and `tiny-teacher`, and changes to a temporary working directory."""
     monkeypatch.chdir(tmp_path)
     teacher = save_teacher(tmp_path / "teacher.safetensors")
 
@@ -38,7 +38,7 @@ def tiny_recipes(monkeypatch, tmp_path):
 
 @pytest.fixture
 def run(capsys):
-    """run(*words) -> exit code, stdout, stderr."""
+    """Returns run(*words) -> exit code, stdout, stderr."""
 
     def run_main(*words: str) -> tuple[int, str, str]:
         try:
@@ -56,7 +56,7 @@ def accuracies(path) -> list[tuple[str, str, float]]:
         return [(row["model"], row["attack"], float(row["accuracy"])) for row in csv.DictReader(file)]
 
 
-def test_a_run_is_trained_and_evaluated_and_evaluates_the_same_again(run, tmp_path):
+def test_a_run_is_trained_and_evaluated_and_a_second_evaluation_agrees(run, tmp_path):
     code, out, err = run("train", "tiny", "--run-folder", "my-run", "optim.epochs=1", "inner.step_size=10/255")
     assert (code, err) == (0, "")
     assert "operations on " in out
@@ -77,7 +77,7 @@ def test_a_run_is_trained_and_evaluated_and_evaluates_the_same_again(run, tmp_pa
     assert "best.safetensors" in out
 
 
-def test_an_evaluation_in_shards_with_state_and_json_is_that_of_the_whole(run, tmp_path):
+def test_an_evaluation_in_shards_agrees_with_a_whole_one(run, tmp_path):
     assert run("train", "tiny", "--run-folder", "my-run", "optim.epochs=1")[0] == 0
     given = ["evaluate", "my-run", "--attacks", "natural,pgd2,cw5", "-n", "101", "--epsilon", "16/255"]
     assert run(*given, "--json", "whole.json")[0] == 0
@@ -101,7 +101,7 @@ def test_an_evaluation_in_shards_with_state_and_json_is_that_of_the_whole(run, t
     assert (code, "'3/3' is not a shard: write 0/2 and 1/2, or all/2" in err) == (2, True)
 
 
-def test_a_run_without_a_folder_of_its_own_gets_one_below_runs(run, tmp_path):
+def test_the_default_run_folder_is_below_runs(run, tmp_path):
     assert run("train", "tiny", "--method", "pgd-at", "optim.epochs=1", "seed=3")[0] == 0
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.endswith("_tiny_pgd-at_seed3")
@@ -117,7 +117,7 @@ def test_print_config_shows_the_settings_and_trains_nothing(run, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_config_of_a_run_shows_what_makes_it_fast(run):
+def test_print_config_shows_policy_precision_layout_and_mode(run):
     settings = ("teacher.policy=linearized(top=2,every=5)", "precision.teacher=bf16", "layout=contiguous")
     code, out, _ = run("train", "tiny", *settings, "--print-config")
     config = json.loads(out)
@@ -132,7 +132,7 @@ def table_lines(path) -> list[tuple[str, ...]]:
         return [(row["student"], row["method"], row["seed"], row["attack"]) for row in csv.DictReader(file)]
 
 
-def test_compare_trains_each_student_method_and_seed_beside_the_teacher(run):
+def test_compare_trains_each_student_method_and_seed_and_evaluates_the_teacher(run):
     words = ("--students", "cnn-2-s1,cnn-4-s1", "--methods", "pgd-at,adaad", "--seeds", "0,1", "--run-folder", "all")
     code, out, err = run("compare", "tiny", *words, "optim.epochs=1", "--attacks", "natural,fgsm")
     assert (code, err) == (0, "")
@@ -159,13 +159,13 @@ def test_compare_from_scratch_trains_the_teacher_and_distils_from_it(run):
     assert read_config(teacher.parent / "config.json").recipe == "tiny-teacher"
 
 
-def test_compare_takes_the_recipe_by_name_and_all_methods(run):
+def test_compare_takes_the_recipe_as_an_option_and_all_methods(run):
     words = ("--recipe", "tiny", "--methods", "all", "--run-folder", "all", "optim.epochs=1", "--attacks", "natural")
     assert run("compare", *words)[0] == 0
     assert [line[1] for line in table_lines("all/results.csv")] == ["teacher", *methods.METHODS]
 
 
-def test_sweep_epsilon_trains_at_each_radius_and_measures_at_one(run):
+def test_sweep_epsilon_trains_at_each_radius_and_evaluates_at_one(run):
     words = ("--epsilons", "0.2,10/255", "--run-folder", "all", "optim.epochs=1", "--attacks", "natural,fgsm")
     code, _, err = run("sweep-epsilon", "tiny", *words)
     assert (code, err) == (0, "")
@@ -195,7 +195,7 @@ def test_doctor_names_versions_and_the_backend_of_each_operation(run):
         assert word in out
 
 
-# The words of the command, and what the one line must say.
+# The words of the command, and a part of the message.
 MISTAKES = [
     (["train", "dem"], "unknown recipe 'dem': choose one of demo"),
     (["train"], "required: RECIPE"),
@@ -250,10 +250,10 @@ def test_a_mistake_ends_with_one_line_and_exit_code_2(run, tmp_path, words, mess
     assert err.startswith("fastadaad")
     assert err.count("\n") == 1
     assert err.endswith("\n")
-    assert not (tmp_path / "runs").exists()  # found before anything was trained
+    assert not (tmp_path / "runs").exists()  # found before any training
 
 
-def test_traceback_shows_where_an_error_comes_from(run):
+def test_traceback_lets_the_exception_through(run):
     with pytest.raises(ValueError, match="unknown recipe"):
         run("--traceback", "train", "dem")
 
@@ -289,7 +289,7 @@ def test_the_examples_of_the_help_are_commands_that_parse(run, monkeypatch):
         assert cli.parse(example.split()).command == name
 
 
-def test_the_module_is_the_command():
+def test_python_m_fastadaad_is_the_command():
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "fastadaad", "train", "dem"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

@@ -1,4 +1,4 @@
-"""compat: the flags of the AdaAD authors' program, what they become, and a run of them."""
+"""compat: translation of the flags of the AdaAD authors' program, and a run of the result."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ LTD_100 = "teacher_models/CIFAR100/wideresnet34_10/Chen2021LTD.pt"
 
 
 def translated(line: str) -> tuple[str, RunConfig, list[str]]:
-    """The words of the train command, the configuration it has, and the flags without effect."""
+    """Returns the words of the train command, its configuration, and the flags without effect."""
     arguments = cli.parse(["compat", *shlex.split(line)])
     given = {flag: getattr(arguments, flag) for flag in (*FLAGS, "warmup_lr") if getattr(arguments, flag) is not None}
     words, without_effect = translate(given, arguments.overrides)
@@ -47,7 +47,7 @@ PROGRAM_DEFAULTS = {
     "optim.warmup": 0.0, "seed": 42, "device": "auto", "evaluation.threat_model.epsilon": 8 / 255,
 }  # fmt: skip
 
-# A command of the program, and the settings that are not PROGRAM_DEFAULTS.
+# A command of the program, and the settings that differ from PROGRAM_DEFAULTS.
 COMMANDS = {
     "": {"method": "pgd-at", "inner.start": "gaussian"},
     "--method Plain_Clean": {
@@ -103,7 +103,7 @@ def test_a_command_becomes_its_settings(line):
 @pytest.mark.parametrize(
     ("text", "epsilon"), [("8", 8 / 255), ("8/255", 8 / 255), ("0.031", 0.031), ("1", 1 / 255), ("16", 16 / 255)]
 )
-def test_whole_numbers_are_in_0_to_255_and_others_in_0_to_1(text, epsilon):
+def test_integer_radii_are_in_0_to_255_and_others_in_0_to_1(text, epsilon):
     _, config, _ = translated(f"--epsilon {text} --step_size 1/255")
     assert config.inner.threat_model.epsilon == pytest.approx(epsilon, rel=1e-12)
     _, config, _ = translated(f"--epsilon 0.5 --step_size {text}")
@@ -126,14 +126,14 @@ NAMES = {"dataset": "data.name", "method": "method", "model": "student.name"}
 
 
 @pytest.mark.parametrize("flag", SPELLINGS)
-def test_names_are_understood_in_the_spellings_that_people_write(flag):
+def test_names_are_understood_in_common_spellings(flag):
     for name, spellings in SPELLINGS[flag].items():
         for spelling in spellings:
             _, config, _ = translated(f"--{flag} {spelling} teacher.checkpoint=FILE")
             assert setting(config, NAMES[flag]) == name, spelling
 
 
-def test_the_printed_command_has_what_the_recipe_has_not_and_nothing_twice():
+def test_the_printed_command_has_each_difference_from_the_recipe_once():
     words, _, _ = translated("--method AdaAD --teacher_model Chen2021LTD_WRN34_20 --epochs 200 --bs 128 seed=3")
     assert words == (
         "cifar10-rn18 --method adaad inner.threat_model.epsilon=16/255 inner.step_size=4/255 "
@@ -141,7 +141,7 @@ def test_the_printed_command_has_what_the_recipe_has_not_and_nothing_twice():
     )
 
 
-def test_flags_that_change_nothing_for_a_method_are_named():
+def test_flags_without_effect_on_a_method_are_named():
     _, config, without_effect = translated("--method RSLAD --temp 20 --AdaAD_alpha 1.0 --IAD_begin 60")
     assert without_effect == ["AdaAD_alpha", "temp", "IAD_begin"]
     assert config.method_options == {}
@@ -149,13 +149,13 @@ def test_flags_that_change_nothing_for_a_method_are_named():
     assert translated("--method AdaIAD --temp 20 --teacher_model wideresnet34_10")[2] == []
 
 
-def test_the_programs_defaults_for_its_losses_are_those_of_our_rows():
-    """Which is why an option that is not given is not set."""
+def test_the_programs_defaults_for_its_losses_equal_method_options():
+    """Allows compat to leave out the options that the command line does not have."""
     program = {"AdaAD_alpha": 1.0, "temp": 30.0, "IAD_begin": 60, "IAD_alpha": 1.0, "IAD_beta": 0.1}
     assert {flag: getattr(MethodOptions(), name) for flag, (name, _) in OPTIONS.items()} == program
 
 
-def test_each_flag_is_taken_somewhere_and_once():
+def test_each_flag_is_handled_in_one_place():
     by_name = {"dataset", "model", "method", "teacher_model", "optim", "lr_schedule", "warmup_lr_epochs"}
     assert set(FLAGS) == by_name | set(SETTINGS) | set(OPTIONS)
     assert set(DEFAULTS) <= set(FLAGS)
@@ -164,7 +164,7 @@ def test_each_flag_is_taken_somewhere_and_once():
 
 @pytest.fixture
 def run(capsys, monkeypatch, tmp_path):
-    """run(line) -> exit code, stdout, stderr; in a temporary folder."""
+    """Returns run(line) -> exit code, stdout, stderr; changes to a temporary folder."""
     monkeypatch.chdir(tmp_path)
 
     def run_main(line: str) -> tuple[int, str, str]:
@@ -185,7 +185,7 @@ TINY = (
 )
 
 
-def test_a_run_is_the_run_of_the_command_that_is_printed(run):
+def test_compat_trains_as_the_command_that_it_prints(run):
     code, out, err = run(f"compat {TINY} --run-folder ours --teacher-check 50")
     assert (code, err) == (0, "")
     (line,) = [line for line in out.splitlines() if line.startswith("fastadaad train ")]
@@ -204,7 +204,7 @@ def test_a_run_is_the_run_of_the_command_that_is_printed(run):
     assert "--resume" in out
 
 
-def test_print_config_prints_settings_alone_and_trains_nothing(run, tmp_path):
+def test_print_config_prints_only_settings_to_stdout_and_trains_nothing(run, tmp_path):
     code, out, err = run("compat --method RSLAD --temp 20 --epochs 5 --print-config --download teacher.checkpoint=T")
     assert code == 0
     config = json.loads(out)

@@ -1,4 +1,4 @@
-"""The report about this machine, with fake packages planted where the real and the wrong ones would be."""
+"""The report about this machine, with planted packages in the places of the real and the wrong ones."""
 
 import importlib
 import io
@@ -15,12 +15,12 @@ from fastadaad.cli import machine_report as doctor
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """An empty folder in front of all others on the import path; nothing found in it outlives the test."""
+    """Puts an empty folder first on the import path, and forgets its modules after the test."""
 
     def planted() -> list[str]:
         return [name for name in sys.modules if name.partition(".")[0] in ("apex", "nvidia")]
 
-    for name in planted():  # torch has imported some of NVIDIA's; monkeypatch puts them back
+    for name in planted():  # torch has imported some of NVIDIA's; monkeypatch restores them
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -68,7 +68,7 @@ def test_the_empty_dali_package_is_named(site):
     assert "pip install 'fastadaad[dali]'" in status
 
 
-def test_a_missing_dali_comes_with_how_to_get_it(site):
+def test_a_missing_dali_comes_with_the_command_that_installs_it(site):
     plant(site, "nvidia/__init__.py")
     assert doctor.dali_status() == "missing (optional): pip install 'fastadaad[dali]'"
 

@@ -1,4 +1,4 @@
-"""Experiments of a comparison: what is kept is not done again, what differs is, and two processes share the work."""
+"""Experiments of a comparison: finished work is kept, changed settings are run, and two processes share the work."""
 
 import io
 import os
@@ -32,7 +32,7 @@ def experiment(config: RunConfig, tmp_path: Path, **options) -> Experiment:
 
 @pytest.fixture
 def work(monkeypatch) -> list[str]:
-    """What is trained and attacked, as it happens."""
+    """Returns a list that grows by "train" and the names of attacks as they run."""
     done: list[str] = []
     train, evaluate = experiment_module.Trainer.train, experiment_module.evaluate_on_test_set
 
@@ -49,7 +49,7 @@ def work(monkeypatch) -> list[str]:
     return done
 
 
-def test_a_finished_cell_is_read_and_not_done_again(config, tmp_path, work):
+def test_a_finished_experiment_is_read_and_not_run_again(config, tmp_path, work):
     first = experiment(config, tmp_path)
     assert not first.is_finished
     finish([first], QUIET)
@@ -60,7 +60,7 @@ def test_a_finished_cell_is_read_and_not_done_again(config, tmp_path, work):
     assert (again.training, again.results) == (first.training, first.results)
 
 
-def test_another_attack_does_not_train_again_and_another_radius_attacks_again(config, tmp_path, work):
+def test_a_new_attack_does_not_train_again_and_a_new_evaluation_set_attacks_again(config, tmp_path, work):
     finish([experiment(config, tmp_path)], QUIET)
     work.clear()
     more = replace(config, evaluation=replace(config.evaluation, attacks=("natural", "fgsm", "pgd2")))
@@ -71,7 +71,7 @@ def test_another_attack_does_not_train_again_and_another_radius_attacks_again(co
     assert work == ["natural", "pgd2"]
 
 
-def test_what_the_weights_depend_on_is_what_tells_cells_apart(config, tmp_path):
+def test_experiments_differ_in_the_settings_that_change_the_weights(config, tmp_path):
     folder = experiment(config, tmp_path).folder
     other_teacher = save_teacher(tmp_path / "other.safetensors", seed=1)
     for change in (
@@ -97,7 +97,7 @@ def test_a_method_without_a_teacher_does_not_depend_on_it(config, tmp_path):
     assert training_facts(config)["teacher"] != training_facts(other)["teacher"]
 
 
-def test_an_unfinished_training_is_thrown_away_and_started_again(config, tmp_path, work):
+def test_an_unfinished_training_is_deleted_and_started_again(config, tmp_path, work):
     student = experiment(config, tmp_path)
     student.folder.mkdir(parents=True)
     (student.folder / "best.safetensors").write_text("half a run")
@@ -106,7 +106,7 @@ def test_an_unfinished_training_is_thrown_away_and_started_again(config, tmp_pat
     assert student.training.best_epoch in (1, 2)
 
 
-def test_a_teacher_is_attacked_and_not_trained(config, tmp_path, work):
+def test_a_teacher_is_evaluated_and_not_trained(config, tmp_path, work):
     teacher = experiment(config, tmp_path, is_teacher=True)
     finish([teacher], QUIET)
     assert work == ["natural", "pgd2"]
@@ -114,28 +114,28 @@ def test_a_teacher_is_attacked_and_not_trained(config, tmp_path, work):
     assert teacher.is_finished
 
 
-def test_a_cell_that_another_process_works_on_is_left_to_it(config, tmp_path, work, monkeypatch):
-    """The lock is held by another open file, as by another process; it is let go of after the second look."""
+def test_an_experiment_that_another_process_runs_is_waited_for(config, tmp_path, work, monkeypatch):
+    """Holds the lock by another open file, as another process would, until the first sleep."""
     busy, free = experiment(config, tmp_path), experiment(replace(config, seed=1), tmp_path)
     holder = experiment_lock(busy.folder)
     assert holder.__enter__()
-    looks = []
+    sleeps = []
 
-    def let_go(seconds):
-        looks.append(seconds)
+    def release(seconds):
+        sleeps.append(seconds)
         holder.__exit__(None, None, None)
 
-    monkeypatch.setattr(experiment_module.time, "sleep", let_go)
+    monkeypatch.setattr(experiment_module.time, "sleep", release)
     finish([busy, free], QUIET)
     assert busy.is_finished
     assert free.is_finished
-    assert len(looks) == 1
+    assert len(sleeps) == 1
     assert work == 2 * ["train", "natural", "pgd2"]
     assert free.folder.stat().st_mtime <= busy.folder.stat().st_mtime
 
 
-def test_a_comparison_killed_with_signal_9_goes_on_where_it_stopped(tmp_path):
-    """The first two experiments are done when the process dies; the second call redoes neither."""
+def test_a_comparison_killed_with_signal_9_resumes(tmp_path):
+    """Kills the process after two experiments; the second call repeats neither."""
     words = ["compare", "demo", "--methods", "pgd-at,trades,adaad", "--attacks", "natural"]
     words += ["optim.epochs=2", "data.num_samples=128", "evaluation.num_images=60", "--run-folder", str(tmp_path)]
     command = [sys.executable, "-m", "fastadaad", *words]

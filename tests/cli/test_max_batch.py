@@ -1,4 +1,4 @@
-"""The search for the largest batch with memory that is made up, and the estimate on this machine."""
+"""The search for the largest batch with fake memory, and the estimate on this machine."""
 
 import io
 from pathlib import Path
@@ -18,18 +18,18 @@ from fastadaad.run_config import DataConfig, OptimConfig
 @pytest.mark.parametrize("limit", [8, 100, 1000, 5000])
 @pytest.mark.parametrize("capacity", [0, 7, 8, 15, 16, 100, 127, 128, 129, 136, 1000, 4999, 10**6])
 def test_the_search_finds_the_largest_multiple_of_eight_that_fits(capacity, limit):
-    asked = []
+    tried = []
 
     def fits(batch_size: int) -> bool:
-        asked.append(batch_size)
+        tried.append(batch_size)
         return batch_size <= capacity
 
     assert largest_batch(fits, limit) == min(capacity, limit) // 8 * 8
-    assert all(size % 8 == 0 and 0 < size <= limit for size in asked)
-    assert len(asked) == len(set(asked)) <= 22  # no batch twice; doubling and bisection, not one by one
+    assert all(size % 8 == 0 and 0 < size <= limit for size in tried)
+    assert len(tried) == len(set(tried)) <= 22  # doubling and bisection, no batch twice
 
 
-def test_an_estimate_extends_the_growth_of_memory_in_a_straight_line():
+def test_an_estimate_extrapolates_memory_linearly():
     smaller = Trial(batch_size=64, peak_bytes=1000 + 64 * 10, images_per_s=1.0)
     larger = Trial(batch_size=128, peak_bytes=1000 + 128 * 10, images_per_s=1.0)
     assert extrapolated_batch(smaller, larger, memory=1000 + 400 * 10 + 79, limit=5000) == 400
@@ -44,7 +44,7 @@ def printed(config) -> tuple[int, str]:
 
 
 def pretend_peaks(monkeypatch, bytes_per_image: int, base: int = 0) -> list[int]:
-    """Steps that take no time and whose memory is made up; returns the batch sizes tried."""
+    """Replaces steps by calls that take no time and use fake memory; returns the batch sizes tried."""
     sizes: list[int] = []
 
     def time_steps(config, device, batch_size) -> float:
@@ -56,28 +56,28 @@ def pretend_peaks(monkeypatch, bytes_per_image: int, base: int = 0) -> list[int]
     return sizes
 
 
-def test_on_the_cpu_batches_grow_until_memory_does_and_the_rest_is_said_to_be_an_estimate(monkeypatch):
+def test_on_the_cpu_batches_grow_until_memory_does_and_the_result_is_an_estimate(monkeypatch):
     megabyte = 2**20
     sizes = pretend_peaks(monkeypatch, 3 * megabyte, base=300 * megabyte)
     monkeypatch.setattr(max_batch, "available_memory", lambda: (300 + 3 * 700 + 1) * megabyte)
     data = DataConfig(name="fashion-mnist", batch_size=64)
     largest, text = printed(tiny_run(data=data, device="cpu"))
     assert largest == 696  # the multiple of 8 below 700
-    assert sizes == [8, 16, 32, 64, 128]  # from 32 images on, each doubling is a clear rise
+    assert sizes == [8, 16, 32, 64, 128]  # from 32 images on, each doubling clearly raises memory
     assert "largest batch: 696, an estimate" in text
     assert "0.67" in text  # GiB of 128 images
     assert "1280.0" in text  # images/s
 
 
-def test_where_all_images_fit_the_batch_is_all_images(monkeypatch):
+def test_the_largest_batch_is_all_images_if_they_fit(monkeypatch):
     pretend_peaks(monkeypatch, 1)
     largest, text = printed(tiny_run(device="cpu"))  # 256 digits
     assert largest == 256
     assert "(all images to train on)" in text
 
 
-def test_on_cuda_what_does_not_fit_is_tried_and_shown(monkeypatch):
-    """The driver is left out: only which errors count, and what the table says."""
+def test_on_cuda_a_batch_that_does_not_fit_is_tried_and_shown(monkeypatch):
+    """Replaces the driver: checks the errors that count as out of memory, and the table."""
 
     def time_steps(config, device, batch_size) -> float:
         if batch_size > 100:
@@ -97,18 +97,18 @@ def test_on_cuda_what_does_not_fit_is_tried_and_shown(monkeypatch):
 
 
 @pytest.mark.parametrize("settings", [{}, {"micro_batch": 3}])
-def test_a_trial_takes_real_steps(settings):
+def test_a_trial_runs_real_steps(settings):
     optim = OptimConfig(epochs=1, **settings)
     assert max_batch.time_steps(tiny_run(optim=optim), torch.device("cpu"), 8) > 0
 
 
-def test_the_images_are_those_of_the_data_sets():
+def test_the_table_of_image_sizes_agrees_with_a_data_set():
     dataset, kind = load_dataset("digits"), max_batch.IMAGES["digits"]
     assert dataset.train_images.shape == (kind.num_images, kind.size, kind.size, kind.channels)
     assert len(dataset.class_names) == kind.num_classes
 
 
-def test_doctor_takes_a_recipe_and_changes_of_it(monkeypatch, capsys):
+def test_doctor_takes_a_recipe_and_overrides(monkeypatch, capsys):
     given = []
     monkeypatch.setattr(max_batch, "print_max_batch", lambda config, console: given.append(config))
     assert cli.main(["doctor", "--max-batch", "demo", "optim.micro_batch=16", "device=cpu"]) == 0
@@ -122,6 +122,6 @@ def test_an_unknown_data_set_is_refused():
         printed(tiny_run(data=DataConfig(name="svhn")))
 
 
-def test_available_memory_is_between_what_is_used_and_what_there_is():
+def test_available_memory_is_between_used_and_total_memory():
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert max_batch._peak_of_process() / 4 < available_memory() <= total

@@ -104,7 +104,7 @@ def test_damage_is_found_by_verify(run):
     )
 
 
-# Words of the command, and the message.
+# The words of the command, and a part of the message.
 MISTAKES = [
     (["pets", "out"], "--image-size is missing: give the side of the packed images in pixels, such as 64"),
     (["pets", "out", "--image-size", "8", "--center-share", "1.5"], "center_share is 1.5: it is a fraction, in (0, 1]"),

@@ -1,4 +1,4 @@
-"""The picture of a batch: what is drawn is what the training step sees."""
+"""The picture of a batch: it shows the images that the training step gets."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from fastadaad.training.trainer import Trainer
 CPU = torch.device("cpu")
 
 
-def test_the_batch_is_the_first_of_the_training_and_x_adv_is_in_its_ball(tmp_path):
+def test_the_batch_is_the_first_of_the_training_and_x_adv_is_in_the_ball(tmp_path):
     config = tiny_run(method="adaad", teacher=save_teacher(tmp_path / "teacher.safetensors"))
     data = training_data(config, CPU)
     batch = shown_batch(config, data, num_images=5)
@@ -40,7 +40,7 @@ def test_without_a_teacher_only_natural_images_are_shown():
 
 
 def drawn_pixels(monkeypatch, tmp_path, batch) -> dict[str, list[np.ndarray]]:
-    """What plot_batch gives to imshow, by the name of the row."""
+    """Returns the pixels that plot_batch gives to imshow, by the name of the row."""
     drawn: dict[str, list[np.ndarray]] = {}
     original = show_batch._draw
 
@@ -69,8 +69,8 @@ def test_the_picture_has_a_column_per_image_and_scales_the_difference(monkeypatc
     drawn = drawn_pixels(monkeypatch, tmp_path, batch)
     assert [len(images) for images in drawn.values()] == [2, 2, 2]
     assert drawn["natural"][0].shape == ((4, 4, 3) if channels == 3 else (4, 4))
-    np.testing.assert_allclose(drawn["difference"][0], 1, atol=1e-5)  # epsilon upwards is white
-    np.testing.assert_allclose(drawn["difference"][1].flat[0], 0, atol=1e-5)  # and downwards black
+    np.testing.assert_allclose(drawn["difference"][0], 1, atol=1e-5)  # +epsilon is white
+    np.testing.assert_allclose(drawn["difference"][1].flat[0], 0, atol=1e-5)  # -epsilon is black
     np.testing.assert_allclose(drawn["difference"][1].flat[-1], 0.5)  # no difference is grey
     with Image.open(tmp_path / "batch.png") as image:
         assert image.width > 300
@@ -87,14 +87,14 @@ def test_the_command_draws_a_recipe_and_a_run(tmp_path, capsys, monkeypatch):
     assert "drawn: run.png" in capsys.readouterr().out
 
 
-def test_a_recipe_without_its_teacher_says_so(tmp_path, capsys):
+def test_a_recipe_without_teacher_weights_names_the_remedy(tmp_path, capsys):
     weightless = ["show-batch", "demo", "teacher.checkpoint=null", "-o", str(tmp_path / "b.png")]
     assert cli.main(weightless) == 0
     assert "set teacher.checkpoint=FILE" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "many"])
-def test_a_number_of_images_that_is_none_is_refused(number, capsys):
+def test_an_invalid_number_of_images_is_refused(number, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main(["show-batch", "demo", "--images", number])
     assert error.value.code == 2

@@ -1,4 +1,4 @@
-"""fastadaad teachers, inspect, export and methods, as a user runs them."""
+"""The commands teachers, inspect, export and methods."""
 
 import torch
 from safetensors.torch import load_file
@@ -12,11 +12,11 @@ def test_teachers_lists_every_teacher_with_its_figures(capsys):
     assert cli.main(["teachers"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for teacher in ROBUST_TEACHERS:
-        cells = [teacher.name, teacher.data, teacher.network, f"{teacher.natural:.2f}", f"{teacher.autoattack:.2f}"]
-        assert cells in [line.split() for line in lines]
+        columns = [teacher.name, teacher.data, teacher.network, f"{teacher.natural:.2f}", f"{teacher.autoattack:.2f}"]
+        assert columns in [line.split() for line in lines]
 
 
-def test_inspect_tells_network_normalisation_and_how_to_use_it(tmp_path, capsys):
+def test_inspect_prints_network_normalisation_and_the_command_to_train(tmp_path, capsys):
     path = tmp_path / "Chen2021LTD_WRN34_10.pt"
     with torch.device("meta"):
         names = load_model("wrn-34-10").state_dict()
@@ -29,7 +29,7 @@ def test_inspect_tells_network_normalisation_and_how_to_use_it(tmp_path, capsys)
     assert f"fastadaad train RECIPE teacher.name=wrn-34-10 teacher.checkpoint={path}" in out.splitlines()[-1]
 
 
-def test_inspect_of_another_network_shows_its_first_names(tmp_path, capsys):
+def test_inspect_of_an_unknown_network_shows_its_first_names(tmp_path, capsys):
     torch.save({"stem.weight": torch.zeros(3), "head.bias": torch.zeros(2)}, tmp_path / "w.pt")
     assert cli.main(["inspect", str(tmp_path / "w.pt")]) == 0
     out = capsys.readouterr().out
@@ -37,7 +37,7 @@ def test_inspect_of_another_network_shows_its_first_names(tmp_path, capsys):
     assert "stem.weight, head.bias" in out
 
 
-def test_inspect_of_no_weights_is_one_line_and_exit_code_2(tmp_path, capsys):
+def test_inspect_of_a_missing_file_is_one_line_and_exit_code_2(tmp_path, capsys):
     assert cli.main(["inspect", str(tmp_path / "w.pt")]) == 2
     assert (
         capsys.readouterr().err
