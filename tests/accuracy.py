@@ -1,14 +1,14 @@
-"""The 2x rule: an operation may be at most twice as far from float64 as plain torch is, plus a floor for its dtype."""
+"""The 2x rule: the error of an operation against float64 is at most twice plain torch's, plus a floor for its dtype."""
 
 import torch
 from torch import Tensor
 
-# Relative to the largest value: a few roundings of the dtype, for where torch happens to be exact.
+# A few roundings of the dtype, relative to the largest value, in case torch happens to be exact.
 FLOORS = {torch.float32: 2**-21, torch.float16: 2**-12, torch.bfloat16: 2**-9}
 
 
 def assert_as_accurate_as_torch(out: Tensor, out_torch: Tensor, ref64: Tensor) -> None:
-    """max |out - ref64| <= 2 max |out_torch - ref64| + floor max |ref64|, and the same shape; NaN and inf fail."""
+    """Asserts max |out - ref64| <= 2 max |out_torch - ref64| + floor max |ref64| and equal shapes; NaN and inf fail."""
     assert out.shape == out_torch.shape == ref64.shape
     assert out.dtype == out_torch.dtype
     if out.numel() == 0:

@@ -1,4 +1,4 @@
-"""Files as they are when something went wrong with them, in one folder for a whole table of tests."""
+"""Truncated, damaged, foreign and malicious files, in one folder for a whole table of tests."""
 
 import gzip
 import json
@@ -29,14 +29,14 @@ IDX_FILES = {
 
 
 class Code:
-    """Unpickled, it would leave a file behind."""
+    """Creates the folder code-was-run if it is unpickled."""
 
     def __reduce__(self) -> tuple:
         return os.mkdir, ("code-was-run",)
 
 
 def write_bad_files(folder: Path) -> RunConfig:
-    """Everything below, and good files to compare with; returns a run that is good but for them."""
+    """Writes all bad files and some good ones to `folder`; returns the configuration of a valid run."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         teacher = save_teacher(folder / "teacher.safetensors")
@@ -55,7 +55,7 @@ def write_bad_files(folder: Path) -> RunConfig:
 
 
 def _write_weights(folder: Path) -> None:
-    """By names that tell what is wrong; each a .safetensors, a .pt or both."""
+    """Writes bad files of weights, named after the fault."""
     good = (folder / "teacher.safetensors").read_bytes()
     state_dict = load_model("cnn-6-s1", in_channels=1).state_dict()
     torch.save(state_dict, folder / "whole.pt")
@@ -78,22 +78,18 @@ def _write_weights(folder: Path) -> None:
     torch.save({"epoch": 3}, folder / "no_weights.pt")
     torch.save(nn.Linear(2, 2), folder / "module.pt")
     (folder / "folder.pt").mkdir()
-    _save(folder / "wider.safetensors", load_model("cnn-8-s1", in_channels=1))
-    _save(folder / "hundred.safetensors", load_model("cnn-6-s1", num_classes=100, in_channels=1))
-    _save(folder / "colour.safetensors", load_model("cnn-6-s1"))
+    save_weights(folder / "wider.safetensors", load_model("cnn-8-s1", in_channels=1))
+    save_weights(folder / "hundred.safetensors", load_model("cnn-6-s1", num_classes=100, in_channels=1))
+    save_weights(folder / "colour.safetensors", load_model("cnn-6-s1"))
     broken = load_model("cnn-6-s1", in_channels=1)
     nn.init.constant_(broken.fc.weight, torch.nan)
-    _save(folder / "nan.safetensors", broken)
+    save_weights(folder / "nan.safetensors", broken)
     torch.save({name: tensor for name, tensor in state_dict.items() if name != "fc.bias"}, folder / "name_less.pt")
     torch.save(state_dict | {"head.weight": torch.zeros(1)}, folder / "name_more.pt")
 
 
-def _save(path: Path, network: nn.Module) -> None:
-    save_weights(path, network)
-
-
 def _write_npz(folder: Path) -> None:
-    """Extra images for the digits."""
+    """Writes bad files of extra images for the digits."""
     images, labels = np.zeros((6, 8, 8, 1), np.uint8), np.arange(6)
     np.savez(folder / "good.npz", image=images, label=labels)
     good = (folder / "good.npz").read_bytes()
@@ -116,7 +112,7 @@ def _write_npz(folder: Path) -> None:
 
 
 def _write_idx(folder: Path) -> None:
-    """Sets like Fashion-MNIST, of which one file each is bad."""
+    """Writes data sets like Fashion-MNIST, each with one bad file."""
     bad: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
         "idx_page": ("train-images-idx3-ubyte", lambda content: WEB_PAGE),
         "idx_cut": ("train-images-idx3-ubyte", lambda content: content[:-1]),
@@ -135,7 +131,7 @@ def _write_idx(folder: Path) -> None:
 
 
 def _write_image_folders(folder: Path) -> None:
-    """Sets of image files, each with one thing wrong."""
+    """Writes folders of image files and packs, each with one fault."""
     write_tree(folder / "images")
     (write_tree(folder / "page_images") / "train" / "cat" / "a.png").write_bytes(WEB_PAGE)
     (write_tree(folder / "empty_image") / "train" / "dog" / "a.png").write_bytes(b"")
@@ -159,7 +155,7 @@ def _write_image_folders(folder: Path) -> None:
 
 
 def _write_runs(folder: Path, run: RunConfig) -> None:
-    """Run folders without a run: a bad configuration, or a good one and bad weights."""
+    """Writes run folders with a bad configuration, or with a good one and bad weights."""
     good = asdict(replace(run, student=replace(run.student, name="cnn-6-s1")))
     for name, content in {
         "run_page": WEB_PAGE,
@@ -180,4 +176,4 @@ def _write_runs(folder: Path, run: RunConfig) -> None:
     (folder / "run_folder").mkdir()
     (folder / "run_folder" / "config.json").mkdir()
     (folder / "run_page_weights" / "best.safetensors").write_bytes(WEB_PAGE)
-    _save(folder / "run_other_weights" / "best.safetensors", load_model("cnn-8-s1", in_channels=1))
+    save_weights(folder / "run_other_weights" / "best.safetensors", load_model("cnn-8-s1", in_channels=1))

@@ -1,7 +1,6 @@
-"""Bad inputs of every kind, as rows of a table: what to do, and words of the one line that has to come of it.
+"""Bad inputs as rows of a table: a command line or a call of the library, and words of the one-line message.
 
-A row is a command line, or a call of the library. bad_files.py has the files; the recipe `tiny` and the runs and states
-that rows name are test_bad_inputs.py's.
+bad_files.py writes the files; cli/test_bad_inputs.py makes the recipe `tiny` and the runs and states that rows name.
 """
 
 from collections.abc import Callable
@@ -24,7 +23,7 @@ RESUME = "train tiny optim.epochs=1 --resume --run-folder"
 
 
 def setting(text: str) -> str:
-    """A command that only reads its settings."""
+    """Returns a command that only reads its settings."""
     return f"train tiny --print-config {text}"
 
 
@@ -48,23 +47,25 @@ CONFIGURATION = {
     "a misspelt setting": (setting("optim.epoch=3"), "unknown setting optim.epoch=3", "did you mean optim.epochs?"),
     "a setting of another section": (setting("data.epochs=3"), "unknown setting", "did you mean optim.epochs?"),
     "a setting without a name": (setting("=3"), "unknown setting =3", "--print-config shows all"),
-    "a word that is no setting": (setting("soon"), "'soon' is not an override", "write section.field=value"),
+    "a word without an equals sign": (setting("soon"), "'soon' is not an override", "write section.field=value"),
     "a section as a value": (setting("optim=3"), "optim is a section", "optim.FIELD=VALUE"),
-    "no section": (setting("optim=null"), "optim is null", "give a value, or leave it out"),
+    "null for a section": (setting("optim=null"), "optim is null", "give a value, or leave it out"),
     "no value": (setting("optim.epochs="), "optim.epochs is ''", "a whole number"),
-    "a text for a number": (setting("optim.learning_rate=fast"), "optim.learning_rate is 'fast'", "a finite number"),
+    "a word for a number": (setting("optim.learning_rate=fast"), "optim.learning_rate is 'fast'", "a finite number"),
     "NaN": (setting("optim.learning_rate=nan"), "optim.learning_rate is 'nan'", "a finite number"),
     "inf": (setting("optim.learning_rate=inf"), "optim.learning_rate is 'inf'", "a finite number"),
     "a radius divided by inf": (setting("inner.threat_model.epsilon=8/1e400"), "'8/1e400' is not a radius", "8/255"),
     "a seed of 80 bits": (setting("seed=1000000000000000000000000"), "seed is '1000000", "a whole number"),
-    "a rate of 400 digits": (setting("optim.learning_rate=1" + 400 * "0"), "optim.learning_rate is '1000", "give a finite number"),
-    "a list with a hole for each way to read it": (setting(f"'seed=[{100 * ' ,'}!]'"), "seed is '[ , ,", "a whole number"),
+    "a rate of 400 digits": (
+        setting("optim.learning_rate=1" + 400 * "0"), "optim.learning_rate is '1000", "give a finite number",
+    ),
+    "a list of many empty items": (setting(f"'seed=[{100 * ' ,'}!]'"), "seed is '[ , ,", "a whole number"),
     "no learning": (setting("optim.learning_rate=0"), "learning_rate is 0.0", "must be positive"),
     "too much momentum": (setting("optim.momentum=9"), "momentum is 9.0", "[0, 1)"),
     "a negative decay": (setting("optim.weight_decay=-1"), "weight_decay is -1.0", "0 or more"),
     "milestones in epochs": (setting("optim.milestones=[100,150] optim.schedule=piecewise"), "write 0.5 for half-way"),
     "two averages": (setting("optim.ema_decay=0.9 optim.swa_begin=0.5"), "two ways to average", "optim.ema_decay=0"),
-    "a batch of none": (setting("data.batch_size=0"), "batch_size is 0", "1 or more"),
+    "an empty batch": (setting("data.batch_size=0"), "batch_size is 0", "1 or more"),
     "half an image": (setting("data.batch_size=12.5"), "data.batch_size is '12.5'", "a whole number"),
     "an unknown engine": (setting("data.engine=ffcv"), "data.engine is 'ffcv'", "auto, resident, dali or torch"),
     "an unknown attack": (setting("evaluation.attacks=[natural,pgd]"), "unknown attack 'pgd'", "such as pgd20"),
@@ -77,9 +78,9 @@ CONFIGURATION = {
     "no teacher": (setting("teacher=null"), "method adaad needs a teacher", "set teacher.name"),
     "checkpoints never": (setting("checkpoint_every=0"), "checkpoint_every is 0", "1 or more"),
     "NaN ignored": (setting("on_nonfinite=ignore"), "on_nonfinite is 'ignore'", "stop or skip"),
-    "perhaps deterministic": (setting("deterministic=maybe"), "deterministic is 'maybe'", "true or false"),
+    "deterministic maybe": (setting("deterministic=maybe"), "deterministic is 'maybe'", "true or false"),
     "global statistics": (setting("batch_norm=global"), "batch_norm is 'global'", "local or sync"),
-    "a policy of no steps": (lambda: TeacherPolicy(kind="refreshed", every=0), "every is 0", "1 or more"),
+    "a policy with an interval of 0": (lambda: TeacherPolicy(kind="refreshed", every=0), "every is 0", "1 or more"),
     "an l1 ball": (lambda: ThreatModel(norm="l1"), "norm is 'l1'", "choose linf or l2"),
     "an endless radius": (lambda: ThreatModel(norm="l2", epsilon=float("inf")), "epsilon is inf", "finite"),
     "crops of no size": (lambda: DataConfig(name="folder", min_crop_scale=0), "min_crop_scale is 0", "in (0, 1]"),
@@ -92,8 +93,8 @@ COMMAND_LINE = {
     "an unknown option": ("train tiny --epochs 3", "unrecognized arguments: --epochs", "fastadaad train --help"),
     "an option without a value": ("train tiny --method", "--method: expected one argument"),
     "no recipe": ("train", "required: RECIPE; see fastadaad train --help"),
-    "a device without values": ("train tiny device=meta", "device 'meta' cannot be used", "try device=cpu"),
-    "a folder that was never a run": (f"{RESUME} images", "images exists already", "another --run-folder"),
+    "the meta device": ("train tiny device=meta", "device 'meta' cannot be used", "try device=cpu"),
+    "a folder without a run to resume": (f"{RESUME} images", "images exists already", "another --run-folder"),
     "a recipe outside of runs": (setting("recipe=../x"), "recipe is '../x'", "letters, digits"),
     "an unknown recipe": ("train dem", "unknown recipe 'dem'", "choose one of demo"),
     "a file for a recipe": ("train notes.txt", "unknown recipe 'notes.txt'", "choose one of demo"),
@@ -119,38 +120,38 @@ COMMAND_LINE = {
     "no time": ("train tiny --rank-timeout 0", "rank_timeout_s is 0.0", "a positive number of seconds"),
     "all the time": ("train tiny --rank-timeout inf", "rank_timeout_s is 'inf'", "a finite number"),
     "resume with a value": ("train tiny --resume=yes", "argument --resume: ignored explicit argument 'yes'"),
-    "a run that is there": ("train tiny --run-folder done", "done exists already", "finished", "add --resume"),
+    "an existing run": ("train tiny --run-folder done", "done exists already", "finished", "add --resume"),
     "another seed's run": (f"{RESUME} done seed=1", "belongs to another run", "seed 0 -> 1", "another --run-folder"),
     "another method's run": (f"{RESUME} done --method rslad", "belongs to another run", "method adaad -> rslad"),
     "another teacher's run": (
         f"{RESUME} done teacher.checkpoint=other_teacher.safetensors", "teacher.checkpoint has other contents",
     ),
     "no run or weights": ("evaluate", "required: RUN_OR_WEIGHTS; see", "--help"),
-    "a run that is nowhere": ("evaluate nowhere", "nowhere does not exist", "give a run folder or a weights file"),
+    "a missing run": ("evaluate nowhere", "nowhere does not exist", "give a run folder or a weights file"),
     "weights without a recipe": ("evaluate teacher.safetensors", "is not a run folder", "--recipe tells"),
-    "a folder that is no run": ("evaluate empty", "empty/config.json does not hold", "No such file", "the folder of"),
+    "a folder without a run": ("evaluate empty", "empty/config.json does not hold", "No such file", "the folder of"),
     "a shard beyond the last": (f"{EVALUATE} --shard 2/2", "'2/2' is not a shard", "write 0/2 and 1/2"),
     "one of no shards": (f"{EVALUATE} --shard 0/0", "'0/0' is not a shard", "write 0/2 and 1/2"),
     "no images": (f"{EVALUATE} -n 0", "num_images is 0", "give 1 or more"),
     "an empty list": (f"{EVALUATE} --attacks ,", "attacks is empty", "give at least one"),
     "an l2 radius in 0..255": (f"{EVALUATE},pgd1 --norm l2 --epsilon 9", "epsilon is 9 in l2", "write 9/255"),
     "a table for a folder": (f"{EVALUATE} --csv empty", "empty is a folder", "give the name of a file"),
-    "a table nowhere": (f"{EVALUATE} --json nowhere/x.json", "nowhere/x.json cannot be written", "make it"),
+    "a table in a missing folder": (f"{EVALUATE} --json nowhere/x.json", "nowhere/x.json cannot be written", "make it"),
     "a state in a file": (f"{EVALUATE} --state notes.txt", "notes.txt is not a folder", "give a folder"),
     "no methods": ("compare tiny --methods ,", "--methods is empty", "name some"),
     "a comparison with no teacher": ("compare tiny-teacher", "has no teacher to compare with", "fastadaad recipes"),
     "a bad seed": ("compare tiny --seeds 0,x", "'0,x' is not a list of seeds", "write them as 0,1"),
     "no radii": ("sweep-epsilon tiny --epsilons ,", "--epsilons is empty", "give radii such as 4/255"),
     "radii in 0..255": ("sweep-epsilon tiny --epsilons 4,8", "epsilon is 4.0", "write 4/255"),
-    "a picture of no kind": ("show-batch tiny -o x.xyz", "Format 'xyz' is not supported", "png"),
+    "a picture of an unknown format": ("show-batch tiny -o x.xyz", "Format 'xyz' is not supported", "png"),
     "a picture of no images": ("show-batch tiny --images 0", "'0' is not a number of 1 or more"),
     "an epoch before the first": ("show-batch tiny --epoch -1", "epoch -1 is outside", "non-negative"),
-    "an ending of others": ("export teacher.safetensors x.onnx", "x.onnx has another suffix", "give .safetensors"),
+    "an unknown suffix": ("export teacher.safetensors x.onnx", "x.onnx has another suffix", "give .safetensors"),
     "weights over weights": ("export whole.pt teacher.safetensors", "exists already", "give another name"),
     "a pack of no size": ("pack images out", "--image-size is missing", "such as 64"),
     "a pack over images": ("pack images images --image-size 8", "images holds something else", "give another OUT"),
     "a pack in a file": ("pack images notes.txt --image-size 8", "notes.txt cannot be written (File exists)"),
-    "a share above 1": ("pack images out --image-size 8 --center-share 2", "center_share is 2.0", "in (0, 1]"),
+    "a fraction above 1": ("pack images out --image-size 8 --center-share 2", "center_share is 2.0", "in (0, 1]"),
     "settings of no recipe": ("doctor optim.epochs=3", "optim.epochs=3 changes a recipe", "--max-batch RECIPE"),
     "another program's option": ("compat --lr 0.1", "--lr is not taken", "give --lr_max"),
     "another program's data set": ("compat --dataset mnist", "--dataset mnist is unknown", "choose one of digits"),
@@ -166,7 +167,7 @@ FILES = {
     "a flipped bit": ("inspect flipped.safetensors", "flipped.safetensors is not a safetensors file", "fetch it again"),
     "a flipped bit in a zip": ("inspect flipped.pt", "flipped.pt is not a torch.save file", "fetch it again"),
     "another format": ("inspect renamed.safetensors", "renamed.safetensors is not a safetensors", "fetch it again"),
-    "a text": ("inspect text.pt", "text.pt is not a torch.save file", "fetch it again"),
+    "a text file": ("inspect text.pt", "text.pt is not a torch.save file", "fetch it again"),
     "a pickle with code": ("inspect code.pt", "code.pt is refused", "mkdir", "save its state dict alone"),
     "a pickled network": ("inspect module.pt", "module.pt is refused", "save its state dict alone"),
     "a list": ("export list.pt x.safetensors", "list.pt holds no state dict", "save model.state_dict()"),
@@ -237,7 +238,7 @@ INNER = InnerConfig(threat_model=ThreatModel(epsilon=0.1), step_size=0.05, num_s
 
 
 def step(change: Callable[[Tensor, Tensor], tuple] = lambda x, y: (x, y), **options) -> Callable[[], object]:
-    """A step of a training by ARD on a batch that is changed."""
+    """Returns a call of one ARD training step on a changed batch; `options` replace arguments or wrap a network."""
 
     def run() -> object:
         student, teacher = student_and_teacher()
@@ -280,8 +281,8 @@ TENSORS = {
     "one-hot labels": (step(lambda x, y: (x, torch.eye(5)[y])), "labels have shape [16, 5]", "labels.argmax(1)"),
     "labels as floats": (step(lambda x, y: (x, y.float())), "labels are torch.float32", "labels.long()"),
     "a label too few": (step(lambda x, y: (x, y[1:])), "labels have shape [15] for 16 images", "one per image"),
-    "labels elsewhere": (step(lambda x, y: (x, y.to("meta"))), "labels on meta", "move both to one device"),
-    "a teacher elsewhere": (step(teacher=lambda t: t.to("meta")), "the teacher on meta", "move both to one device"),
+    "labels on meta": (step(lambda x, y: (x, y.to("meta"))), "labels on meta", "move both to one device"),
+    "a teacher on meta": (step(teacher=lambda t: t.to("meta")), "the teacher on meta", "move both to one device"),
     "other classes of the teacher": (
         step(teacher=with_classes(6)), "student has 5 classes and teacher 6", "the classes of the data set",
     ),
@@ -290,11 +291,11 @@ TENSORS = {
     ),
     "a map of logits": (step(student=lambda s: s[:4]), "student returns logits of shape [1, 12, 3, 3]", "[B, N]"),
     "no teacher for a step": (step(teacher=lambda t: None), "teacher is None: method ard needs one"),
-    "a fixed student": (step(student=lambda s: s.requires_grad_(False)), "requires_grad_(True)"),
-    "an unknown row": (step(method="adad"), "unknown method 'adad'", "choose one of adaad"),
+    "a frozen student": (step(student=lambda s: s.requires_grad_(False)), "requires_grad_(True)"),
+    "an unknown method of a step": (step(method="adad"), "unknown method 'adad'", "choose one of adaad"),
     "an unknown mode": (step(mode="fast"), "mode is 'fast'", "choose eager, compiled, graph or auto"),
     "an unknown layout": (step(layout="NHWC"), "layout is 'NHWC'", "choose auto, contiguous or channels_last"),
-    "parts of no image": (step(micro_batch=0), "micro_batch is 0", "1 or more"),
+    "empty micro-batches": (step(micro_batch=0), "micro_batch is 0", "1 or more"),
     "a negative perturbation": (step(awp_gamma=-0.1), "awp_gamma is -0.1", "0 or more"),
     "a step's radius in 0..255": (drop_in(epsilon=8, step_size=2), "epsilon is 8", "write 8/255"),
     "a step's length in 0..255": (drop_in(step_size=2), "step_size 2.0000 is more than epsilon 0.0314", "swapped"),
@@ -313,14 +314,14 @@ TENSORS = {
     "a data set in floats": (pipeline(IMAGES.float(), LABELS), "images are torch.float32", "give uint8 [M, H, W, C]"),
     "labels of fewer images": (pipeline(IMAGES, LABELS[1:]), "labels are torch.int64 [3]", "one per image"),
     "no images at a time": (pipeline(IMAGES, LABELS, batch_size=0), "batch_size 0 is not positive", "at least 1"),
-    "an unknown set": (lambda: load_dataset("mnist"), "data set 'mnist' is unknown", "use one of digits"),
+    "an unknown data set": (lambda: load_dataset("mnist"), "data set 'mnist' is unknown", "use one of digits"),
     "a network of no classes": (lambda: load_model("cnn-4", num_classes=0), "num_classes is 0", "1 or more"),
     "statistics of other channels": (lambda: load_model("cnn-4", mean=(0.1, 0.2)), "mean has 2 values", "per channel"),
     "a network of no depth": (lambda: load_model("wrn-11-2"), "depth 11 is not 6n + 4", "choose 10, 16"),
     "logits of other classes": (
         lambda: ops.kl_grad(torch.zeros(2, 3), torch.zeros(2, 4)), "teacher_logits has shape (2, 4)", "(2, 3)",
     ),
-    "a search by no teacher": (lambda: InnerMaximizer(student_and_teacher()[0]), "teacher is None", "adaad needs one"),
+    "no teacher for a search": (lambda: InnerMaximizer(student_and_teacher()[0]), "teacher is None", "adaad needs one"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The implementations of an operation that exist here, and what every registered operation must pass."""
+"""The implementations of an operation on this machine, and checks that every registered operation must pass."""
 
 import importlib
 from collections.abc import Callable
@@ -13,18 +13,18 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def reference(op: str, *arguments):
-    """The plain torch version."""
+    """Runs the plain torch reference."""
     stem = op.removesuffix("_")
     return getattr(importlib.import_module(f"fastadaad.ops.{stem}"), f"{stem}_ref")(*arguments)
 
 
 def registered(op: str, *arguments):
-    """What users get: the C++ kernel for this processor, where it is built."""
+    """Runs the operation as users do: the C++ kernel for this processor if it is built."""
     return getattr(torch.ops.fastadaad, op)(*arguments)
 
 
 def baseline(op: str, *arguments):
-    """The C++ kernel for any processor."""
+    """Runs the C++ kernel for any processor."""
     torch.ops.fastadaad._use_baseline(True)
     try:
         return registered(op, *arguments)
@@ -39,12 +39,12 @@ every_float_dtype = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 
 
 def clones(arguments: tuple) -> tuple:
-    """The arguments with tensors cloned, so that an operation in place leaves the originals alone."""
+    """Clones the tensors among the arguments, so that an in-place operation leaves the originals unchanged."""
     return tuple(argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments)
 
 
 def assert_versions_agree(op: str, *arguments) -> None:
-    """The C++ kernel gives the same bits in the version for any processor and in the one for this processor."""
+    """Asserts that the C++ kernels for any processor and for this processor give the same bits."""
     outcomes = []
     for run in CPP:
         inputs = clones(arguments)
@@ -54,7 +54,7 @@ def assert_versions_agree(op: str, *arguments) -> None:
 
 
 def assert_registered(op: str, public: Callable, *arguments) -> None:
-    """opcheck passes, and the public function gives the same bits under torch.compile(fullgraph=True)."""
+    """Asserts that opcheck passes, and that torch.compile(fullgraph=True) does not change the bits."""
     torch.library.opcheck(getattr(torch.ops.fastadaad, op).default, clones(arguments))
     compiled = torch.compile(public, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*clones(arguments)), public(*clones(arguments)), rtol=0, atol=0, equal_nan=True)

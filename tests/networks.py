@@ -7,7 +7,7 @@ NUM_CLASSES = 5
 
 
 class Branching(nn.Module):
-    """What torch.fx cannot trace: which way the pixels go depends on them."""
+    """Network that torch.fx cannot trace: its control flow depends on the pixels."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class Branching(nn.Module):
 
 
 def tiny_network(seed: int, channels: int = 6) -> nn.Module:
-    """Two convolutions with batch-norm whose running statistics are not those of a fresh layer; in train mode."""
+    """Makes two convolutions with batch-norm, whose running statistics differ from a new layer's; in train mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = nn.Sequential(
@@ -34,7 +34,7 @@ def tiny_network(seed: int, channels: int = 6) -> nn.Module:
         )
         with torch.no_grad():
             network(torch.rand(64, 3, 8, 8) ** 2)
-            network[-1].weight.mul_(6)  # decided, not all classes alike
+            network[-1].weight.mul_(6)  # so that the logits of the classes differ clearly
     return network
 
 
@@ -54,7 +54,7 @@ def trained_network(x_natural: Tensor, labels: Tensor) -> nn.Module:
 
 
 def images_and_labels(batch_size: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """x_natural [B, 3, 8, 8] with some pixels on the borders 0 and 1, labels [B]."""
+    """Draws x_natural [B, 3, 8, 8] with some pixels on the borders 0 and 1, and labels [B]."""
     generator = torch.Generator().manual_seed(seed)
     x_natural = (1.2 * torch.rand(batch_size, 3, 8, 8, generator=generator) - 0.1).clamp(0, 1)
     return x_natural, torch.randint(0, NUM_CLASSES, (batch_size,), generator=generator)

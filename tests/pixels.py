@@ -1,4 +1,4 @@
-"""Pixels in many layouts, and what the two projected steps have in common."""
+"""Pixels in many memory layouts, and tests that the two projected steps share."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ LAYOUTS = {
 
 
 def draw(*shape: int, epsilon: float = 0.1) -> tuple[Tensor, Tensor, Tensor]:
-    """x_adv inside the ball mostly, x_natural in [0, 1], grad_x with some zeros."""
+    """Draws x_adv, mostly inside the ball, x_natural in [0, 1], and grad_x with some zeros."""
     generator = torch.Generator().manual_seed(sum(shape))
     x_natural = torch.rand(shape, generator=generator)
     x_adv = x_natural + epsilon * (2.2 * torch.rand(shape, generator=generator) - 1.1)
@@ -24,7 +24,7 @@ def draw(*shape: int, epsilon: float = 0.1) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def assert_layouts_agree(run: Callable, op: str, *numbers: float, close: Callable[[Tensor, Tensor], None]) -> None:
-    """The result does not depend on the layouts of the three tensors; x_adv keeps its own, neighbours are untouched."""
+    """Asserts that layouts do not change the result, x_adv keeps its layout, and neighbours are not touched."""
     x_adv, x_natural, other = draw(5, 3, 6, 7)
     expected = x_adv.clone()
     run(op, expected, x_natural, other, *numbers)
@@ -63,6 +63,6 @@ wrong_step_arguments = pytest.mark.parametrize(
 
 
 def good_step_arguments() -> dict:
-    """Arguments that every step accepts."""
+    """Returns arguments that every step accepts."""
     tensors = {name: torch.zeros(2, 3) for name in ("x_adv", "x_natural", "grad_x")}
     return tensors | {"step_size": 0.1, "epsilon": 0.1}

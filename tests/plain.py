@@ -1,4 +1,4 @@
-"""The inner loop as the methods define it, by autograd through torch's losses: what the engine is compared with."""
+"""The inner loop as the methods define it, by autograd through torch's losses: the reference in tests of the search."""
 
 import copy
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def kl_to_teacher(student: nn.Module, teacher: nn.Module) -> Callable[[Tensor], Tensor]:
-    """x -> sum over the batch of kl(S(x), T(x)), with gradient through both."""
+    """Returns x -> sum over the batch of kl(S(x), T(x)), with gradient through both networks."""
     return lambda x: F.kl_div(student(x).log_softmax(1), teacher(x).softmax(1), reduction="sum")
 
 
@@ -29,7 +29,7 @@ def inner_loop(
     lower: float = 0.0,
     upper: float = 1.0,
 ) -> Tensor:
-    """x_adv after `num_steps` projected steps that raise `value`, from `start`."""
+    """Returns x_adv after `num_steps` projected steps from `start` that raise `value`."""
     x_adv = start
     for _ in range(num_steps):
         x_adv = x_adv.detach().requires_grad_()
@@ -49,12 +49,12 @@ def l2_step(x_adv: Tensor, x_natural: Tensor, grad_x: Tensor, step_size: float, 
 
 
 def lengths(x: Tensor) -> Tensor:
-    """l2 norm of each image, [B, 1, 1, 1]."""
+    """Returns the l2 norm of each image, [B, 1, 1, 1]."""
     return x.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
 
 
 def fraction_equal(x: Tensor, y: Tensor) -> float:
-    """Share of the pixels that agree within 1e-6; not all can, where a gradient is within rounding of zero."""
+    """Fraction of the pixels that agree within 1e-6; not all do, as rounding changes the sign of gradients near 0."""
     return ((x - y).abs() <= 1e-6).double().mean().item()
 
 

@@ -1,4 +1,4 @@
-"""The scripts in examples/: what they train is what a plain loop trains, and others' attacks agree on it."""
+"""Scripts in examples/: their students equal the students of a plain loop, and attacks of other libraries agree."""
 
 import inspect
 import re
@@ -27,12 +27,12 @@ INNER = InnerConfig(threat_model=ThreatModel(epsilon=digits.EPSILON), step_size=
 
 @pytest.fixture(autouse=True)
 def one_layout(monkeypatch) -> None:
-    """Not the faster one of the moment, so that two trainings can be compared bit by bit."""
+    """Replaces the measured memory layout by a fixed one, so that two trainings can be compared bit by bit."""
     monkeypatch.setattr(inner_networks, "choose_memory_format", lambda *_, **__: torch.contiguous_format)
 
 
 def student_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
-    """As the examples begin."""
+    """Makes the student and optimiser with which the examples begin."""
     torch.manual_seed(0)
     student = load_model("cnn-16-s1", in_channels=1)
     return student, torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, nesterov=True)
@@ -52,7 +52,7 @@ def plain_adaad_inner_loss(
     return inner_loop(kl_to_teacher(net, teacher), x_natural, start, **settings)
 
 
-def test_an_adaad_script_trains_the_network_that_it_trained_before_its_one_line_changed(monkeypatch):
+def test_an_adaad_script_trains_the_same_network_with_either_inner_loss(monkeypatch):
     losses, network = adaad_script.main(epochs=1)
     monkeypatch.setattr(adaad_script, "adaad_inner_loss", plain_adaad_inner_loss)
     plain_losses, plain_network = adaad_script.main(epochs=1)
@@ -61,7 +61,7 @@ def test_an_adaad_script_trains_the_network_that_it_trained_before_its_one_line_
     assert_same_network(network, plain_network, rtol=1e-3, atol=1e-4)
 
 
-def test_the_plain_loop_trains_as_the_restatement_of_its_method():
+def test_the_plain_loop_trains_as_the_reference_of_its_method():
     (loss,), _ = plain_loop.main(epochs=1, method="rslad")
     student, optimizer = student_and_optimizer()
     reference, teacher = REFERENCES["rslad"], digits.robust_teacher()
@@ -80,14 +80,14 @@ def test_the_plain_loop_makes_a_robust_student():
 
 
 def trained_without_a_library(epochs: int) -> tuple[nn.Module, float]:
-    """The student that search and outer loss make of digits in a loop of four lines, and the last epoch's mean loss."""
+    """Trains by search and outer loss in a loop of four lines; returns the student and the last epoch's mean loss."""
     student, optimizer = student_and_optimizer()
     teacher, method = digits.robust_teacher().eval(), methods.get("adaad")
     maximizer = InnerMaximizer(student, teacher, method=method, inner=INNER)
     batches = digits.training_batches()
     for _ in range(epochs):
         losses = []
-        # A loader that is asked for more than its last batch draws once more, which Lightning does not do.
+        # A loader draws once more when it is iterated beyond its last batch, which Lightning does not do.
         for x_natural, labels in islice(batches, len(batches)):
             optimizer.zero_grad()
             losses.append(method.outer_loss(student, teacher, x_natural, maximizer(x_natural), labels))
@@ -98,12 +98,12 @@ def trained_without_a_library(epochs: int) -> tuple[nn.Module, float]:
 
 @pytest.fixture
 def lightning_runs(one_layout) -> list:
-    """Of Lightning's inference mode, its default, and of grad mode."""
+    """Returns a run in Lightning's default, inference mode, and a run in grad mode."""
     return [lightning_module.main(epochs=2, inference_mode=inference_mode) for inference_mode in (True, False)]
 
 
 @pytest.mark.slow
-def test_lightning_trains_the_student_of_a_plain_loop_and_attacks_it_in_inference_mode_too(lightning_runs):
+def test_lightning_trains_and_evaluates_the_student_of_a_plain_loop_in_either_mode(lightning_runs):
     (trainer, student), (other_trainer, other_student) = lightning_runs
     assert trainer.callback_metrics == other_trainer.callback_metrics
     assert_same_network(student, other_student)
@@ -130,7 +130,7 @@ def test_a_student_of_timm_becomes_robust():
     assert pgd20.accuracy > 0.35
 
 
-def test_foolbox_finds_a_student_as_robust_as_our_evaluation_does():
+def test_foolbox_and_our_evaluation_agree_on_robust_accuracy():
     accuracies = foolbox_evaluation.main()
     assert accuracies["fastadaad"] == pytest.approx(accuracies["foolbox"], abs=0.025)  # 9 of 360 images
     assert 0.4 < accuracies["fastadaad"] < accuracies["natural"] - 0.1

@@ -1,4 +1,4 @@
-"""The build decides rightly what it can build, and the installed package holds what it should."""
+"""The build detects what it can compile, and the wheel holds the right files."""
 
 import os
 import shutil
@@ -12,14 +12,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def setup(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """Run setup.py in `folder` with changes to the environment."""
+    """Runs setup.py in `folder` with changes to the environment."""
     command = [sys.executable, "-W", "ignore", "setup.py", *arguments]
     return subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=True)
 
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of what a wheel is built from."""
+    """Copies the files from which a wheel is built to a temporary folder."""
     for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "README.md").touch()
@@ -28,7 +28,7 @@ def tree(tmp_path):
     return tmp_path
 
 
-def test_without_a_compiler_the_wheel_is_pure_and_one_line_says_why(tree):
+def test_without_a_compiler_the_wheel_is_pure_and_one_line_names_the_reason(tree):
     result = setup("-q", "bdist_wheel", folder=tree, CXX="/nowhere/c++")
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("fastadaad:")]
     assert "installing the reference path; missing: a C++ compiler (install g++ or clang++, or set CXX);" in line
@@ -41,7 +41,7 @@ def test_without_a_compiler_the_wheel_is_pure_and_one_line_says_why(tree):
     assert ".cpp" not in names
 
 
-def test_without_the_library_the_reference_runs_and_says_why(tree):
+def test_without_the_library_the_reference_runs_and_the_report_names_the_reason(tree):
     (tree / "fastadaad" / "kernels").mkdir()
     shutil.copy(tree / "kernels" / "__init__.py", tree / "fastadaad" / "kernels")
     program = "import fastadaad.ops as ops, sys; print(ops.__file__); print(*ops.report()[0])"
@@ -52,7 +52,7 @@ def test_without_the_library_the_reference_runs_and_says_why(tree):
 
 
 @pytest.mark.parametrize("library", list(ROOT.glob("kernels/_C.so")))
-def test_library_needs_only_the_stable_interface(library):
+def test_the_library_uses_only_torchs_stable_interface(library):
     symbols = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True).stdout
     names = [line.split()[-1] for line in symbols.splitlines()]
     from_torch = [name for name in names if "@" not in name and not name.startswith(("_ITM", "__gmon", "__cxa"))]
