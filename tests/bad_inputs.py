@@ -179,7 +179,7 @@ FILES = {
     "other channels": ("train tiny teacher.checkpoint=colour.safetensors", "instead of [6, 1, 3, 3]", "in_channels"),
     "a name too few": ("train tiny teacher.checkpoint=name_less.pt", "1 missing (fc.bias)", "check the model's name"),
     "a name too many": ("train tiny teacher.checkpoint=name_more.pt", "1 unexpected (head.weight)", "check the"),
-    "NaN in a teacher": ("train tiny teacher.checkpoint=nan.safetensors", "answers with NaN or inf", "give other ones"),
+    "NaN in a teacher": ("train tiny teacher.checkpoint=nan.safetensors", "returns NaN or inf", "give other ones"),
     "a teacher that guesses": ("train tiny --teacher-check 100", "cnn-6-s1 has", "normalisation", "--teacher-check 0"),
     "truncated checkpoints": (f"{RESUME} cut_run", "none of the", "cut_run/checkpoints", "move cut_run away"),
     "foreign checkpoints": (f"{RESUME} foreign_run", "none of the", "foreign_run/checkpoints", "move foreign_run away"),

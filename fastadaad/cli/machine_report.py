@@ -74,7 +74,7 @@ def print_report(console: Console) -> None:
 
 def _known_self_check() -> self_check.SelfCheckResult | None:
     """Returns the cached result of the self-check, applied as a training applies it, or None."""
-    result = self_check.remembered(device_in_use())
+    result = self_check.cached_result(device_in_use())
     if result is not None:
         self_check.apply(result)
     return result

@@ -1,4 +1,4 @@
-"""AWP (Wu et al., 2020): minimise the loss at the worst weights near the student's, for a flatter minimum."""
+"""AWP (Wu et al., 2020): minimises the loss at the worst weights near the student's, for a flatter minimum."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +9,10 @@ from torch import nn
 
 @contextmanager
 def perturbed_weights(network: nn.Module, gamma: float) -> Iterator[None]:
-    """Inside, each weight w of two or more dimensions is w + gamma |w| g / |g|, with g = w.grad and Frobenius norms.
+    """Replaces each weight w of two or more dimensions by w + gamma |w| g / |g| inside, with g = w.grad.
 
-    The weights come back bit for bit afterwards, also after an exception. Biases and batch-norm parameters, and what
-    has no gradient, stay as they are.
+    Norms are Frobenius norms. The weights are restored bitwise afterwards, also after an exception. Biases, batch-norm
+    parameters and parameters without a gradient are not perturbed.
     """
     weights = [p for p in network.parameters() if p.grad is not None and p.dim() > 1]
     originals = [weight.detach().clone() for weight in weights]
@@ -21,7 +21,7 @@ def perturbed_weights(network: nn.Module, gamma: float) -> Iterator[None]:
             for weight in weights:
                 gradient = weight.grad
                 assert gradient is not None
-                # A gradient of zeros leaves its weight alone.
+                # A zero gradient leaves its weight unchanged.
                 length = gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
                 weight.add_(gradient * (gamma * weight.norm() / length))
         yield
@@ -33,7 +33,7 @@ def perturbed_weights(network: nn.Module, gamma: float) -> Iterator[None]:
 
 @contextmanager
 def kept_buffers(network: nn.Module) -> Iterator[None]:
-    """What happens inside leaves the buffers of `network`, such as running statistics, as they were."""
+    """Restores the buffers of `network`, such as running statistics, at the end."""
     originals = [buffer.clone() for buffer in network.buffers()]
     try:
         yield

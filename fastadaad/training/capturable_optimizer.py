@@ -1,4 +1,4 @@
-"""An optimiser in the form that a captured graph can hold: its learning rates are read from tensors."""
+"""Optimiser whose step a CUDA graph can hold: it reads its learning rates from tensors."""
 
 from typing import Any
 
@@ -9,17 +9,19 @@ from torch.optim.optimizer import Optimizer
 from fastadaad.runtime.cuda_graph import kept_values
 from fastadaad.training.optimizers import LAMB, LARS
 
-# Their state begins with other numbers than zeros, which only their own first step knows.
+# Optimisers whose state does not begin as zeros; only their own first step knows its values.
 NOT_FROM_ZERO = (torch.optim.ASGD, torch.optim.NAdam, torch.optim.Rprop)
 
 
 class CapturableOptimizer:
-    """`optimizer`, whose step() can be captured and whose learning rates stay numbers for the user and any schedule.
+    """Wrapper of an optimiser whose step() can be captured; learning rates stay numbers for users and schedules.
 
-    Before each call of a captured function, refresh() takes the learning rates over. All state exists from the start,
-    as zeros, which makes the first step what it would have been. Other settings (momentum, weight decay) are frozen by
-    a capture. Raises ValueError for an optimiser that would read a learning rate on the host, or whose new state would
-    not be zeros.
+    Call refresh() before each call of a captured function, to pass on the learning rates. All state exists from the
+    start, as zeros, so the first step gives the same result as without the wrapper. A capture freezes all other
+    settings, such as momentum and weight decay.
+
+    Raises:
+        ValueError: The optimiser would read a learning rate on the host, or its new state would not be zeros.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -45,17 +47,17 @@ class CapturableOptimizer:
 
     @property
     def state(self) -> list[Tensor]:
-        """All tensors that a step changes: parameters, then what the optimiser keeps of them."""
+        """All tensors that a step changes: the parameters, then the optimiser's state."""
         kept = [value for state in self.optimizer.state.values() for value in state.values()]
         return [*self._parameters(), *(value for value in kept if isinstance(value, Tensor))]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The optimiser's."""
+        """Parameter groups of the optimiser."""
         return self.optimizer.param_groups
 
     def refresh(self) -> None:
-        """Copy each group's learning rate, as a schedule has left it, to where the graph reads it."""
+        """Copies each group's present learning rate to the tensor that the graph reads."""
         for rate, group in zip(self.learning_rates, self.optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
 
@@ -63,7 +65,7 @@ class CapturableOptimizer:
         self.optimizer.zero_grad(set_to_none=set_to_none)
 
     def step(self) -> None:
-        """One step with the learning rates of the last refresh."""
+        """Takes one step with the learning rates of the last refresh."""
         groups = self.optimizer.param_groups
         numbers = [group["lr"] for group in groups]
         try:
@@ -78,7 +80,7 @@ class CapturableOptimizer:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _create_state(self) -> None:
-        """Let the optimiser create its state in a step that counts for nothing."""
+        """Lets the optimiser create its state in a step whose changes are reverted."""
         parameters = [parameter for parameter in self._parameters() if parameter.requires_grad]
         gradients = [parameter.grad for parameter in parameters]
         with kept_values(parameters):

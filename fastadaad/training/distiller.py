@@ -1,4 +1,4 @@
-"""One training step for people with their own loop: x_natural, labels -> the student, updated."""
+"""Training step for a loop of one's own: x_natural, labels -> the student, updated."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -230,7 +230,7 @@ class Distiller:
 
     def _check_batch(self, x_natural: Tensor) -> None:
         if not len(x_natural):
-            raise ValueError("x_natural holds no images: leave a batch without any out")
+            raise ValueError("x_natural holds no images: leave out an empty batch")
         if x_natural.device != self._nonfinite.counts.device:
             raise ValueError(
                 f"x_natural is on {x_natural.device}, and the student was on {self._nonfinite.counts.device} when "
@@ -261,7 +261,7 @@ class Distiller:
         spoiled = self._nonfinite.add(found)
         if guard is not None:
             guard.revert_if(spoiled)
-        torch.clear_autocast_cache()  # it holds the weights as they were before the update
+        torch.clear_autocast_cache()  # it holds the weights before the update
         x_adv = [batch.inner.x_adv for batch in batches]
         return loss, x_adv[0] if len(x_adv) == 1 else torch.cat(x_adv)
 
@@ -289,8 +289,8 @@ class Distiller:
         Returns:
             The loss, a scalar without gradient, and the result of find_nonfinite.
         """
-        torch.clear_autocast_cache()  # the caller's may hold weights as they were before they were perturbed
-        self.optimizer.zero_grad()  # without set_to_none, the default, which apex's optimisers do not know
+        torch.clear_autocast_cache()  # the caller's cache may hold the weights before their perturbation
+        self.optimizer.zero_grad()  # set_to_none stays at its default, as apex's optimisers lack the argument
         num_images = sum(len(batch.x_natural) for batch in batches)
         losses, logits = [], []
         with (
@@ -315,7 +315,7 @@ class Distiller:
         return average_over_ranks(self.process_group, num_images, loss, [*self._gradients(), *statistics])
 
     def _checked_gradients(self) -> list[Tensor]:
-        """Gradients to check; none in fp16, in which infinite ones are usual and the scaler's business."""
+        """Gradients to check; none in fp16, in which infinite gradients are usual and handled by the scaler."""
         return [] if self.scaler.is_enabled() else self._gradients()
 
     def _gradients(self) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What several processes tell each other after the backward pass of a step, in one message."""
+"""Averages of gradients, statistics and loss over all ranks after the backward pass, in one all-reduce."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,18 @@ from fastadaad.runtime.distributed import ProcessGroup
 
 @torch.no_grad()
 def average_over_ranks(process_group: ProcessGroup, num_images: int, loss: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """Make of `loss`, a scalar, and of `tensors`, in place, their means over the images of all processes.
+    """Averages loss and tensors over the images of all ranks.
 
-    Each process brings means over its own `num_images`. Returns the loss.
+    Args:
+        process_group: Ranks that train together.
+        num_images: Number of images of this rank, over which its values are means.
+        loss: Scalar.
+        tensors: Tensors that are replaced by their averages, in place.
+
+    Returns:
+        The averaged loss.
     """
-    one = torch.ones_like(loss)  # which becomes the number of all images
+    one = torch.ones_like(loss)  # becomes the number of images of all ranks
     message = torch.cat([value.reshape(-1) for value in (loss, *tensors, one)]).mul_(num_images)
     process_group.all_reduce(message)
     means = (message[:-1] / message[-1]).split([1, *(tensor.numel() for tensor in tensors)])
@@ -24,7 +31,7 @@ def average_over_ranks(process_group: ProcessGroup, num_images: int, loss: Tenso
 
 
 def running_statistics(network: nn.Module) -> list[Tensor]:
-    """Means and variances that the batch-norm layers of `network` keep and now change."""
+    """Lists the running means and variances of the batch-norm layers in train mode."""
     norms = [module for module in network.modules() if module.training]
     found = (getattr(module, name, None) for module in norms for name in ("running_mean", "running_var"))
     return [statistics for statistics in found if statistics is not None]

@@ -1,9 +1,9 @@
-"""NaN and inf in a training step: found on the device without waiting for it, and told to the host when it asks.
+"""NaN and inf in a training step: detected on the device without a host sync, and reported when the host reads them.
 
-A NaN reaches the loss wherever it arises, which is why an update is judged by its loss and gradients alone. The inner
-loop alone stops it, where a step takes the sign of a NaN gradient, which is 0. But where a row's x_adv depends on the
-teacher and its loss on x_adv, the loss takes the teacher's logits too, as it does the student's. So what goes unseen is
-a number that overflows on the way to x_adv and not there, which costs some pixels a step.
+Non-finite values propagate to the loss, so the loss and the gradients decide whether an update is spoiled. Exception:
+the inner loop takes sign(NaN) = 0, which hides them. But a method whose x_adv depends on the teacher evaluates the
+teacher at x_adv in its loss too, and every method evaluates the student there. Only a value that overflows on the way
+to x_adv, and not at x_adv, stays unseen; it costs some pixels one step.
 """
 
 import warnings
@@ -17,10 +17,11 @@ from torch.optim.optimizer import Optimizer
 from fastadaad.config import OnNonfinite
 from fastadaad.runtime.distributed import ProcessGroup
 
-# In the order in which a step makes them.
+# In the order in which a step computes them.
 TENSORS = ("x_natural", "student_logits", "teacher_logits", "loss", "gradients")
 
-# What was found at once -> where it comes from, and what helps. The first row counts whose tensors were all found.
+# Tensors that became non-finite in the same step -> likely cause and remedy. The first row whose tensors were all found
+# applies.
 LIKELY_CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("x_natural",),
@@ -53,28 +54,35 @@ LIKELY_CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
 )
 
-# A bad image spoils one step of an epoch, a rare overflow a few. So many in a row come from what no step will mend,
-# such as weights that are NaN already, and going on would only burn time; it is more than a small data set's epoch of
-# bad files, and minutes at most of a large one's.
+# A bad image spoils one step of an epoch, a rare overflow a few. This many spoiled steps in a row have a cause that no
+# step removes, such as weights that are NaN already. It is more than a small data set's epoch of bad files, and at most
+# minutes of a large one's.
 MAX_SKIPPED_IN_A_ROW = 100
 
-# fp16's scale begins at 2^16 and is halved at each infinite gradient. Below 1 it makes gradients smaller than they are;
-# those that 30 halvings in a row have not made finite are infinite at any scale.
+# The scale of fp16 begins at 2^16 and is halved at each infinite gradient. Below 1 it shrinks gradients; gradients that
+# are still infinite after 30 halvings in a row are infinite at any scale.
 MIN_FP16_SCALE = 2.0**-14
 
 
 class NonFiniteError(ValueError):
-    """NaN or inf in a training: the step, the tensor, the likely cause and the remedy, in one line."""
+    """NaN or inf in a training; the message is one line with the step, the tensor, the likely cause and the remedy."""
 
 
 def find_nonfinite(
     x_natural: Sequence[Tensor], logits: Sequence[dict[str, Tensor]], loss: Tensor, gradients: list[Tensor]
 ) -> Tensor:
-    """Which of TENSORS hold NaN or inf, bool [5] on the device; of logits [B, N] by name, NaN or +inf.
+    """Finds out which of TENSORS hold NaN or inf.
 
-    A logit of -inf masks its class. A gradient that is so long that its square overflows counts as infinite.
+    Args:
+        x_natural: Natural images [B, C, H, W] of each micro-batch.
+        logits: Logits [B, N] by name, of each micro-batch. -inf masks a class and counts as finite.
+        loss: Scalar.
+        gradients: Gradients of the parameters; one whose squared norm overflows counts as infinite.
+
+    Returns:
+        bool [5] on the device, in the order of TENSORS.
     """
-    named = [item for part in logits for item in part.items()]
+    named = [item for of_batch in logits for item in of_batch.items()]
     per_network = [
         [(values < torch.inf).all() for name, values in named if name.startswith(network)]
         for network in ("student_logits", "teacher_logits")
@@ -89,17 +97,24 @@ def find_nonfinite(
 
 
 def _all(flags: list[Tensor], like: Tensor) -> Tensor:
-    """Whether all of some scalars are true, on the device of `like`; true of none."""
+    """Returns whether all scalars are true, as a tensor on the device of `like`; true for an empty list."""
     if not flags:
         return like.new_ones((), dtype=torch.bool)
     return flags[0] if len(flags) == 1 else torch.stack(flags).all()
 
 
 class NonFiniteCounters:
-    """What was found in the steps so far, on the device.
+    """Counters of the non-finite values in the steps so far, on the device.
 
-    An update is spoiled where its loss or gradients are not finite. With `skip` the caller leaves those out, and a step
-    that is not spoiled clears what was found before it.
+    An update is spoiled if its loss or gradients are non-finite. With `skip` the caller reverts spoiled updates, and a
+    step that is not spoiled clears the findings before it.
+
+    Args:
+        on_nonfinite: Treatment of a spoiled update, `stop` or `skip`.
+        device: Device of the step.
+
+    Raises:
+        ValueError: Unknown value of `on_nonfinite`.
     """
 
     def __init__(self, on_nonfinite: OnNonfinite, device: torch.device) -> None:
@@ -107,14 +122,12 @@ class NonFiniteCounters:
             raise ValueError(f"on_nonfinite is {on_nonfinite!r}: choose stop or skip")
         self.on_nonfinite = on_nonfinite
         self.counts = torch.zeros(3 + len(TENSORS), dtype=torch.int64, device=device)
-        """Steps, spoiled ones, those in a row up to now; the step in which each of TENSORS was found first, 0: never.
-
-        add writes to it in place.
-        """
+        """Number of steps, of spoiled steps, and of spoiled steps in a row up to now; then the step in which each of
+        TENSORS was found first (0: never). add() writes to it in place."""
 
     @torch.no_grad()
     def add(self, found: Tensor) -> Tensor:
-        """Take in find_nonfinite's result for one step; whether its update is spoiled, a bool scalar on the device."""
+        """Adds find_nonfinite's result for one step; returns a bool scalar on the device: the update is spoiled."""
         spoiled = found[TENSORS.index("loss") :].any()
         step, num_spoiled, in_a_row = self.counts[:3].unbind()
         first = self.counts[3:]
@@ -132,21 +145,21 @@ class NonFiniteCounters:
         Raises:
             NonFiniteError: A rank met NaN or inf; with `skip`, MAX_SKIPPED_IN_A_ROW updates in a row were skipped.
         """
-        notes = process_group.all_gather(self.counts.tolist())
-        in_a_row = notes[0][2]  # updates are spoiled for all of them
-        first = [min(filter(None, steps), default=0) for steps in zip(*(note[3:] for note in notes), strict=True)]
+        by_rank = process_group.all_gather(self.counts.tolist())
+        in_a_row = by_rank[0][2]  # an update is spoiled on all ranks or on none
+        first = [min(filter(None, steps), default=0) for steps in zip(*(counts[3:] for counts in by_rank), strict=True)]
         if self.on_nonfinite == "stop" and any(first):
             raise NonFiniteError(_likely_cause(first))
         if self.on_nonfinite == "skip" and in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise NonFiniteError(f"{in_a_row} updates in a row were left out, since {_likely_cause(first)}")
+            raise NonFiniteError(f"{in_a_row} updates in a row were skipped, since {_likely_cause(first)}")
 
     def read_skipped(self) -> int:
-        """How many updates were left out so far. Waits for the device."""
+        """Returns the number of updates that were skipped so far. Waits for the device."""
         return int(self.counts[1]) if self.on_nonfinite == "skip" else 0
 
 
 def check_scale(scaler: torch.amp.GradScaler) -> None:
-    """Raises NonFiniteError where the scale of fp16 has fallen below MIN_FP16_SCALE. Waits for the device."""
+    """Raises NonFiniteError if the scale of fp16 has fallen below MIN_FP16_SCALE. Waits for the device."""
     if scaler.is_enabled() and (scale := scaler.get_scale()) < MIN_FP16_SCALE:
         raise NonFiniteError(
             f"NaN or inf in the gradients of step after step: fp16's scale has fallen to {scale:.1g}, and no update is "
@@ -155,7 +168,7 @@ def check_scale(scaler: torch.amp.GradScaler) -> None:
 
 
 def _likely_cause(first: Sequence[int]) -> str:
-    """Of what was found earliest; `first`: the step in which each of TENSORS was found, 0: never."""
+    """Describes the earliest finding. `first`: step in which each of TENSORS was found first, 0: never."""
     step = min(number for number in first if number)
     found = {name for name, number in zip(TENSORS, first, strict=True) if number == step}
     cause = next(text for names, text in LIKELY_CAUSES if found.issuperset(names))

@@ -1,4 +1,4 @@
-"""The optimiser of a run, and the two that large batches need: LARS and LAMB."""
+"""Optimiser of a run; LARS and LAMB for large batches."""
 
 import importlib.util
 import math
@@ -14,9 +14,10 @@ from fastadaad.run_config import OptimConfig
 
 
 def make_optimizer(network: nn.Module, optim: OptimConfig) -> Optimizer:
-    """The optimiser that `optim` names, over the parameters of `network`; the schedule sets its learning rate.
+    """Builds the optimiser that `optim` names, for the parameters of `network`; the schedule sets its learning rate.
 
-    Raises ValueError where optimizer_backend=apex and NVIDIA's apex is not installed.
+    Raises:
+        ValueError: optimizer_backend is apex, and NVIDIA's apex is not installed or the network is not on CUDA.
     """
     parameters = list(network.parameters())
     if optim.optimizer_backend == "apex":
@@ -43,7 +44,7 @@ def _layerwise_arguments(optim: OptimConfig) -> dict[str, Any]:
 
 
 def _kernels(parameters: list[nn.Parameter], optim: OptimConfig) -> dict[str, bool]:
-    """Which of torch's forms of SGD: fused where all parameters are floating-point tensors that it serves."""
+    """Selects the implementation of torch's SGD: fused if it supports all parameters, otherwise foreach."""
     fused = optim.optimizer_backend == "auto" and all(
         parameter.device.type in ("cuda", "cpu") and parameter.is_floating_point() for parameter in parameters
     )
@@ -65,7 +66,7 @@ def _apex_optimizer(parameters: list[nn.Parameter], optim: OptimConfig, device_t
         lr=optim.learning_rate,
         betas=(optim.momentum, LAMB_BETA2),
         eps=LAMB_EPS,
-        # Gradients are taken as they are, as in LAMB below and its paper; apex would clip their norm to 1.
+        # Gradients are not clipped, as in LAMB below and its paper; apex would clip their norm to 1.
         max_grad_norm=math.inf,
     )
 
@@ -82,7 +83,7 @@ def apex_status() -> str:
 
 
 def _with_and_without_decay(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, of which apex leaves the one without decay unadapted: that of biases and batch-norm."""
+    """Returns two parameter groups; apex does not adapt the one without decay, of biases and batch-norm."""
     return [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
@@ -90,10 +91,10 @@ def _with_and_without_decay(parameters: list[nn.Parameter], weight_decay: float)
 
 
 def _match_layouts(optimizer: Optimizer) -> None:
-    """Give loaded state the memory layout of its parameters.
+    """Gives loaded state the memory layout of its parameters.
 
-    torch's fused SGD on the CPU walks parameter, gradient and momentum side by side in memory, without a look at their
-    strides: a contiguous momentum beside a channels-last weight trains wrongly and says nothing.
+    torch's fused SGD on the CPU reads parameter, gradient and momentum in memory order and ignores their strides: a
+    contiguous momentum beside a channels-last weight trains wrongly without an error.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -102,15 +103,15 @@ def _match_layouts(optimizer: Optimizer) -> None:
 
 
 class _Layerwise(Optimizer):
-    """What LARS and LAMB share: parameters of one dimension or none are updated without decay and without trust ratio.
+    """Base of LARS and LAMB: parameters with at most one dimension are updated without decay and trust ratio.
 
-    The learning rate may be a number or a tensor without dimensions, which a CUDA graph then reads anew at each
-    replay. The ratios stay on the device.
+    The learning rate may be a number or a scalar tensor, which a CUDA graph reads again at each replay. The ratios stay
+    on the device.
     """
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient."""
+        """Updates all parameters that have a gradient."""
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
             for adapted in (True, False):
@@ -122,7 +123,7 @@ class _Layerwise(Optimizer):
         raise NotImplementedError
 
     def _state(self, weights: list[Tensor], name: str) -> list[Tensor]:
-        """The state `name` of each weight: its own shape, zeros at first."""
+        """State `name` of each weight, in its shape and initially zero."""
         states = [self.state[weight] for weight in weights]
         for weight, state in zip(weights, states, strict=True):
             if name not in state:
@@ -131,7 +132,7 @@ class _Layerwise(Optimizer):
 
 
 def trust_ratios(lengths: Tensor, update_lengths: Tensor) -> Tensor:
-    """lengths / update_lengths [L], and 1 where one of them is 0: a layer of zeros would otherwise never leave them."""
+    """Returns lengths / update_lengths [L], or 1 if one is 0; otherwise an all-zero layer would never change."""
     ratios = lengths / update_lengths
     return torch.where((lengths > 0) & (update_lengths > 0), ratios, torch.ones_like(ratios))
 
@@ -177,7 +178,7 @@ class LARS(_Layerwise):
         torch._foreach_sub_(weights, momenta)
 
 
-LAMB_BETA2, LAMB_EPS = 0.999, 1e-6  # of its paper
+LAMB_BETA2, LAMB_EPS = 0.999, 1e-6  # values of the paper
 
 
 class LAMB(_Layerwise):
@@ -215,7 +216,7 @@ class LAMB(_Layerwise):
     def _adam_updates(
         self, weights: list[Tensor], first: list[Tensor], second: list[Tensor], group: dict[str, Any]
     ) -> list[Tensor]:
-        """m / (sqrt(v) + eps) of the corrected moments. The count of steps is a tensor, so that a graph can count."""
+        """Computes m / (sqrt(v) + eps) of the corrected moments. The step count is a tensor, which a graph can update."""
         counts = self._counts(weights)
         torch._foreach_add_(counts, 1.0)
         steps = torch.stack(counts)

@@ -1,4 +1,4 @@
-"""What is looked at before training: whatever would otherwise train the wrong thing for hours without a word."""
+"""Checks before the training of labels, pixels, networks and teacher: mistakes that would otherwise cost hours."""
 
 import copy
 import logging
@@ -18,9 +18,9 @@ from fastadaad.training.data import TrainingData
 
 log = logging.getLogger(__name__)
 
-NUM_ASKED = 16  # images of which a network's logits are looked at
-ATTACK = "pgd10"  # what a teacher's robustness is measured by: about the price of a step on as many images
-# Standard deviations of guessing above which an accuracy is no luck: of teachers that guess, one in 700 is there.
+NUM_CHECKED = 16  # images on which a network's logits are checked
+ATTACK = "pgd10"  # attack on the teacher: it costs about as much as a step on the same number of images
+# An accuracy is significant this number of standard deviations above chance level. One in 700 guessing teachers is.
 CLEAR_OF_CHANCE = 3.0
 
 
@@ -53,18 +53,18 @@ def check_before_training(
 
 
 def _check_labels(data: TrainingData) -> None:
-    for part, pipeline in (("training", data.train), ("validation", data.validation), ("test", data.test)):
+    for split, pipeline in (("training", data.train), ("validation", data.validation), ("test", data.test)):
         labels = torch.arange(0) if pipeline is None else pipeline.labels
         outside = labels[(labels < 0) | (labels >= data.num_classes)]
         if len(outside):
             raise ValueError(
-                f"data set {data.dataset.name} has the {part} label {outside[0]}, outside 0..{data.num_classes - 1}: "
+                f"data set {data.dataset.name} has the {split} label {outside[0]}, outside 0..{data.num_classes - 1}: "
                 "number its classes from 0, in the order of class_names"
             )
 
 
 def _check_augmentation(config: RunConfig, data: TrainingData) -> None:
-    """Neither a crop nor a black square leaves nothing of an image."""
+    """Raises ValueError if a crop or a black square may cover a whole image."""
     side = min(image_shape(data.train.images)[:2])
     for name, pixels in (("padding", config.data.padding), ("cutout", config.data.cutout)):
         if pixels >= side:
@@ -75,14 +75,14 @@ def _check_augmentation(config: RunConfig, data: TrainingData) -> None:
 
 
 def _check_batch(data: TrainingData, x_natural: Tensor, labels: Tensor) -> None:
-    """The first of the training, as the networks get it."""
+    """Checks the first training batch."""
     try:
         check_batch(x_natural, labels)
         check_values(x_natural, labels, data.num_classes)
     except ValueError as error:
         raise ValueError(f"data set {data.dataset.name}: {error}") from error
     if not x_natural.isfinite().all():
-        raise ValueError(f"data set {data.dataset.name}: x_natural holds NaN: find the images that do, and repair them")
+        raise ValueError(f"data set {data.dataset.name}: x_natural holds NaN: find and repair these images")
     if x_natural.shape[1] != data.num_channels:
         raise ValueError(
             f"data set {data.dataset.name}: x_natural has {x_natural.shape[1]} channels and its images have "
@@ -91,24 +91,24 @@ def _check_batch(data: TrainingData, x_natural: Tensor, labels: Tensor) -> None:
 
 
 def _check_network(name: str, network: nn.Module, x_natural: Tensor, data: TrainingData) -> None:
-    """Its logits are finite, and as many as the data set has classes."""
-    logits = logits_of(name, network, x_natural[:NUM_ASKED])
+    """Raises ValueError unless the logits are finite and there is one per class of the data set."""
+    logits = logits_of(name, network, x_natural[:NUM_CHECKED])
     if logits.shape[1] != data.num_classes:
         raise ValueError(
             f"{name} has {logits.shape[1]} classes and data set {data.dataset.name} has {data.num_classes}: student, "
             "teacher and data set must have the same"
         )
     if not logits.isfinite().all():
-        raise ValueError(f"{name} answers with NaN or inf: its weights are damaged, give other ones")
+        raise ValueError(f"{name} returns NaN or inf: its weights are damaged, give other ones")
 
 
 def _check_teacher(name: str, config: RunConfig, data: TrainingData, teacher: nn.Module) -> None:
-    """Says how accurate it is. Raises ValueError where it is not better than guessing."""
+    """Logs the teacher's accuracy. Raises ValueError if it is not above chance level."""
     num_images = config.teacher_check
     split = "training" if data.validation is None else "validation"
     pipeline = _drawn(data.validation or data.train, config, num_images)
     natural, robust = evaluate(
-        copy.deepcopy(teacher),  # so that what the evaluation keeps of a network goes with this one
+        copy.deepcopy(teacher),  # the evaluation's caches are freed with the copy
         lambda: _first(pipeline, num_images),
         ("natural", ATTACK),
         threat_model=config.evaluation.threat_model,
@@ -121,10 +121,10 @@ def _check_teacher(name: str, config: RunConfig, data: TrainingData, teacher: nn
 
 
 def _check_above_chance(measured: str, natural: AttackResult, num_classes: int) -> None:
-    """`measured` begins the line. At chance is what is not CLEAR_OF_CHANCE above the accuracy of guessing."""
+    """Raises ValueError that begins with `measured` if the accuracy is not CLEAR_OF_CHANCE above chance level."""
     chance = 1 / num_classes
     deviation = CLEAR_OF_CHANCE * math.sqrt(chance * (1 - chance) / natural.num_images)
-    # Where all right would be luck too, so few images tell nothing.
+    # If even an accuracy of 1 is not significant, there are too few images to decide.
     if natural.accuracy > chance + deviation or chance + deviation >= 1:
         return
     cause = "its normalisation is missing (set teacher.normalize=true), its classes are in another order than the data "
@@ -132,13 +132,13 @@ def _check_above_chance(measured: str, natural: AttackResult, num_classes: int) 
     if natural.accuracy < chance - deviation:
         cause = "its classes are in another order than the data set's, or its normalisation is missing"
     raise ValueError(
-        f"{measured}, where guessing has {100 * chance:.1f} % and more than {100 * (chance + deviation):.1f} % would "
-        f"be no luck: {cause}; repair it, or train from it all the same with --teacher-check 0"
+        f"{measured}, chance level is {100 * chance:.1f} % (not significant below {100 * (chance + deviation):.1f} %): "
+        f"{cause}; repair it, or train from it anyway with --teacher-check 0"
     )
 
 
 def _drawn(pipeline: Pipeline, config: RunConfig, num_images: int) -> Pipeline:
-    """All of its images as they are, in a random order, as image folders are read class by class; on every process."""
+    """Returns the pipeline unaugmented and shuffled, as image folders are sorted by class; the same on all ranks."""
     drawn = copy.copy(pipeline)
     drawn.augmentation = Augmentation()
     drawn.sampling = replace(
@@ -147,7 +147,7 @@ def _drawn(pipeline: Pipeline, config: RunConfig, num_images: int) -> Pipeline:
         seed=config.seed,
         shuffle=True,
         drop_last=False,
-        num_extra=0,  # the extra images are images as others
+        num_extra=0,  # draws the extra images like all others
         shard=0,
         num_shards=1,
     )

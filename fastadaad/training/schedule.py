@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the progress of a run, from 0 to 1."""
+"""Learning rate as a pure function of the progress of a run, from 0 to 1."""
 
 import math
 
@@ -18,7 +18,7 @@ def _cosine(progress: float, optim: OptimConfig) -> float:
 
 
 def _one_cycle(progress: float, optim: OptimConfig) -> float:
-    # Straight up during the warm-up, straight down to 0 at the end.
+    # Linear up during the warm-up, linear down to 0 at the end.
     return 1 - _after_warmup(progress, optim)
 
 
@@ -30,12 +30,18 @@ SCHEDULES = {"constant": _constant, "piecewise": _piecewise, "cosine": _cosine, 
 
 
 def peak_learning_rate(optim: OptimConfig, batch_size: int) -> float:
-    """The rate after the warm-up: optim's own, times batch_size / base_batch_size where set (Goyal et al., 2017)."""
+    """Rate after the warm-up; it scales with batch_size / base_batch_size if that is set (Goyal et al., 2017)."""
     return optim.learning_rate * (batch_size / optim.base_batch_size if optim.base_batch_size else 1)
 
 
 def learning_rate(progress: float, optim: OptimConfig, batch_size: int) -> float:
-    """Learning rate at `progress`, the share of the run that is done, in [0, 1]; it rises from 0 during the warm-up."""
+    """Returns the learning rate; it rises from 0 during the warm-up.
+
+    Args:
+        progress: Fraction of the run that is done, in [0, 1].
+        optim: Settings of optimiser and schedule.
+        batch_size: Images per step, over all ranks.
+    """
     peak = peak_learning_rate(optim, batch_size)
     if progress < optim.warmup:
         return peak * progress / optim.warmup

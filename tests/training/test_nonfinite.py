@@ -246,7 +246,7 @@ def test_too_many_in_a_row_stop_it_and_the_row_is_what_the_error_tells(monkeypat
     notes = noted(bad, bad, (), teacher, teacher, on_nonfinite="skip")
     notes.check(ProcessGroup())
     notes.add(torch.tensor([name in teacher for name in TENSORS]))
-    message = "^3 updates in a row were left out, since step 4: NaN or inf in the teacher's logits while"
+    message = "^3 updates in a row were skipped, since step 4: NaN or inf in the teacher's logits while"
     with pytest.raises(NonFiniteError, match=message):
         notes.check(ProcessGroup())
 

@@ -133,9 +133,9 @@ def test_a_teacher_at_chance_is_refused(data, networks, change, cause, with_vali
     data = data if with_validation else replace(data, validation=None)
     message = refusal(data, networks[0], Logits(networks[1], change), teacher_check=100)
     assert message.startswith("teacher cnn-72-s1 has ")
-    assert "guessing has 10.0 %" in message
+    assert "chance level is 10.0 %" in message
     assert cause in message
-    assert message.endswith("train from it all the same with --teacher-check 0")
+    assert message.endswith("train from it anyway with --teacher-check 0")
 
 
 @pytest.mark.filterwarnings("ignore:Logits. batch-norm was not folded")
@@ -162,8 +162,8 @@ def test_one_image_tells_nothing_about_a_teacher(data, networks, messages_of_che
 ANSWERS = {
     "more classes": (lambda logits: torch.cat([logits, logits], dim=1), "has 20 classes and data set digits has 10"),
     "fewer classes": (lambda logits: logits[:, :9], "has 9 classes and data set digits has 10"),
-    "NaN": (lambda logits: logits * torch.nan, "answers with NaN or inf: its weights are damaged"),
-    "inf": (lambda logits: logits / 0, "answers with NaN or inf"),
+    "NaN": (lambda logits: logits * torch.nan, "returns NaN or inf: its weights are damaged"),
+    "inf": (lambda logits: logits / 0, "returns NaN or inf"),
     "a map of logits": (
         lambda logits: logits[..., None, None],
         r"logits of shape [16, 10, 1, 1]: let it return [B, N]",

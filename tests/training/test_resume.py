@@ -214,6 +214,7 @@ def test_a_run_whose_latest_checkpoint_is_damaged_is_found_by_the_one_before(tmp
     run_until(long_run(), folder, step=6)
     os.truncate(checkpoint_paths(folder)[0], 1000)
     assert choose_run_folder(None, long_run(), resume=True) == folder
+    caplog.clear()
     with caplog.at_level("INFO", logger="fastadaad"):
         assert choose_run_folder(None, long_run(), resume=False) != folder
     assert caplog.messages == [

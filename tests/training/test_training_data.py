@@ -71,11 +71,9 @@ def test_the_splits_are_disjoint_balanced_and_a_function_of_the_seed(monkeypatch
     assert set(numbers_in(other.validation)) != set(validation)
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
-    config = tiny_run()
-    monkeypatch.setattr(training_data_module, "current_process_group", lambda: ProcessGroup(rank=1, count=3))
+def test_a_batch_that_cannot_be_split_over_the_ranks_is_refused():
     with pytest.raises(ValueError, match="batch_size is 64, the images of a step of all 3 ranks: give a multiple"):
-        training_data(config, CPU)
+        training_data(tiny_run(), CPU, ProcessGroup(rank=1, size=3))
 
 
 def write_tree(root: Path, per_class: int = 20, test_per_class: int = 5) -> None:

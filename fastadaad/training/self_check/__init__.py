@@ -1,7 +1,7 @@
-"""The program tests itself where it runs: fused against reference, compiled and captured against eager.
+"""Self-check on this machine: fused operations against the reference, compiled and captured steps against eager ones.
 
-The first time on a machine it takes a few seconds; the result is remembered under machine_cache.machine_key. What
-fails is switched off there, said in one line, with a report file for whoever can repair it.
+The first one on a machine takes a few seconds; the result is cached under machine_cache.machine_key. A failing kernel
+falls back to the reference, and a failing mode to a slower one; a one-line warning names the report file.
 """
 
 import json
@@ -27,15 +27,15 @@ SECTION = "self_check"
 OPS = tuple(op.removesuffix("_") for op in self_check_ops.CASES)
 CHECKS = (*OPS, "compiled", "captured")
 
-# Mode of a step -> the checks it rests on; where one of them failed the next mode takes its place.
+# Mode of a step -> checks that it depends on. If one of them failed, the next mode replaces it.
 MODES = {"graph": ("compiled", "captured"), "compiled": ("compiled",), "eager": ()}
 
-NOT_ASKED_FOR = "fastadaad doctor --verify runs it"
+NOT_REQUESTED = "fastadaad doctor --verify runs it"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfCheckResult:
-    """What passed, what failed and why, and what has not been run and why, by the names in CHECKS."""
+    """Checks that passed, that failed and that were not run, by the names in CHECKS, with reasons."""
 
     passed: tuple[str, ...]
     failures: dict[str, str]
@@ -43,16 +43,16 @@ class SelfCheckResult:
     device: str
     seconds: float
     report_path: str | None = None
-    """The file for a bug report; None: nothing failed, or it could not be written."""
+    """Path of the file for a bug report; None if no check failed, or if the file could not be written."""
     date: str = field(default_factory=lambda: datetime.now().isoformat(timespec="seconds"))
 
     def status(self, check: str) -> str:
-        """passed, failed or not run."""
+        """Returns `passed`, `failed` or `not run`."""
         return "failed" if check in self.failures else "passed" if check in self.passed else "not run"
 
     @property
     def summary(self) -> str:
-        """One line: what failed and is switched off on this machine, and where the report is."""
+        """One line with the failed checks, which are switched off on this machine, and the path of the report."""
         if not self.failures:
             return f"self-check on {self.device}: all of {', '.join(self.passed)} passed"
         check, reason = next(iter(self.failures.items()))
@@ -61,41 +61,44 @@ class SelfCheckResult:
         return f"self-check on {self.device}: {failed} failed, off on this machine ({check}: {reason[:160]}); {where}"
 
     def usable_mode(self, mode: str) -> str:
-        """`mode`, or where the self-check found it wrong here, the next slower one that is right."""
+        """Returns `mode`, or the next slower mode that passed if it failed on this machine."""
         slower_modes = list(MODES)[list(MODES).index(mode) :]
         return next(slower for slower in slower_modes if not self.failures.keys() & set(MODES[slower]))
 
 
 def default_checks(device: torch.device | str) -> tuple[str, ...]:
-    """On a CPU the operations alone: compiling takes tens of seconds there."""
+    """Returns the checks of a device; on a CPU only the operations, as compiling takes tens of seconds there."""
     return CHECKS if torch.device(device).type == "cuda" else OPS
 
 
 def self_check(
     device: torch.device | str, *, force: bool = False, checks: Sequence[str] | None = None
 ) -> SelfCheckResult:
-    """Run the checks, names in CHECKS; None: default_checks(device). What was run before here is remembered.
+    """Runs checks, or returns their cached result; switches nothing off, see apply().
 
-    force: run them again. Switches nothing off; see apply().
+    Args:
+        device: Device to check.
+        force: Run the checks again even if there is a cached result.
+        checks: Names in CHECKS. Default: default_checks(device).
     """
     device, checks = torch.device(device), checks or default_checks(device)
-    known = remembered(device)
-    if known is not None and not force and all(known.not_run.get(check) != NOT_ASKED_FOR for check in checks):
+    known = cached_result(device)
+    if known is not None and not force and all(known.not_run.get(check) != NOT_REQUESTED for check in checks):
         return known
-    registration.switch_on(_kind(device))  # or a reference would be compared with itself
+    registration.switch_on(_kind(device))  # otherwise a reference would be compared with itself
     result = _run(device, checks)
     machine_cache.store(SECTION, machine_cache.machine_key(device), asdict(result))
     return result
 
 
-def remembered(device: torch.device | str) -> SelfCheckResult | None:
-    """The result of the last self-check on this machine, or None."""
+def cached_result(device: torch.device | str) -> SelfCheckResult | None:
+    """Returns the result of the last self-check on this machine, or None."""
     value = machine_cache.load(SECTION, machine_cache.machine_key(device))
     return None if value is None else SelfCheckResult(**value | {"passed": tuple(value["passed"])})
 
 
 def apply(result: SelfCheckResult) -> None:
-    """Serve the operations that failed by their references; for modes, ask result.usable_mode()."""
+    """Replaces the operations that failed by their references; for modes, see SelfCheckResult.usable_mode."""
     for op in OPS:
         if op in result.failures:
             registration.switch_off(op, _kind(result.device), f"self-check failed: {result.failures[op]}")
@@ -125,7 +128,7 @@ def _run(device: torch.device, checks: Sequence[str]) -> SelfCheckResult:
         else:
             passed.append(check)
     if "compiled" not in not_run:
-        torch.compiler.reset()  # torch.compile keeps a few graphs per function: leave them to the training
+        torch.compiler.reset()  # torch.compile keeps a few graphs per function, which the training needs
     return SelfCheckResult(
         passed=tuple(passed),
         failures=failures,
@@ -139,7 +142,7 @@ def _run(device: torch.device, checks: Sequence[str]) -> SelfCheckResult:
 def _why_not(check: str, device: torch.device, checks: Sequence[str]) -> str | None:
     if check == "captured" and device.type != "cuda":
         return "CUDA graphs need a CUDA device"
-    return None if check in checks else NOT_ASKED_FOR
+    return None if check in checks else NOT_REQUESTED
 
 
 def _kind(device: torch.device | str) -> registration.Device:
@@ -147,7 +150,7 @@ def _kind(device: torch.device | str) -> registration.Device:
 
 
 def _wrong_cases(check: str, device: torch.device) -> list[str]:
-    """One line per failing case; what raises has failed."""
+    """Returns one line per failing case; a check that raises has failed."""
     differences = {
         "compiled": partial(self_check_steps.compiled_difference, device),
         "captured": partial(self_check_steps.captured_difference, device),
@@ -166,7 +169,7 @@ def _schema_name(stem: str) -> str:
 
 
 def _write_report(device: torch.device, failing_cases: dict[str, list[str]]) -> str | None:
-    """Everything a bug report needs, as JSON beside what is remembered; the path, or None where it is not writable."""
+    """Writes a bug report as JSON to the cache folder; returns its path, or None if it cannot be written."""
     report = {
         "device": str(device),
         "machine": machine_cache.machine_key(device),
@@ -181,6 +184,6 @@ def _write_report(device: torch.device, failing_cases: dict[str, list[str]]) -> 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(report, indent=2).encode())
-    except OSError:  # the summary says so
+    except OSError:  # the summary mentions it
         return None
     return str(path)

@@ -1,4 +1,4 @@
-"""Every fused operation against its reference, on random and extreme inputs: the self-check's inputs and comparison."""
+"""Comparison of every fused operation with its reference, on random and extreme inputs."""
 
 import copy
 import importlib
@@ -22,22 +22,28 @@ TOLERANCES = {torch.float32: (5e-5, 5e-6), torch.float16: (2**-10, 5e-6), torch.
 
 
 class OpCase(NamedTuple):
-    """Arguments of one call of an operation, and what is special about them."""
+    """Arguments of one call of an operation, and a title that describes them."""
 
     title: str
     arguments: tuple
 
 
 def reference(op: str) -> Callable:
-    """The plain torch version of the operation of this name in torch.ops.fastadaad."""
+    """Returns the reference in plain torch of an operation, by its name in torch.ops.fastadaad."""
     stem = op.removesuffix("_")
     return getattr(importlib.import_module(f"fastadaad.ops.{stem}"), f"{stem}_ref")
 
 
 def failing_cases(op: str, device: torch.device | str, run: Callable | None = None) -> list[str]:
-    """One line for each case in which the operation differs from its reference; empty: none does.
+    """Compares an operation with its reference.
 
-    op: a name in torch.ops.fastadaad and in CASES; run: what is checked, the registered operation by default.
+    Args:
+        op: Name in torch.ops.fastadaad and in CASES.
+        device: Device to run on.
+        run: Function to check. Default: the registered operation.
+
+    Returns:
+        One line per case with a difference.
     """
     run = run or getattr(torch.ops.fastadaad, op)
     lines = []
@@ -48,7 +54,7 @@ def failing_cases(op: str, device: torch.device | str, run: Callable | None = No
         except Exception as error:  # a kernel that does not compile or launch may raise anything
             lines.append(f"{title}: {' '.join(str(error).split())[:300]}")
             continue
-        # Of all outputs together: a logit gradient is a difference of numbers as large as kl.
+        # One scale for all outputs: a logit gradient is a difference of numbers as large as kl.
         scale = max(1.0, *(_largest(output) for output in expected))
         wrong = [difference(*pair, scale) for pair in zip(outputs, expected, strict=True)]
         lines += [f"{title}: {where}" for where in wrong if where]
@@ -56,7 +62,7 @@ def failing_cases(op: str, device: torch.device | str, run: Callable | None = No
 
 
 def difference(output: Tensor, expected: Tensor, scale: float = 1.0) -> str | None:
-    """Where the two differ by more than TOLERANCES or in what is NaN or infinite, in words; None: nowhere."""
+    """Describes a difference above TOLERANCES, or in the places of NaN and inf; None if there is none."""
     if (output.shape, output.dtype) != (expected.shape, expected.dtype):
         return f"{tuple(output.shape)} {output.dtype} instead of {tuple(expected.shape)} {expected.dtype}"
     output, wanted = output.double(), expected.double()
@@ -82,7 +88,7 @@ def _largest(x: Tensor) -> float:
 
 
 def _outcome(op: str, run: Callable, arguments: tuple) -> tuple[Tensor, ...]:
-    """What the call returns, or where it is in place its first argument; the arguments themselves stay as they are."""
+    """Returns the outputs of a call on copies of the arguments; of an in-place operation, its first argument."""
     arguments = copy.deepcopy(arguments)  # unlike clone, keeps the strides
     result = run(*arguments)
     if op.endswith("_"):
@@ -91,7 +97,7 @@ def _outcome(op: str, run: Callable, arguments: tuple) -> tuple[Tensor, ...]:
 
 
 def _to(argument, device: torch.device | str):
-    """On the device with the strides that it has."""
+    """Moves a tensor to the device with its strides; returns other arguments unchanged."""
     if not isinstance(argument, Tensor):
         return argument
     moved = torch.empty_strided(argument.shape, argument.stride(), dtype=argument.dtype, device=device)
@@ -103,19 +109,19 @@ def _transposed(x: Tensor) -> Tensor:
 
 
 def _spread(x: Tensor) -> Tensor:
-    """x with gaps between the elements of the last dimension."""
+    """Returns x with gaps between the elements of the last dimension."""
     return torch.stack((x, x), dim=-1)[..., 0]
 
 
 def _with(x: Tensor, index: tuple[int, ...], value: float) -> Tensor:
-    """A copy of x with this value at the index."""
+    """Returns a copy of x with this value at the index."""
     x = x.clone()
     x[index] = value
     return x
 
 
 def _logits(generator: torch.Generator) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Title, student_logits, teacher_logits [B, N]."""
+    """Yields title, student_logits and teacher_logits [B, N]."""
 
     def draw(batch: int, classes: int) -> tuple[Tensor, Tensor]:
         return 3 * torch.randn(batch, classes, generator=generator), 3 * torch.randn(
@@ -127,7 +133,7 @@ def _logits(generator: torch.Generator) -> Iterator[tuple[str, Tensor, Tensor]]:
             for batch in BATCH_SIZES:
                 student, teacher = draw(batch, classes)
                 yield f"random [{batch}, {classes}] {dtype}", student.to(dtype), teacher.to(dtype)
-            # Each class is among the likeliest of a row in each network: none can hide behind its small probability.
+            # Each class is among the likeliest in some row, so that no error hides behind a small probability.
             peaks = 4.0 * (torch.arange(37)[:, None] == torch.arange(classes) % 37)
             yield f"every class in turn [37, {classes}] {dtype}", peaks.to(dtype), peaks.roll(1, dims=0).to(dtype)
         student, teacher = (logits.to(dtype) for logits in draw(37, 257))
@@ -164,7 +170,7 @@ def _cross_entropy_grad(generator: torch.Generator) -> Iterator[OpCase]:
 
 
 def _pixels(generator: torch.Generator) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """Title, x_adv, x_natural and a third tensor with zeros, each [B, C, H, W]; many pixels on the borders 0 and 1."""
+    """Yields title, x_adv, x_natural and a third tensor with zeros, each [B, C, H, W]; many pixels are 0 or 1."""
 
     def draw(shape: tuple[int, ...]) -> list[Tensor]:
         x_natural = (1.4 * torch.rand(shape, generator=generator) - 0.2).clamp(0, 1)
@@ -229,7 +235,7 @@ def _crop_flip(generator: torch.Generator) -> Iterator[OpCase]:
         yield OpCase(f"cutout {cutout}, channels-last", (images, *rest, cutout, center, True))
 
 
-# Name in torch.ops.fastadaad -> its cases, drawn with the generator given.
+# Name in torch.ops.fastadaad -> function that draws its cases.
 CASES: dict[str, Callable[[torch.Generator], Iterator[OpCase]]] = {
     "kl_grad": _kl_grad,
     "cross_entropy_grad": _cross_entropy_grad,

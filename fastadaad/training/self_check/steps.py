@@ -1,4 +1,4 @@
-"""The compiled inner step and the captured training step against the eager ones: the self-check's comparison."""
+"""Comparison of the compiled inner loop and the captured training step with the eager ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,19 +17,19 @@ SEED = 0
 NUM_STEPS = 3
 LEARNING_RATE = 0.1
 
-# Where a gradient is within rounding of zero its sign may differ, so a few pixels may.
-SMALLEST_SHARE_EQUAL = 0.95
+# The sign of a gradient within rounding of zero may differ, and so may a few pixels.
+SMALLEST_FRACTION_EQUAL = 0.95
 LARGEST_KL_ERROR = 0.02
-"""Relative, of the kl that a search reaches."""
+"""Relative error of the kl that a search reaches."""
 EQUAL_WITHIN = 1e-5
-"""Of pixels, and of other values relative to the largest."""
+"""Tolerance, relative to the largest value."""
 
 Values = dict[str, Tensor]
 Run = Callable[[Values], Mapping[str, Tensor]]
 
 
 def compiled_difference(device: torch.device | str, compile_options: dict | None = None) -> str | None:
-    """Where the compiled inner loop leaves the eager one, in words; None: nowhere, also after an update in place."""
+    """Describes a difference between compiled and eager inner loop, also after an update in place; None if equal."""
     student, teacher = _networks(device)
     inner = InnerConfig(num_steps=NUM_STEPS, start="natural")
     eager = InnerMaximizer(student, teacher, inner=inner, mode="eager")
@@ -46,7 +46,7 @@ def compiled_difference(device: torch.device | str, compile_options: dict | None
 
 
 def captured_difference(device: torch.device | str, record: Record = record_cuda_graph) -> str | None:
-    """Where the captured training step leaves the eager one within three steps, in words; None: nowhere."""
+    """Describes a difference between captured and eager training within three steps; None if equal."""
     eager, _, _ = _training_step(device)
     step, state, generator = _training_step(device)
     captured = CapturedCall(step, state=state, generators=[generator], record=record)
@@ -57,23 +57,29 @@ def captured_difference(device: torch.device | str, record: Record = record_cuda
 
 
 def difference_over_steps(run_eager: Run, run_captured: Run, inputs: Values) -> str | None:
-    """Where the outputs of the two leave each other within three steps, each with other inputs; None: nowhere.
+    """Describes a difference between the outputs of two programs within three steps with changing inputs.
 
-    Each maps its own copy of the inputs to outputs by name and keeps its own weights and its own generator.
+    Args:
+        run_eager: Maps inputs to outputs by name, with weights and a generator of its own.
+        run_captured: The same for the captured program.
+        inputs: Tensors by name; each program gets its own copy.
+
+    Returns:
+        None if the outputs are equal.
     """
     for step in range(NUM_STEPS):
         expected = {name: x.clone() for name, x in run_eager(_copies(inputs)).items()}
         for name, output in run_captured(_copies(inputs)).items():
-            share = fraction_equal(output, expected[name])
-            if share < SMALLEST_SHARE_EQUAL:
-                return f"step {step + 1}: only {share:.1%} of {name} are equal"
-        # Every value changes, so that one which was frozen at the capture shows.
+            fraction = fraction_equal(output, expected[name])
+            if fraction < SMALLEST_FRACTION_EQUAL:
+                return f"step {step + 1}: only {fraction:.1%} of {name} are equal"
+        # Every value changes, to reveal a value that the capture has frozen.
         inputs = {name: 0.75 * x.flip(0) if x.dim() else 0.75 * x for name, x in inputs.items()}
     return None
 
 
 def fraction_equal(x: Tensor, y: Tensor) -> float:
-    """Share of the values that agree; NaN agrees with nothing."""
+    """Fraction of the values that are equal within EQUAL_WITHIN; NaN equals nothing."""
     return ((x - y).abs() <= EQUAL_WITHIN * y.abs().max()).double().mean().item()
 
 
@@ -82,9 +88,9 @@ def _copies(values: Values) -> Values:
 
 
 def _search_difference(networks: Sequence[nn.Module], x_adv: Tensor, expected: Tensor) -> str | None:
-    share = fraction_equal(x_adv, expected)
-    if share < SMALLEST_SHARE_EQUAL:
-        return f"only {share:.1%} of the pixels are equal"
+    fraction = fraction_equal(x_adv, expected)
+    if fraction < SMALLEST_FRACTION_EQUAL:
+        return f"only {fraction:.1%} of the pixels are equal"
     reached, wanted = _mean_kl(networks, x_adv), _mean_kl(networks, expected)
     if not abs(reached - wanted) <= LARGEST_KL_ERROR * wanted:
         return f"kl {reached:.5g} reached instead of {wanted:.5g}"
@@ -98,14 +104,14 @@ def _mean_kl(networks: Sequence[nn.Module], x: Tensor) -> float:
 
 
 def _networks(device: torch.device | str) -> tuple[nn.Module, nn.Module]:
-    """Student and teacher whose logits differ; the same at each call."""
+    """Builds a student and a teacher with different logits; the same at each call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         networks = load_model("cnn-16"), load_model("cnn-24")
     with torch.no_grad():
         for network in networks:
             *_, weight, _ = network.parameters()
-            weight.mul_(20)  # the last layer's: fresh networks find all classes alike
+            weight.mul_(20)  # last layer: the logits of new networks are nearly equal
     student, teacher = (network.to(device) for network in networks)
     return student, teacher
 
@@ -117,10 +123,10 @@ def _images(device: torch.device | str) -> Tensor:
 def _training_step(
     device: torch.device | str,
 ) -> tuple[Callable[[Tensor, Tensor], Mapping[str, Any]], list[Tensor], torch.Generator]:
-    """AdaAD's step with plain SGD: x_natural, learning_rate -> x_adv and weights; its state; what draws its starts."""
+    """AdaAD's step with plain SGD (x_natural, learning_rate -> x_adv and weights), its state and its generator."""
     student, teacher = _networks(device)
     generator = torch.Generator(device).manual_seed(SEED)
-    # Two steps from a random start end inside the ball, where the start still shows.
+    # After two steps x_adv is inside the ball and still depends on the start.
     maximizer = InnerMaximizer(student, teacher, inner=InnerConfig(num_steps=2, start="uniform"), mode="eager")
     parameters = dict(student.named_parameters())
 
