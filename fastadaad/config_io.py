@@ -18,8 +18,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fastadaad.config import PrecisionConfig, TeacherPolicy, parse_pixels
 from fastadaad.run_config import RunConfig
-from fastadaad.runtime.file_limits import CONFIG_BYTES, check_size
 from fastadaad.runtime.text import printable
+from fastadaad.runtime.untrusted_files import CONFIG_BYTES, check_size
 
 PIXEL_FIELDS = ("epsilon", "step_size")
 # Sections that can be written as one string.

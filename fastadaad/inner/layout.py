@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad.inner.frozen import frozen
-from fastadaad.runtime import machine_cache as machine_memory
+from fastadaad.runtime import machine_cache
 
 SECTION = "layout"
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -44,17 +44,17 @@ def choose_memory_format(
     """
     if x.dim() != 4 or not any(isinstance(module, nn.Conv2d) for module in key_network.modules()):
         return torch.contiguous_format
-    key = f"{machine_memory.machine_key(x.device)}; {architecture(key_network)}; {tuple(x.shape)} {x.dtype}"
-    known = machine_memory.recall(SECTION, key)
+    key = f"{machine_cache.machine_key(x.device)}; {architecture(key_network)}; {tuple(x.shape)} {x.dtype}"
+    known = machine_cache.load(SECTION, key)
     if known is None:
         known = _measured(key_network, x, build, clock)
-        machine_memory.remember(SECTION, key, known)
+        machine_cache.store(SECTION, key, known)
     return FORMATS[known["compiled_choice" if compiled else "choice"]]
 
 
-def remembered_choices() -> list[machine_memory.Entry]:
+def remembered_choices() -> list[machine_cache.Entry]:
     """Every choice made on any machine that shares the cache folder, with the milliseconds it rests on."""
-    return machine_memory.entries(SECTION)
+    return machine_cache.entries(SECTION)
 
 
 def architecture(network: nn.Module) -> str:
@@ -82,7 +82,7 @@ def _measured(
         "network": architecture(key_network),
         "shape": list(x.shape),
         "dtype": str(x.dtype),
-        "hardware": machine_memory.hardware(x.device),
+        "hardware": machine_cache.hardware(x.device),
     }
 
 

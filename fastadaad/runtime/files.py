@@ -1,4 +1,4 @@
-"""Writes files atomically."""
+"""Atomic writes, and checks of the file that a command is going to write."""
 
 import os
 from contextlib import suppress
@@ -6,8 +6,8 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader, or a crash, meets the old file or the new one and nothing between."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # of several processes each has its own
+    """Writes `content` to `path`; a reader, or a crash, finds the old file or the new one and nothing in between."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # each process has its own
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -20,14 +20,41 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what processes that were killed while they wrote to `folder` have left."""
+    """Deletes the temporary files of processes that were killed while they wrote to `folder`."""
     for path in folder.glob("*.tmp"):
-        with suppress(OSError):  # a folder that cannot be written to keeps them
+        with suppress(OSError):  # a read-only folder keeps them
             path.unlink()
 
 
+def check_output(path: Path) -> None:
+    """Checks the file that a command is going to write, before the work that it is to hold.
+
+    Raises:
+        ValueError: `path` is a folder, or its folder does not exist.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written, as {path.parent} is no folder: make it, or give another place")
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Writes the result of a command to `path`, atomically unless `path` is a device or a pipe.
+
+    Raises:
+        ValueError: `path` cannot be written.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)  # a device or a pipe, such as /dev/stdout, must not be replaced by a file
+        else:
+            write_atomically(path, content)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}): give another place, or make room") from error
+
+
 def _sync_folder(folder: Path) -> None:
-    """Make a renaming in `folder` last over a loss of power."""
+    """Makes a renaming in `folder` survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Locks between processes, which end with the process that has them."""
+"""File locks between processes. The kernel releases a lock when its process ends."""
 
 import fcntl
 import os
@@ -9,21 +9,30 @@ from pathlib import Path
 _held: set[int] = set()
 
 
-def _let_go() -> None:
-    """In a new worker that reads data, whose copies would hold the locks of a parent that is killed for seconds."""
+def close_inherited() -> None:
+    """Closes the lock descriptors that a forked process has inherited.
+
+    Each worker of a DataLoader calls it first: a worker outlives a parent that is killed by seconds, and would keep
+    the parent's locks.
+    """
     while _held:
         os.close(_held.pop())
 
 
-os.register_at_fork(after_in_child=_let_go)
-
-
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Whether this process got the lock of `path`, a file or a folder that exists; nobody else gets it meanwhile."""
-    descriptor = os.open(path, os.O_RDONLY)
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Holds the lock of a file or folder inside the context.
+
+    Args:
+        path: File or folder, which must exist.
+        wait: Wait until the lock is free. Default: return at once.
+
+    Yields:
+        True if this process holds the lock, False if another process does.
+    """
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks files only for writers
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         os.close(descriptor)
         yield False
@@ -38,7 +47,11 @@ def locked(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """One process at a time trains in `folder`. Raises ValueError where another one does."""
+    """Lets one process at a time train in `folder`.
+
+    Raises:
+        ValueError: Another process trains in `folder`.
+    """
     with locked(folder) as own:  # the folder itself, so that no file stays behind
         if not own:
             remedy = "wait until it has ended, or give another --run-folder"

@@ -1,10 +1,9 @@
-"""Small facts about this machine, remembered on disk: what was measured or checked once need not be again.
+"""Cache on disk for small facts about this machine: measurements and checks that need not be repeated.
 
-One JSON file per entry: <cache folder>/<section>/<digest of the key>.json with the key, the value and the date. A
-memory that cannot be read or written is said once and is then no memory; it is never an error.
+One JSON file per entry: <cache folder>/<section>/<digest of the key>.json with the key, the value and the date.
+Unreadable or unwritable entries are ignored after one warning.
 """
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -17,11 +16,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import torch
 
 import fastadaad.kernels
 from fastadaad.kernels import KERNELS_VARIABLE
 from fastadaad.runtime.files import write_atomically
+from fastadaad.runtime.locks import locked
 from fastadaad.runtime.version import version
 
 CACHE_VARIABLE = "FASTADAAD_CACHE"
@@ -29,53 +30,57 @@ CACHE_VARIABLE = "FASTADAAD_CACHE"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One remembered fact; `date` is that of the local clock, to the second."""
+    """One stored fact."""
 
     key: str
     value: Any
     date: str
+    """Local time at which the entry was stored, to the second."""
 
 
 def cache_folder() -> Path:
-    """$FASTADAAD_CACHE, or fastadaad in the user's cache folder."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastadaad"
+    """Returns $FASTADAAD_CACHE, or the folder fastadaad in the user's cache folder."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen) if chosen else platformdirs.user_cache_path("fastadaad")
 
 
-def recall(section: str, key: str) -> Any | None:
-    """The value last remembered under the key, or None."""
-    entry = recall_entry(section, key)
+def load(section: str, key: str) -> Any | None:
+    """Returns the value last stored under the key, or None."""
+    entry = load_entry(section, key)
     return None if entry is None else entry.value
 
 
-def recall_entry(section: str, key: str) -> Entry | None:
-    """As recall(), with the date."""
+def load_entry(section: str, key: str) -> Entry | None:
+    """Returns the entry last stored under the key, or None."""
     entry = _read(_path(section, key))
     return entry if entry is not None and entry.key == key else None
 
 
 def entries(section: str) -> list[Entry]:
-    """All that is remembered in a section, the oldest first."""
+    """Returns all entries of a section, the oldest first."""
     found = map(_read, (cache_folder() / section).glob("*.json"))
     return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.date)
 
 
-def remember(section: str, key: str, value: Any) -> None:
-    """Keep `value`, which JSON can express, under the key; the last one to write counts."""
+def store(section: str, key: str, value: Any) -> None:
+    """Stores a value that JSON can express under the key, in place of an earlier value.
+
+    Several processes may store at once; the last one counts. Warns once if the folder cannot be written.
+    """
     entry = {"key": key, "value": value, "date": datetime.now().isoformat(timespec="seconds")}
     path = _path(section, key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.parent / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two writers of one entry would share its temporary file
+        lock = path.parent / "lock"
+        lock.touch()
+        with locked(lock, wait=True):  # two writers of one entry would share its temporary file
             write_atomically(path, json.dumps(entry, indent=2).encode())
     except OSError as error:
-        _say_once(f"{path.parent} cannot be written ({error.strerror}): set {CACHE_VARIABLE} to a folder that can")
+        _warn_once(f"{path.parent} cannot be written ({error.strerror}): set {CACHE_VARIABLE} to a folder that can")
 
 
 def machine_key(device: torch.device | str) -> str:
-    """All that a fact about this machine depends on, in words: hardware, driver, versions, the kernels' bytes."""
+    """Returns all that a fact about this machine depends on: hardware, driver, versions, digest of the kernels."""
     device = torch.device(device)
     triton = "triton " + version("triton")
     versions = f"torch {torch.__version__}, {triton}, fastadaad {version('fastadaad')}"
@@ -84,7 +89,7 @@ def machine_key(device: torch.device | str) -> str:
 
 
 def hardware(device: torch.device | str) -> str:
-    """The GPU's name and driver, or the processor's, its instruction set and the number of threads in use."""
+    """Returns the names of GPU and driver, or the processor, its instruction set and the number of threads in use."""
     device = torch.device(device)
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {_driver()}"
@@ -101,12 +106,12 @@ def _read(path: Path) -> Entry | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        _say_once(f"{path} cannot be read ({' '.join(str(error).split())}): it counts as empty; delete it")
+        _warn_once(f"{path} cannot be read ({' '.join(str(error).split())}): it counts as empty; delete it")
         return None
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=4)
 
 
@@ -125,7 +130,7 @@ def _driver() -> str:
 
 
 def _kernels_digest() -> str:
-    """Of the C++ library and the Triton sources, so that a rebuilt kernel is a new one."""
+    """Returns a digest of the C++ library and the Triton sources, which changes with every rebuilt kernel."""
     folder = Path(fastadaad.kernels.__file__).parent
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.so"), *folder.glob("triton/*.py")]):

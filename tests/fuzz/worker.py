@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 MEMORY_BYTES = 2**30
-"""Memory that a read may add to the process. An image of file_limits.IMAGE_PIXELS in RGB takes a third of it."""
+"""Memory that a read may add to the process. An image of untrusted_files.IMAGE_PIXELS in RGB takes a third of it."""
 CPU_SECONDS = 10.0
 """CPU time per read."""
 SECONDS = 120.0

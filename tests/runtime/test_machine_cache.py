@@ -6,34 +6,34 @@ import warnings
 
 import pytest
 
-from fastadaad.runtime import machine_cache as machine_memory
-from fastadaad.runtime.machine_cache import entries, machine_key, recall, recall_entry, remember
+from fastadaad.runtime import machine_cache
+from fastadaad.runtime.machine_cache import entries, load, load_entry, machine_key, store
 
 WRITER = """
 import sys
-from fastadaad.runtime.machine_cache import remember
+from fastadaad.runtime.machine_cache import store
 for index in range(40):
-    remember("numbers", f"{sys.argv[1]} {index}", index)
-    remember("numbers", "shared", [sys.argv[1], index])
+    store("numbers", f"{sys.argv[1]} {index}", index)
+    store("numbers", "shared", [sys.argv[1], index])
 """
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTADAAD_CACHE", str(tmp_path / "cache"))
-    machine_memory._say_once.cache_clear()
+    machine_cache._warn_once.cache_clear()
     return tmp_path / "cache"
 
 
 def test_a_value_comes_back_and_the_last_one_counts():
-    assert recall("numbers", "a") is None
-    remember("numbers", "a", 1)
-    remember("numbers", "a", {"b": [2.5, None]})
-    remember("numbers", "c", 3)
-    assert recall("numbers", "a") == {"b": [2.5, None]}
-    assert recall("letters", "a") is None
+    assert load("numbers", "a") is None
+    store("numbers", "a", 1)
+    store("numbers", "a", {"b": [2.5, None]})
+    store("numbers", "c", 3)
+    assert load("numbers", "a") == {"b": [2.5, None]}
+    assert load("letters", "a") is None
     assert {(entry.key, str(entry.value)) for entry in entries("numbers")} == {("a", "{'b': [2.5, None]}"), ("c", "3")}
-    entry = recall_entry("numbers", "a")
+    entry = load_entry("numbers", "a")
     assert entry is not None
     assert entry.date[:2] == "20"
 
@@ -49,38 +49,38 @@ def test_a_value_comes_back_and_the_last_one_counts():
 def test_the_folder_is_the_users(monkeypatch, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert str(machine_memory.cache_folder()) == expected
+    assert str(machine_cache.cache_folder()) == expected
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"key": "a"}', b"\xff\xfe", b'{"other": 1}'])
 def test_a_corrupt_entry_is_said_once_and_counts_as_empty(folder, content):
-    remember("numbers", "a", 1)
+    store("numbers", "a", 1)
     (path,) = (folder / "numbers").glob("*.json")
     path.write_bytes(content)
     with pytest.warns(UserWarning, match=r"cannot be read.*counts as empty; delete it"):
-        assert recall("numbers", "a") is None
+        assert load("numbers", "a") is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert recall("numbers", "a") is None
+        assert load("numbers", "a") is None
         assert entries("numbers") == []
-    remember("numbers", "a", 2)
-    assert recall("numbers", "a") == 2
+    store("numbers", "a", 2)
+    assert load("numbers", "a") == 2
 
 
 def test_a_folder_that_cannot_be_written_is_said_once(folder):
     folder.write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match=r"cannot be written .*: set FASTADAAD_CACHE to a folder that can"):
-        remember("numbers", "a", 1)
+        store("numbers", "a", 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        remember("numbers", "b", 1)
+        store("numbers", "b", 1)
 
 
 def test_two_processes_that_write_at_once_lose_nothing(folder):
     writers = [subprocess.Popen([sys.executable, "-W", "error", "-c", WRITER, name]) for name in ("a", "b")]
     assert [writer.wait() for writer in writers] == [0, 0]
-    assert {recall("numbers", f"{name} {index}") for name in ("a", "b") for index in range(40)} == set(range(40))
-    assert recall("numbers", "shared")[1] == 39
+    assert {load("numbers", f"{name} {index}") for name in ("a", "b") for index in range(40)} == set(range(40))
+    assert load("numbers", "shared")[1] == 39
     assert len(entries("numbers")) == 81
     assert not list(folder.rglob("*.tmp"))
 
@@ -88,9 +88,9 @@ def test_two_processes_that_write_at_once_lose_nothing(folder):
 def test_the_key_names_hardware_and_versions_and_changes_with_a_kernel(tmp_path, monkeypatch):
     key = machine_key("cpu")
     assert "threads" in key
-    assert f"torch {machine_memory.torch.__version__}" in key
+    assert f"torch {machine_cache.torch.__version__}" in key
     (tmp_path / "_C.so").write_bytes(b"one")
-    monkeypatch.setattr(machine_memory.fastadaad.kernels, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(machine_cache.fastadaad.kernels, "__file__", str(tmp_path / "__init__.py"))
     first = machine_key("cpu")
     (tmp_path / "_C.so").write_bytes(b"two")
     assert len({key, first, machine_key("cpu")}) == 3
@@ -99,6 +99,6 @@ def test_the_key_names_hardware_and_versions_and_changes_with_a_kernel(tmp_path,
 
 
 def test_the_key_names_the_gpu_and_its_driver(monkeypatch):
-    monkeypatch.setattr(machine_memory.torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
-    monkeypatch.setattr(machine_memory, "_driver", lambda: "driver 1.2")
+    monkeypatch.setattr(machine_cache.torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    monkeypatch.setattr(machine_cache, "_driver", lambda: "driver 1.2")
     assert machine_key("cuda:1").startswith("GPU 1, driver 1.2; torch ")

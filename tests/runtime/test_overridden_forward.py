@@ -15,9 +15,14 @@ def test_the_modules_leave_the_context_as_they_entered_it():
     network, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), torch.randn(2, 3)
     attributes = set(vars(network[0]))
     expected = network[1](2 * network[0](x))
-    with pytest.raises(RuntimeError, match="planted"), overridden_forward([network[0]], doubled):
-        assert torch.equal(network(x), expected)
-        raise RuntimeError("planted")
+
+    def run_and_fail() -> None:
+        with overridden_forward([network[0]], doubled):
+            assert torch.equal(network(x), expected)
+            raise RuntimeError("planted")
+
+    with pytest.raises(RuntimeError, match="planted"):
+        run_and_fail()
     assert set(vars(network[0])) == attributes
     assert torch.equal(network(x), network[1](network[0](x)))
 

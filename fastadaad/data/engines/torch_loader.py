@@ -76,7 +76,7 @@ def _begin_worker(worker: int) -> None:
 
     A batch system sends SIGTERM to all processes of a job, and the training needs its workers to finish the step.
     """
-    pass
+    close_inherited()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 

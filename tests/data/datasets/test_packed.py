@@ -20,7 +20,7 @@ from fastadaad.data import Augmentation, DataError, Dataset, ResidentPipeline, S
 from fastadaad.data.datasets.packed import FORMAT, JOURNAL, SUMMARY, load_packed, read_pack, verify_pack
 from fastadaad.data.datasets.source import Source
 from fastadaad.data.statistics import channel_statistics
-from fastadaad.runtime.file_limits import SUMMARY_BYTES
+from fastadaad.runtime.untrusted_files import SUMMARY_BYTES
 
 SIZE = 8
 IMAGE_BYTES = 3 * SIZE**2

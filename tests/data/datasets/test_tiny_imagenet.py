@@ -18,7 +18,7 @@ from PIL import Image
 
 from fastadaad.data import load_dataset
 from fastadaad.data.datasets import tiny_imagenet
-from fastadaad.runtime.file_limits import TEXT_BYTES
+from fastadaad.runtime.untrusted_files import TEXT_BYTES
 
 WORDNET_IDS = ("n03", "n01", "n02")  # wnids.txt is not in alphabetical order
 LABELS = {"n01": 0, "n02": 1, "n03": 2}

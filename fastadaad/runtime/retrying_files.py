@@ -1,4 +1,4 @@
-"""Files of a run on a disk that may be full or gone for a while: the training goes on, and they are written later."""
+"""Retries failed writes later instead of aborting the run, for disks that are full or unreachable for a while."""
 
 import logging
 from collections.abc import Callable
@@ -10,10 +10,13 @@ from fastadaad.runtime.files import write_atomically
 log = logging.getLogger(__name__)
 
 
-class PatientFiles:
-    """Writes files; one that cannot be written is kept in memory, reported to `say` once, and tried again.
+class RetryingFiles:
+    """Writes files; a file that cannot be written stays in memory and is tried again with the next one.
 
-    With `enabled` False nothing is written: another process does it.
+    Each reason is logged once.
+
+    Args:
+        enabled: False on ranks that leave the writing to rank 0: nothing is written.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
@@ -22,30 +25,38 @@ class PatientFiles:
         self._reported: set[tuple[str, str | None]] = set()
 
     def write(self, path: Path, content: bytes) -> None:
-        """Write `path`, and with it all that is waiting."""
+        """Writes `content` to `path`, and all files that are waiting."""
         if self.enabled:
             self._waiting[path] = content
         for waiting in list(self._waiting):
             self.attempt(waiting.name, partial(self._write, waiting))
 
-    def attempt(self, what: str, write: Callable[[], object]) -> bool:
-        """Whether `write` succeeded; where it raised OSError, `what` is reported, and each reason only once."""
+    def attempt(self, name: str, write: Callable[[], object]) -> bool:
+        """Calls `write`, and logs an OSError as a warning about `name`, once per reason.
+
+        Returns:
+            False if `write` raised OSError.
+        """
         if not self.enabled:
             return True
         try:
             write()
         except OSError as error:
-            # strerror is without the file's name, which is another for each checkpoint.
-            if (what, error.strerror) not in self._reported:
-                self._reported.add((what, error.strerror))
+            # strerror is without the name of the file, which differs between checkpoints.
+            if (name, error.strerror) not in self._reported:
+                self._reported.add((name, error.strerror))
                 log.warning(
-                    f"{what} cannot be written ({error}): the training goes on without it; free space or give access"
+                    f"{name} cannot be written ({error}): the training goes on without it; free space or give access"
                 )
             return False
         return True
 
     def require(self) -> None:
-        """Write all that is waiting. Raises OSError with the file's name where that is still not possible."""
+        """Writes all files that are waiting.
+
+        Raises:
+            OSError: A file still cannot be written; the error names the file.
+        """
         for path in list(self._waiting):
             try:
                 self._write(path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastadaad.runtime.file_checks import is_web_page, one_line
+from fastadaad.runtime.untrusted_files import is_web_page, one_line
 
 
 @pytest.mark.parametrize(

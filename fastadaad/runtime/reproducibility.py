@@ -1,5 +1,6 @@
-"""The generators that Python, numpy and torch share among all who draw: seeded for a run, saved, and given back."""
+"""Reproducible runs: deterministic algorithms, and the global random generators of Python, numpy and torch."""
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,35 @@ import numpy as np
 import torch
 
 
+@contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Makes torch use only deterministic algorithms inside the context, if `enabled`.
+
+    torch raises RuntimeError for an operation without a deterministic algorithm.
+    """
+    if not enabled:
+        yield
+        return
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    benchmark = torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+    try:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+
+
 def random_states() -> dict[str, Any]:
-    """The states of all of them, torch's of each CUDA device too; numbers, texts, lists and tensors."""
+    """Returns the states of all global generators, also of torch's on each CUDA device.
+
+    They are numbers, strings, lists and tensors.
+    """
     name, keys, position, has_gauss, cached = cast(tuple, np.random.get_state())
     version, internal, next_gauss = random.getstate()
     return {
@@ -22,7 +50,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """The inverse of random_states, also through JSON. CUDA devices that there are not are left out."""
+    """Restores the result of random_states, also after JSON. States of missing CUDA devices are ignored."""
     version, internal, next_gauss = states["python"]
     random.setstate((version, tuple(internal), next_gauss))
     name, keys, *rest = states["numpy"]
@@ -34,7 +62,7 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 @contextmanager
 def own_random_states(seed: int) -> Iterator[None]:
-    """All of them are seeded with `seed` inside, and are as they were afterwards."""
+    """Seeds all global generators with `seed` inside the context, and restores their states afterwards."""
     before = random_states()
     try:
         random.seed(seed)
