@@ -16,6 +16,7 @@ from fastadaad.data.dataset import DataError, ImageFiles, Images
 from fastadaad.data.image_decoding import decode, decode_resized
 from fastadaad.data.pipeline import Batch, Failure, Pipeline
 from fastadaad.data.resized_crop import resized_crop_windows
+from fastadaad.runtime.locks import close_inherited
 
 
 class Request(NamedTuple):
