@@ -1,4 +1,4 @@
-"""One of several processes that train one student together by Distiller.step, each on its share of the batches."""
+"""One of several ranks that train a student together by Distiller.step, each on its shard of the batches."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ BATCH_SIZE = 16
 
 
 def fixed_batch_norm() -> tuple[nn.Module, nn.Module]:
-    """Networks in which no image sees the others of its batch."""
+    """Networks whose batch-norm uses running statistics, so that images do not affect each other."""
     networks = student_and_teacher()
     for network in networks:
         network[1].eval()
@@ -25,16 +25,16 @@ def fixed_batch_norm() -> tuple[nn.Module, nn.Module]:
     return networks
 
 
-def train(student: nn.Module, teacher: nn.Module, method: str, share: slice) -> list[torch.Tensor]:
-    """The losses of each step on a share of the batches."""
+def train(student: nn.Module, teacher: nn.Module, method: str, shard: slice) -> list[torch.Tensor]:
+    """Trains on a shard of the batches and returns the loss of each step."""
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
     distiller = Distiller(student, teacher, method=method, inner=INNER, optimizer=optimizer)
     batches = [images_and_labels(BATCH_SIZE, seed) for seed in range(NUM_STEPS)]
-    return [distiller.step(x_natural[share], labels[share], epoch=60).loss for x_natural, labels in batches]
+    return [distiller.step(x_natural[shard], labels[shard], epoch=60).loss for x_natural, labels in batches]
 
 
 def train_together(rank: int, num_ranks: int, folder: Path) -> None:
-    """What each process ends with goes to a file of its own: per method, the loss of each step and the student."""
+    """Trains on one rank, and writes the loss of each step and the student of each method to a file."""
     os.environ["FASTADAAD_CACHE"] = str(folder)
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)

@@ -1,4 +1,4 @@
-"""Trainings in forks of a process that has imported everything already, where new interpreters would take seconds."""
+"""Trainings in forks of a process that has imported everything, as new interpreters would take seconds to start."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ FORKS.set_forkserver_preload(
 
 
 class ForkedChild:
-    """A process that calls `target` and prints to `output`; as bench.faults_run.Child has it."""
+    """Process that calls `target` and prints to `output`, with the interface of bench.faults_run.Child."""
 
     def __init__(self, target: Callable[..., int], output: Path, *arguments: object) -> None:
         self._process = FORKS.Process(target=_call, args=(target, output, arguments), daemon=True)
@@ -53,12 +53,12 @@ def _call(target: Callable[..., int], output: Path, arguments: tuple[object, ...
 
 
 def train(folder: Path) -> int:
-    """The training of bench.faults_run in `folder`."""
+    """Runs the training of bench.faults_run in `folder`."""
     return main(["train", *WORDS, "--run-folder", str(folder), "--resume"])
 
 
 def train_without_momentum(folder: Path) -> int:
-    """A program that forgets the optimizer's state when it goes on."""
+    """Program that loses the optimizer's state when it resumes."""
     load = TrainingState.load_state_dict
 
     def load_the_rest(self: TrainingState, state: dict) -> None:
@@ -69,7 +69,7 @@ def train_without_momentum(folder: Path) -> int:
 
 
 def train_from_the_checkpoint_before(folder: Path) -> int:
-    """A program that takes up what it has done already."""
+    """Program that resumes from the checkpoint before the last."""
 
     def before_last(run_folder: Path) -> run_checkpoint.RunCheckpoint | None:
         paths = run_checkpoint.checkpoint_paths(run_folder)
@@ -79,6 +79,6 @@ def train_from_the_checkpoint_before(folder: Path) -> int:
     return train(folder)
 
 
-def train_only_anew(folder: Path) -> int:
-    """A program that cannot go on."""
+def train_without_resuming(folder: Path) -> int:
+    """Program that cannot resume."""
     return 2 if run_checkpoint.checkpoint_paths(folder) else train(folder)

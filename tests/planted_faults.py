@@ -1,4 +1,4 @@
-"""Faults that the program has to notice."""
+"""Faults that the program has to detect."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from fastadaad.training.self_check import ops as self_check_ops
 
 @contextmanager
 def wrong_kl_grad() -> Iterator[None]:
-    """A registered kernel of the processor's kl_grad that is wrong for the last class."""
+    """Registers a CPU kernel of kl_grad that is wrong for the last class."""
 
     def kernel(student_logits, teacher_logits, temperature):
         kl, *gradients = self_check_ops.reference("kl_grad")(student_logits, teacher_logits, temperature)

@@ -1,7 +1,7 @@
-"""A CUDA graph's discipline without a GPU: a callable recorded operation by operation with make_fx, and replayed.
+"""Emulation of a CUDA graph without a GPU: a callable is recorded operation by operation with make_fx, and replayed.
 
-As a graph, the record holds the tensors that were there by their addresses, and everything else as it was. It knows
-nothing of streams, of the allocator and of what CUDA itself forbids during a capture.
+Like a graph, the record refers to existing tensors by their addresses and freezes everything else. It does not emulate
+streams, the allocator and CUDA's own restrictions during a capture.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from fastadaad.runtime.cuda_graph import NUM_WARM_UP_RUNS, Replay, kept_values
 def record_with_make_fx(
     run: Callable[[], Any], device: torch.device, generators: Sequence[torch.Generator] = ()
 ) -> Replay:
-    """In record_cuda_graph's place: warms up as it does, and its outputs are static as there."""
+    """Replacement of record_cuda_graph, with the same warm-up and static outputs."""
     for _ in range(NUM_WARM_UP_RUNS):
         run()
     recorded = make_fx(run)()
@@ -29,7 +29,7 @@ def record_with_make_fx(
 
     def replay() -> Any:
         nonlocal outputs
-        # A record holds neither grad mode nor autocast: its operations are what was left of both.
+        # A record holds neither grad mode nor autocast, only the operations that resulted from them.
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             fresh = recorded()
             if outputs is None:
@@ -48,10 +48,16 @@ def assert_replayable(
     generators: Sequence[torch.Generator] = (),
     changes: Sequence[Callable[[], Any]] = (),
 ) -> None:
-    """Raises AssertionError that says what of `function` a graph would freeze.
+    """Checks that a graph of `function` would replay it correctly.
 
-    static_tensors: all tensors that it may read and write besides its own. generators: all that it may draw from.
-    changes: what a user does between two calls, such as setting a learning rate; a replay has to see each of them.
+    Args:
+        function: Function to record.
+        static_tensors: All tensors that it may read and write besides its own.
+        generators: All generators that it may draw from.
+        changes: Actions of a user between two calls, such as setting a learning rate, which a replay must respect.
+
+    Raises:
+        AssertionError: A graph would freeze something; the message names it.
     """
     with kept_values(static_tensors, generators):
         for _ in range(NUM_WARM_UP_RUNS):
@@ -72,11 +78,11 @@ def assert_replayable(
         expected = _two_runs(function, static_tensors, generators)
         replayed = _two_runs(recorded, static_tensors, generators)
         same = len(expected) == len(replayed) and all(map(torch.equal, expected, replayed))
-        assert same, f"frozen: after {number} changes, a replay is not what the function itself does"
+        assert same, f"frozen: after {number} changes, a replay differs from the function"
 
 
 class _HostReadWatch(TorchFunctionMode):
-    """Writes down the reads that are no operation where the tensor is on the CPU already."""
+    """Records reads that are not an operation for a tensor on the CPU."""
 
     READS = (Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__array__)
 
@@ -103,7 +109,7 @@ def _record_without_host_reads(function: Callable[[], Any]) -> GraphModule:
 
 
 def _two_runs(function: Callable[[], Any], static_tensors: Sequence[Tensor], generators: Sequence) -> list[Tensor]:
-    """The outputs of two runs and what they leave in the static tensors, which come back as they were."""
+    """Outputs of two runs and the final static tensors, which are restored afterwards."""
     left = []
     with kept_values(static_tensors, generators):
         for _ in range(2):

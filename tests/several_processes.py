@@ -1,6 +1,6 @@
-"""What each process of a test runs: `torchrun tests/several_processes.py FOLDER`, with tasks in FOLDER/tasks.json.
+"""Program of each rank of a test: `torchrun tests/several_processes.py FOLDER`, with tasks in FOLDER/tasks.json.
 
-A task is a training: its name, its settings, and what goes wrong in which process.
+A task is a training: its name, its settings, and a fault of one rank.
 """
 
 import json
@@ -20,15 +20,15 @@ from fastadaad.training.trainer import Trainer
 
 
 def fail(how: str, folder: Path) -> None:
-    """In the way named `how`."""
-    if how == "waits":  # for what the test does meanwhile
+    """Fails in the way named `how`."""
+    if how == "waits":  # until the test has acted
         (folder / "waiting").write_text("")
         while not (folder / "go").exists():
             time.sleep(0.05)
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "stopped":
-        # torchrun gives a stopped process 30 s to end; one that the first has left needs no more of them.
+        # torchrun gives a stopped process 30 s to end. This kills it as soon as rank 0 has ended.
         end = f"while kill -0 {(folder / 'pid0').read_text()}; do sleep 0.1; done; kill -KILL {os.getpid()}"
         subprocess.Popen(["sh", "-c", end], start_new_session=True)
         os.kill(os.getpid(), signal.SIGSTOP)

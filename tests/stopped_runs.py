@@ -1,4 +1,4 @@
-"""Runs of seconds that stop at a step, and what is compared when they have gone on."""
+"""Short runs that stop at a step, and the comparison of resumed runs."""
 
 import io
 from collections.abc import Callable
@@ -18,11 +18,11 @@ NUM_STEPS = 12  # three epochs of four
 
 
 class StopHereError(Exception):
-    """As far as the run's files are concerned, a process that is killed."""
+    """Ends a run; its files are those of a killed process."""
 
 
 def long_run(**changes) -> RunConfig:
-    """Three epochs with everything that a checkpoint has to hold: momentum, an average, a checkpoint at each step."""
+    """Three epochs with momentum, an average and a checkpoint at each step."""
     optim = OptimConfig(epochs=3, learning_rate=0.2, schedule="one-cycle", warmup=0.25, nesterov=True, ema_decay=0.9)
     return tiny_run(**{"optim": optim, "deterministic": True, "checkpoint_every": 1} | changes)
 
@@ -31,12 +31,12 @@ def trainer(config: RunConfig, folder: Path, *, resume: bool = False) -> Trainer
     return Trainer(config, folder, Console(file=io.StringIO(), width=200), resume=resume)
 
 
-def said(run: Trainer) -> str:
+def printed_by(run: Trainer) -> str:
     return run.console.file.getvalue()
 
 
 def before_step(run: Trainer, step: int, act: Callable[[], None]) -> None:
-    """Let `act` happen when the run is about to take optimiser step `step`, counted from 0."""
+    """Calls `act` before optimiser step `step` of the run, counted from 0."""
     take_step = run.distiller.step
 
     def step_after_act(*arguments, **options):
@@ -52,12 +52,12 @@ def die() -> None:
 
 
 def full_disk(*arguments: object) -> None:
-    """What os.fsync does there."""
+    """Replacement of os.fsync on a full disk."""
     raise OSError(28, "No space left on device")
 
 
 def run_until(config: RunConfig, folder: Path, step: int) -> None:
-    """Train until `step`, then fall dead."""
+    """Trains until `step`, then dies."""
     run = trainer(config, folder)
     before_step(run, step, die)
     with pytest.raises(StopHereError):

@@ -118,5 +118,5 @@ def test_calls_before_the_first_step_go_down_except_for_two_callbacks(path):
 
 
 def test_the_modules_that_are_entered_before_the_first_step_do_not_grow_in_number(path):
-    """Of about 165; every command's module is one of them, since it adds its arguments to the parser."""
+    """The package has about 165; each command's module counts, since it adds its arguments to the parser."""
     assert len(path.modules) <= 94, sorted(path.modules)

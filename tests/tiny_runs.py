@@ -1,4 +1,4 @@
-"""Runs on the embedded digits that take a second, and weights for their teacher."""
+"""Runs of a second on the embedded digits, and weights for their teacher."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +26,13 @@ def tiny_run(**changes) -> RunConfig:
             threat_model=THREAT_MODEL, attacks=("natural", "pgd2"), validation_attack="pgd2", num_images=150
         ),
         log_every=3,
-        teacher_check=0,  # save_teacher's knows nothing
+        teacher_check=0,  # the teacher of save_teacher is untrained
     )
     return replace(config, **changes)
 
 
 def save_teacher(path: Path, seed: int = 0) -> TeacherConfig:
-    """Untrained weights in a file, drawn by `seed`; what a teacher knows does not matter here."""
+    """Writes untrained weights, drawn with `seed`, and returns their configuration as a teacher."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         save_weights(path, load_model("cnn-6-s1", in_channels=1))

@@ -15,7 +15,7 @@ def ip(*words: str) -> subprocess.CompletedProcess:
 
 
 def why_no_nodes() -> str | None:
-    """What this machine lacks for `two_nodes`; None: nothing."""
+    """Names what this machine lacks for `two_nodes`; None if nothing is missing."""
     if shutil.which("ip") is None:
         return "the program ip is missing: apt-get install iproute2"
     try:
@@ -43,7 +43,7 @@ class Nodes:
             ip("-n", name, "link", "set", "lo", "up")
 
     def cut(self) -> None:
-        """Nothing that one node sends reaches the other, and neither is told."""
+        """Cuts the link: packets of one node no longer reach the other, and neither gets an error."""
         ip("-n", self.names[0], "link", "set", self._links[0], "down")
 
     def mend(self) -> None:
@@ -54,7 +54,7 @@ class Nodes:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)  # the link goes with it
 
     def start(self, number: int, command: list[str], log: Path, **environment: str) -> subprocess.Popen:
-        """`command` on a node, its output in `log`."""
+        """Starts `command` on a node, with its output in `log`."""
         given = os.environ | environment | {"GLOO_SOCKET_IFNAME": self._links[number]}
         with open(log, "w") as file:
             return subprocess.Popen(

@@ -216,7 +216,7 @@ class LAMB(_Layerwise):
     def _adam_updates(
         self, weights: list[Tensor], first: list[Tensor], second: list[Tensor], group: dict[str, Any]
     ) -> list[Tensor]:
-        """Computes m / (sqrt(v) + eps) of the corrected moments. The step count is a tensor, which a graph can update."""
+        """m / (sqrt(v) + eps) of the corrected moments. The step count is a tensor, which a CUDA graph can update."""
         counts = self._counts(weights)
         torch._foreach_add_(counts, 1.0)
         steps = torch.stack(counts)

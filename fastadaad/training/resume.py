@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def find_checkpoint(folder: Path, process_group: ProcessGroup) -> RunCheckpoint | None:
-    """Reads the last usable checkpoint of a run on rank 0, and returns it on all ranks; None if there is none.
+    """Reads the last usable checkpoint of a run on rank 0, and returns it on all ranks, or None without one.
 
     Removes temporary files that a killed process has left.
 

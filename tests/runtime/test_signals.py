@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from stopped_runs import before_step, full_disk, long_run, said, trainer, untimed_rows, variant, weights
+from stopped_runs import before_step, full_disk, long_run, printed_by, trainer, untimed_rows, variant, weights
 from tiny_runs import tiny_run
 
 from fastadaad.cli import main
@@ -116,8 +116,8 @@ def test_a_signal_after_the_last_epoch_is_heard(tmp_path, monkeypatch):
         run.train()
     assert len(read_metrics(tmp_path)) == 3
     again = trainer(long_run(), tmp_path, resume=True)
-    assert "resuming from" in said(again)
-    assert ": finished" in said(again)
+    assert "resuming from" in printed_by(again)
+    assert ": finished" in printed_by(again)
 
 
 def test_a_second_sigint_stops_at_once(tmp_path):

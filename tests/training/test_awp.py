@@ -1,4 +1,4 @@
-"""AWP against a float64 restatement, and that nothing but the update is left of it."""
+"""AWP against a float64 restatement; nothing but the update remains of it."""
 
 import copy
 
@@ -22,7 +22,7 @@ def distiller(student: nn.Module, teacher: nn.Module, **options) -> Distiller:
 
 
 def gradients_at(parameters: list[torch.Tensor], network: nn.Module, x_adv: torch.Tensor) -> list[torch.Tensor]:
-    """Of the cross-entropy in train mode, by parameters given as tensors."""
+    """Gradients of the cross-entropy in train mode, for parameters given as tensors."""
     leaves = [parameter.detach().clone().requires_grad_() for parameter in parameters]
     names = [name for name, _ in network.named_parameters()]
     logits = torch.func.functional_call(copy.deepcopy(network), dict(zip(names, leaves, strict=True)), (x_adv,))
@@ -30,7 +30,7 @@ def gradients_at(parameters: list[torch.Tensor], network: nn.Module, x_adv: torc
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled"])
-def test_a_step_is_that_of_the_perturbed_weights(mode):
+def test_a_step_uses_the_gradients_at_the_perturbed_weights(mode):
     student, teacher = student_and_teacher()
     before = copy.deepcopy(student).double()
     compile_options = {"backend": "aot_eager"} if mode == "compiled" else None
@@ -57,7 +57,7 @@ def test_batch_norm_sees_the_images_once():
     assert student[1].num_batches_tracked.item() == before + 1
 
 
-def test_weights_come_back_bit_for_bit_and_what_has_no_gradient_stays():
+def test_weights_are_restored_bitwise_and_those_without_gradient_are_not_perturbed():
     network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     network[0].weight.grad = torch.randn(4, 4)
     network[1].weight.grad = torch.zeros(4, 4)

@@ -24,7 +24,7 @@ def sgd(network: nn.Module) -> torch.optim.SGD:
 
 
 def train(student: nn.Module, teacher: nn.Module | None, method: str | methods.Method, num_steps=NUM_STEPS, **options):
-    """Trains the student for so many steps and returns the loss of each."""
+    """Trains the student for num_steps steps and returns their losses."""
     distiller = Distiller(student, teacher, method=method, inner=INNER, optimizer=sgd(student), **options)
     return [distiller.step(*images_and_labels(seed=step)).loss.item() for step in range(num_steps)]
 
@@ -90,7 +90,7 @@ def test_pgd_at_trains_as_the_plain_loop():
     assert_same_network(student, plain_student)
 
 
-def test_the_teacher_comes_back_as_it_was_and_gets_no_gradient():
+def test_the_teacher_is_unchanged_and_gets_no_gradient():
     student, teacher = student_and_teacher()
     teacher[1].eval()
     before = copy.deepcopy(teacher)
@@ -135,16 +135,17 @@ def test_a_parameter_that_the_user_fixed_stays_fixed():
 def test_a_method_without_labels_trains_the_same_student_with_and_without_them(method):
     student, teacher = student_and_teacher()
     x_natural, labels = images_and_labels()
-    twin = copy.deepcopy(student)
+    other_student = copy.deepcopy(student)
     without = Distiller(student, teacher, method=method, inner=INNER, optimizer=sgd(student)).step(x_natural)
-    with_labels = Distiller(twin, teacher, method=method, inner=INNER, optimizer=sgd(twin)).step(x_natural, labels)
+    with_labels = Distiller(other_student, teacher, method=method, inner=INNER, optimizer=sgd(other_student))
+    with_labels = with_labels.step(x_natural, labels)
     assert torch.equal(without.x_adv, with_labels.x_adv)
     assert torch.equal(without.loss, with_labels.loss)
-    assert_same_network(student, twin, atol=0)
+    assert_same_network(student, other_student, atol=0)
 
 
 @pytest.mark.parametrize("method", [name for name in ALL_METHODS if methods.get(name).needs_labels])
-def test_a_method_with_labels_asks_for_them(method):
+def test_a_method_with_labels_requires_them(method):
     student, teacher = student_and_teacher()
     x_natural, _ = images_and_labels()
     with pytest.raises(ValueError, match=rf"labels are missing: method {re.escape(method)} needs them"):
@@ -182,7 +183,7 @@ def test_under_autocast_every_parameter_gets_its_gradient():
 
 
 class CountingBackend:
-    """aot_eager that counts the graphs it is given."""
+    """Backend aot_eager that counts its graphs."""
 
     def __init__(self) -> None:
         self.num_graphs = 0
@@ -194,7 +195,7 @@ class CountingBackend:
         return aot_eager(graph, inputs)
 
 
-# Options whose losses change with the epoch, so that four epochs see all there is.
+# Options whose losses change with the epoch, so that four epochs cover all cases.
 EPOCH_OPTIONS = {"introspection_begin": 2, "igdm_ramp_epochs": 3}
 
 

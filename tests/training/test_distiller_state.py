@@ -1,4 +1,4 @@
-"""Distiller.state_dict: a training that goes on in a new process is the one that was never interrupted."""
+"""Distiller.state_dict: a training that resumes in a new process equals an uninterrupted one."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ def training(student: nn.Module, **settings) -> Distiller:
 
 
 def train(each: Distiller, steps: range, generator: torch.Generator) -> list[Tensor]:
-    """The losses; one batch holds NaN where the distiller leaves it out."""
+    """Returns the losses; one batch holds NaN if the distiller skips."""
     losses = []
     for step in steps:
         x_natural, labels = images_and_labels(seed=step)
@@ -40,7 +40,7 @@ def train(each: Distiller, steps: range, generator: torch.Generator) -> list[Ten
 
 
 def through_json(state: dict) -> dict:
-    """Numbers as a text file keeps them, tensors as they are."""
+    """Converts numbers to JSON and back, and copies tensors."""
     if isinstance(state, dict):
         return {name: through_json(value) for name, value in state.items()}
     return state.clone() if isinstance(state, Tensor) else json.loads(json.dumps(state))
@@ -48,35 +48,35 @@ def through_json(state: dict) -> dict:
 
 @pytest.fixture(autouse=True)
 def adapt_often(monkeypatch):
-    """Also right after the interruption, by errors from before it."""
+    """Adapts right after the interruption too, from errors before it."""
     monkeypatch.setattr(distiller, "ADAPT_EVERY", 3)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_steps_in_a_new_distiller_go_on_bit_for_bit(name):
+def test_steps_in_a_new_distiller_continue_bitwise(name):
     student, _ = student_and_teacher()
     other_student, _ = student_and_teacher()
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
     whole = training(student, **SETTINGS[name])
-    first_part = training(other_student, **SETTINGS[name])
-    for each in (whole, first_part):
-        each.maximizer.query_interval = 1  # then there is no error, and the policy asks less and less often
+    first = training(other_student, **SETTINGS[name])
+    for each in (whole, first):
+        each.maximizer.query_interval = 1  # the error is 0, and the policy queries less and less often
         if name == "fp16":
-            each.scaler.set_growth_interval(4)  # the scale grows after the interruption too, by steps from before it
+            each.scaler.set_growth_interval(4)  # the scale grows after the interruption too, counting steps before it
     losses = train(whole, range(NUM_STEPS), generators[0])
-    train(first_part, range(INTERRUPTED), generators[1])
+    train(first, range(INTERRUPTED), generators[1])
     if name == "adaptive policy":
-        assert 1 < first_part.maximizer.query_interval < whole.maximizer.query_interval
-        assert first_part._teacher_error.sums[-1] > 0
-    second_part = training(copy.deepcopy(other_student), **SETTINGS[name])
-    second_part.optimizer.load_state_dict(copy.deepcopy(first_part.optimizer.state_dict()))
-    second_part.load_state_dict(through_json(first_part.state_dict()))
-    resumed = train(second_part, range(INTERRUPTED, NUM_STEPS), generators[1])
+        assert 1 < first.maximizer.query_interval < whole.maximizer.query_interval
+        assert first._teacher_error.sums[-1] > 0
+    second = training(copy.deepcopy(other_student), **SETTINGS[name])
+    second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    second.load_state_dict(through_json(first.state_dict()))
+    resumed = train(second, range(INTERRUPTED, NUM_STEPS), generators[1])
     assert all(map(torch.equal, resumed, losses[INTERRUPTED:]))
-    for tensor, wanted in zip(second_part.student.state_dict().values(), student.state_dict().values(), strict=True):
+    for tensor, wanted in zip(second.student.state_dict().values(), student.state_dict().values(), strict=True):
         assert torch.equal(tensor, wanted)
-    assert_same_state(second_part.state_dict(), whole.state_dict())
-    assert second_part.read_skipped() == (name == "skip")
+    assert_same_state(second.state_dict(), whole.state_dict())
+    assert second.read_skipped() == (name == "skip")
 
 
 def assert_same_state(state: dict, wanted: dict) -> None:
@@ -85,8 +85,8 @@ def assert_same_state(state: dict, wanted: dict) -> None:
         assert torch.equal(value, wanted[name]) if isinstance(value, Tensor) else value == wanted[name], name
 
 
-def test_each_part_of_the_state_is_taken_over():
-    """Every value is one that a new distiller does not have."""
+def test_each_item_of_the_state_is_restored():
+    """Every value differs from a new distiller's."""
     planted = {
         "num_steps": 41,
         "query_interval": 2,

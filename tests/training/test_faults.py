@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, or lose their disk: each ends bitwise as one that nothing happened to."""
+"""Runs that are killed, stopped, or lose their disk: each ends bitwise as an undisturbed run."""
 
 import os
 import random
@@ -27,7 +27,7 @@ NUM_KILLS = 25
 
 
 class Whole(NamedTuple):
-    """A run that nothing happens to."""
+    """An undisturbed run."""
 
     folder: Path
     plan: Plan
@@ -36,13 +36,13 @@ class Whole(NamedTuple):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Whole:
     place = tmp_path_factory.mktemp("whole")
-    ForkedChild(int, place / "nothing.txt").wait()  # what the server imports is no part of the plan
+    ForkedChild(int, place / "nothing.txt").wait()  # imports of the server do not count in the plan
     folder = place / "run"
     return Whole(folder, undisturbed(start(), folder))
 
 
 def start(train=forked_runs.train):
-    """What under_faults begins its processes with."""
+    """Returns the function with which under_faults starts its processes."""
     return lambda folder, output: ForkedChild(train, output, folder)
 
 
@@ -56,14 +56,14 @@ def test_every_kill_is_survived(tmp_path, whole):
     assert len(found) == NUM_KILLS
     assert [each for each in found if not each.survived] == []
     moments = Counter(each.name for each in found)
-    # A third is aimed at one; a temporary file that is left, or a checkpoint too many, proves that it was met.
+    # A third of the kills is aimed at a save; a leftover temporary file or an extra checkpoint proves a hit.
     assert moments[SAVING] >= 4, moments
     assert moments[TRAINING] >= 1, moments
     assert max(each.step for each in found) > whole.plan.steps_per_epoch
 
 
 @pytest.mark.slow
-def test_every_request_to_stop_is_followed_and_survived(tmp_path, whole):
+def test_every_sigterm_is_obeyed_and_survived(tmp_path, whole):
     found = struck(tmp_path, whole, kills(8, signal.SIGTERM, whole.plan, seed=1))
     assert len(found) == 8
     assert [each for each in found if not each.survived] == []
@@ -83,10 +83,10 @@ def test_faults_of_the_disk_are_survived(tmp_path, whole):
     [
         (forked_runs.train_without_momentum, True, False),
         (forked_runs.train_from_the_checkpoint_before, False, True),
-        (forked_runs.train_only_anew, False, False),
+        (forked_runs.train_without_resuming, False, False),
     ],
 )
-def test_a_program_that_loses_something_is_found_out(tmp_path, whole, train, went_on, equal):
+def test_a_program_that_loses_state_is_detected(tmp_path, whole, train, went_on, equal):
     (found,) = struck(tmp_path, whole, [Fault(strike=kill_at_step_5)], train)
     assert (found.step >= 5, found.went_on, found.equal, found.survived) == (True, went_on, equal, False)
 
@@ -98,7 +98,7 @@ def kill_at_step_5(process: Process) -> str | None:
     return "killed" if process.exit_code() == -signal.SIGKILL else None
 
 
-def test_what_differs_is_named(tmp_path, whole):
+def test_differences_are_named(tmp_path, whole):
     folder = tmp_path / "run"
     shutil.copytree(whole.folder, folder)
     metrics = folder / "metrics.csv"
@@ -119,7 +119,7 @@ def test_what_differs_is_named(tmp_path, whole):
 
 
 @pytest.mark.parametrize("num_equal", [1, 2])
-def test_the_command_counts_what_survived_and_fails_where_something_did_not(tmp_path, monkeypatch, capsys, num_equal):
+def test_the_command_counts_survivors_and_fails_if_a_run_did_not_survive(tmp_path, monkeypatch, capsys, num_equal):
     struck = [
         Struck(name=SAVING, step=3, ended_well=True, went_on=True, equal=index < num_equal, run=index + 1)
         for index in range(2)
@@ -151,7 +151,7 @@ def test_a_folder_with_a_run_is_refused_without_resume(tmp_path, whole, capsys):
 
 
 def command(place: Path, *words: str) -> subprocess.Popen:
-    """The command line in a new interpreter, in the folder `place`."""
+    """Starts the command line in a new interpreter, in the folder `place`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300", "PYTHONPATH": str(Path(__file__).parents[2])}
     words = (sys.executable, "-m", "fastadaad", "train", *words)
     return subprocess.Popen(
@@ -160,14 +160,14 @@ def command(place: Path, *words: str) -> subprocess.Popen:
 
 
 def line_with(process: subprocess.Popen, text: str) -> str:
-    """The first line with `text` that it prints."""
+    """Returns the first printed line with `text`."""
     found = next((line for line in process.stdout if text in line), None)
     assert found is not None, process.communicate()[1]
     return found
 
 
 @pytest.mark.slow
-def test_the_command_line_stops_says_what_it_found_and_goes_on(tmp_path, whole):
+def test_the_command_line_stops_reports_the_unfinished_run_and_resumes_it(tmp_path, whole):
     first = command(tmp_path, *WORDS)
     line_with(first, "eager mode on cpu")
     first.send_signal(signal.SIGTERM)
@@ -194,7 +194,7 @@ def test_the_command_line_stops_says_what_it_found_and_goes_on(tmp_path, whole):
 
 @pytest.mark.slow
 def test_a_second_sigint_exits_at_once(tmp_path):
-    """In a step that would take hours."""
+    """The signal comes in a step that would take hours."""
     process = command(tmp_path, *WORDS, "inner.num_steps=100000000")
     line_with(process, "eager mode on cpu")
     process.send_signal(signal.SIGINT)

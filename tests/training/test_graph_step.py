@@ -1,4 +1,4 @@
-"""Distiller's mode graph on the CPU: the recorder of recorded_graph.py in the CUDA graph's place, the rest as it is."""
+"""Mode graph of the Distiller on the CPU: the recorder of recorded_graph.py replaces the CUDA graph."""
 
 import copy
 import warnings
@@ -22,12 +22,12 @@ from fastadaad.training.capturable_optimizer import CapturableOptimizer
 
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=8 / 255), step_size=2 / 255, num_steps=2)
 NUM_STEPS = 20
-# make_fx cannot look into torch.compile's functions.
+# make_fx cannot trace compiled functions.
 NOT_COMPILED = {"disable": True}
 
 
 class Recorded(CapturedCall):
-    """A CapturedCall with the stand-in, which also counts the captures."""
+    """CapturedCall with the recorder, which also counts the captures."""
 
     num_captures = 0
 
@@ -54,12 +54,12 @@ def sgd(network: nn.Module, **settings) -> torch.optim.SGD:
 
 
 def schedule(step: int) -> float:
-    """A learning rate that changes at every step, and is exact in fp32, as the tensor's form of it is."""
+    """Learning rate that changes at every step and is exact in fp32, as its tensor is."""
     return (32 - step) / 1024
 
 
 class Training:
-    """20 steps in 4 epochs, the learning rate another at each step."""
+    """20 steps in 4 epochs, with another learning rate at each step."""
 
     def __init__(self, mode: str, method: str | methods.Method, make_optimizer=sgd, **options) -> None:
         self.student, self.teacher = student_and_teacher()
@@ -84,7 +84,7 @@ class Training:
 
 
 def assert_same_training(graph: Training, eager: Training, last_batch_size: int = 16, between=lambda *_: None) -> None:
-    """`between(training, step)`: what a user does before a step."""
+    """Compares two trainings step by step; `between(training, step)` is called before each step."""
     first = copy.deepcopy(eager.student)
     for step in range(NUM_STEPS):
         for training in (graph, eager):
@@ -106,7 +106,7 @@ def both(*arguments, **options) -> tuple[Training, Training]:
     return Training("graph", *arguments, **options), Training("eager", *arguments, **options)
 
 
-# How many captures 4 epochs need: one before and one from introspection_begin on, one for each weight of IGDM's term.
+# Captures in 4 epochs: one before and one from introspection_begin on, and one for each weight of IGDM's term.
 CAPTURES = {
     "adaad": ({}, 1),
     "adaiad": ({"introspection_begin": 2}, 2),
@@ -129,7 +129,7 @@ def test_captured_steps_train_as_eager_ones(name):
     assert len(updates) == num_captures * (NUM_WARM_UP_RUNS + 1)  # the rest are replays
 
 
-def test_a_smaller_batch_runs_uncaptured_and_is_said_once():
+def test_a_smaller_batch_runs_uncaptured_with_one_warning():
     with pytest.warns(UserWarning, match=r"called with \[5, 3, 8, 8\].*drop the last") as warned:
         assert_same_training(*both("adaad"), last_batch_size=5)
     assert len(warned) == 1
@@ -137,7 +137,7 @@ def test_a_smaller_batch_runs_uncaptured_and_is_said_once():
 
 
 def test_a_smaller_batch_with_other_values_does_not_become_the_captured_one():
-    """Before step 4, the last batch of an epoch, the interval changes; the smaller batch has to take it over too."""
+    """The interval changes before step 4, the last batch of an epoch; the smaller batch must use it too."""
 
     def change_interval(training: Training, step: int) -> None:
         if step == 4:
@@ -156,7 +156,7 @@ def test_awp_is_captured_with_and_without():
 
 
 @pytest.mark.parametrize("kind", ["refreshed", "linearized"])
-def test_the_teacher_policys_error_is_added_up_by_replays(kind):
+def test_replays_sum_the_error_of_the_teacher_policy(kind):
     graph, eager = both("adaad", teacher_policy=TeacherPolicy(kind=kind, every=2))
     assert_same_training(graph, eager)
     error = eager.distiller.read_teacher_error()
@@ -167,17 +167,17 @@ def test_the_teacher_policys_error_is_added_up_by_replays(kind):
     assert graph.distiller.read_teacher_error() is not None
 
 
-def test_an_adaptive_interval_is_captured_anew():
+def test_a_new_adaptive_interval_is_captured_again():
     graph, eager = both("adaad", teacher_policy=TeacherPolicy(kind="refreshed"))
     for training in (graph, eager):
         training.distiller.maximizer.query_interval = 2
     assert_same_training(graph, eager)
 
-    def ask_always(training: Training, step: int) -> None:
+    def query_always(training: Training, step: int) -> None:
         training.distiller.maximizer.query_interval = 1
 
     captures = Recorded.num_captures
-    assert_same_training(graph, eager, between=ask_always)
+    assert_same_training(graph, eager, between=query_always)
     assert Recorded.num_captures == captures + 1
 
 
@@ -186,14 +186,14 @@ class ForgetsTheRate(CapturableOptimizer):
         pass
 
 
-def test_a_learning_rate_that_is_frozen_is_seen(monkeypatch):
-    """The comparison above can fail: this is what it has to see."""
+def test_a_frozen_learning_rate_is_detected(monkeypatch):
+    """Shows that the comparison can fail."""
     monkeypatch.setattr(graph_step, "CapturableOptimizer", ForgetsTheRate)
     with pytest.raises(AssertionError, match="step 2"):
         assert_same_training(*both("pgd-at"))
 
 
-def test_an_epoch_that_a_row_denies_is_frozen_and_one_that_it_does_not_name_is_not():
+def test_the_epoch_is_frozen_only_if_a_row_denies_to_read_it():
     def loss(batch, options):
         return pgd_at_loss(batch, options) * (batch.epoch + 1)
 
@@ -247,7 +247,7 @@ def replace_a_teacher_weight(training: Training, step: int) -> None:
         replace_a_teacher_weight,
     ],
 )
-def test_what_a_graph_would_freeze_is_captured_anew(between):
+def test_a_change_that_a_graph_would_freeze_is_captured_again(between):
     assert_same_training(*both("adaad"), between=between)
     assert Recorded.num_captures == 2
 
@@ -264,13 +264,13 @@ def leave_in_eval_mode(training: Training, step: int) -> None:
 
 
 def keep_statistics(training: Training, step: int) -> None:
-    """Then the fused optimiser alone changes the student, which torch's version counters do not show."""
+    """Only the fused optimiser changes the student then, which torch's version counters do not show."""
     for index in (1, 4):
         training.student[index].eval()
 
 
 @pytest.mark.parametrize("between", [write_weights, leave_in_eval_mode, keep_statistics])
-def test_what_changes_in_place_needs_no_capture(between):
+def test_a_change_in_place_needs_no_capture(between):
     assert_same_training(*both("adaad"), between=between)
     assert Recorded.num_captures == 1
 
@@ -282,7 +282,7 @@ def test_what_changes_in_place_needs_no_capture(between):
         ({"micro_batch": 8}, "micro_batch splits a batch, and each micro-batch is captured"),
     ],
 )
-def test_a_step_that_a_graph_cannot_hold_captures_its_inner_loop_and_says_so(options, message):
+def test_a_step_that_a_graph_cannot_hold_captures_its_inner_loop_with_a_warning(options, message):
     with pytest.warns(UserWarning, match=f"captures the inner loop and not the whole step: {message}") as warned:
         graph = Training("graph", "adaad", **options)
     eager = Training("eager", "adaad", **options)
@@ -298,8 +298,8 @@ def test_a_student_in_fp16_captures_its_inner_loop():
         Training("graph", "adaad", precision=PrecisionConfig(student="fp16"))
 
 
-def test_student_and_teacher_of_a_step_that_is_not_compiled_go_to_two_streams(monkeypatch):
-    """Forwards, then backwards; what the streams do is tests/gpu's."""
+def test_student_and_teacher_of_an_uncompiled_step_run_on_two_streams(monkeypatch):
+    """Counts forward and backward pairs; tests/gpu checks the streams themselves."""
     pairs = []
 
     def run_on_two_streams(device, on_current, on_side):
@@ -320,16 +320,16 @@ def test_student_and_teacher_of_a_step_that_is_not_compiled_go_to_two_streams(mo
 
 
 def break_the_teacher(training: Training, step: int) -> None:
-    """One weight of it is infinite in steps 2, 7 and 8."""
+    """Makes one weight of the teacher infinite in steps 2, 7 and 8."""
     weight = training.teacher[-1].weight
     if step == 0:
-        training.whole_weight = weight[0, 0].item()
+        training.finite_weight = weight[0, 0].item()
     with torch.no_grad():
-        weight[0, 0] = torch.inf if step in (2, 7, 8) else training.whole_weight
+        weight[0, 0] = torch.inf if step in (2, 7, 8) else training.finite_weight
 
 
 @pytest.mark.parametrize("options", [{}, {"awp_gamma": 0.01}, {"teacher_policy": TeacherPolicy(kind="refreshed")}])
-def test_replays_leave_out_the_updates_that_eager_steps_leave_out(options):
+def test_replays_skip_the_updates_that_eager_steps_skip(options):
     graph, eager = both("adaad", on_nonfinite="skip", **options)
     students = []
     for step in range(12):

@@ -1,4 +1,4 @@
-"""A batch taken in parts against the same batch in one piece."""
+"""A batch in micro-batches against the same batch as a whole."""
 
 import copy
 
@@ -13,7 +13,7 @@ from fastadaad.training.distiller import split_batch
 
 INNER = InnerConfig(num_steps=2, start="natural")
 BATCH_SIZE = 10
-IN_PARTS = [name for name, method in methods.METHODS.items() if method.supports_micro_batch]
+IN_MICRO_BATCHES = [name for name, method in methods.METHODS.items() if method.supports_micro_batch]
 
 
 def with_frozen_statistics() -> tuple[nn.Module, nn.Module]:
@@ -27,9 +27,9 @@ def distiller(student: nn.Module, teacher: nn.Module, **settings) -> Distiller:
     return Distiller(student, teacher, inner=INNER, optimizer=optimizer, **settings)
 
 
-@pytest.mark.parametrize("micro_batch", [1, 4, 5, 10, 64])  # of 10 images: 4 leaves 2 for the last part
-@pytest.mark.parametrize("method", [*IN_PARTS, "adaad+igdm"])
-def test_a_batch_in_parts_trains_as_one_in_one_piece(method, micro_batch):
+@pytest.mark.parametrize("micro_batch", [1, 4, 5, 10, 64])  # of 10 images: 4 leaves 2 for the last micro-batch
+@pytest.mark.parametrize("method", [*IN_MICRO_BATCHES, "adaad+igdm"])
+def test_micro_batches_train_as_the_whole_batch(method, micro_batch):
     student, teacher = with_frozen_statistics()
     whole_student = copy.deepcopy(student)
     parts = distiller(student, teacher, method=method, micro_batch=micro_batch)
@@ -45,7 +45,7 @@ def test_a_batch_in_parts_trains_as_one_in_one_piece(method, micro_batch):
             assert_close(parameter.grad, wanted.grad, rtol=1e-2, atol=1e-3 * scale + 1e-6)
 
 
-def test_awp_takes_a_batch_in_parts_too():
+def test_awp_trains_in_micro_batches_too():
     student, teacher = with_frozen_statistics()
     whole_student = copy.deepcopy(student)
     batch = images_and_labels(BATCH_SIZE)
@@ -55,20 +55,22 @@ def test_awp_takes_a_batch_in_parts_too():
         assert_close(parameter.grad, wanted.grad, rtol=1e-2, atol=1e-3 * wanted.grad.abs().max().item() + 1e-6)
 
 
-def test_no_network_sees_more_images_than_a_part_has():
+def test_no_network_gets_more_images_than_a_micro_batch_has():
     student, teacher = with_frozen_statistics()
     rows = []
     student.register_forward_hook(lambda module, inputs, logits: rows.append(len(inputs[0])))
     teacher.register_forward_hook(lambda module, inputs, logits: rows.append(len(inputs[0])))
     distilling = distiller(student, teacher, micro_batch=4)
-    distilling.step(*images_and_labels(BATCH_SIZE))  # the first step asks each for one image, to count its classes
+    distilling.step(
+        *images_and_labels(BATCH_SIZE)
+    )  # the first step also counts classes on one image
     rows.clear()
     distilling.step(*images_and_labels(BATCH_SIZE))
     assert set(rows) == {4, 2}
 
 
-def test_the_search_of_each_part_sees_the_student_before_the_step():
-    """In train mode the training pass of a part moves the running statistics, which the search uses."""
+def test_the_search_of_each_micro_batch_uses_the_student_before_the_step():
+    """In train mode a training pass changes the running statistics, which the search uses."""
     student, teacher = student_and_teacher()
     whole_student = copy.deepcopy(student)
     batch = images_and_labels(BATCH_SIZE)
@@ -77,7 +79,7 @@ def test_the_search_of_each_part_sees_the_student_before_the_step():
     assert ((x_adv - expected).abs() < 1e-6).double().mean() > 0.99
 
 
-def test_parts_cover_the_batch_in_its_order():
+def test_micro_batches_cover_the_batch_in_its_order():
     x_natural, labels = images_and_labels(BATCH_SIZE)
     parts = split_batch(x_natural, labels, 4)
     assert [len(x) for x, _ in parts] == [4, 4, 2]
@@ -86,7 +88,7 @@ def test_parts_cover_the_batch_in_its_order():
     assert [y for _, y in split_batch(x_natural, None, 4)] == [None] * 3
 
 
-def test_a_loss_that_looks_at_the_whole_batch_cannot_be_taken_in_parts():
+def test_a_loss_that_depends_on_the_whole_batch_refuses_micro_batches():
     student, teacher = student_and_teacher()
     with pytest.raises(
         ValueError,
@@ -96,7 +98,7 @@ def test_a_loss_that_looks_at_the_whole_batch_cannot_be_taken_in_parts():
 
 
 @pytest.mark.parametrize("name", [*methods.METHODS, "adaad+igdm"])
-def test_a_row_says_rightly_whether_its_loss_is_a_mean_over_images(name):
+def test_supports_micro_batch_is_true_if_the_loss_is_a_mean_over_images(name):
     student, teacher = with_frozen_statistics()
     x_natural, labels = images_and_labels(BATCH_SIZE)
     x_adv = (x_natural + 0.05 * torch.randn(x_natural.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""NaN and inf planted in each tensor of a step: found at the right step, under the right name, without a wait."""
+"""NaN and inf planted in each tensor of a step: detected with the right step and name, without a host sync."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def distiller(student: nn.Module, teacher: nn.Module | None, **settings) -> Dist
 
 
 def loss_with(base: str, addition) -> methods.Method:
-    """The row `base` with addition(batch) on top of its loss in step BAD_STEP, which the epoch counts."""
+    """Returns the row `base` with addition(batch) added to its loss in epoch BAD_STEP."""
     row = methods.get(base).resolved()
 
     def loss(batch, options):
@@ -43,7 +43,7 @@ def infinite(batch) -> Tensor:
 
 
 def of_infinite_slope(batch) -> Tensor:
-    """0, by a root whose derivative there is not finite."""
+    """Returns 0 through a root with an infinite derivative."""
     return (0 * batch.student_logits_adv).abs().sqrt().sum()
 
 
@@ -52,7 +52,7 @@ def write(value: float, tensor: Tensor) -> None:
     tensor.view(-1)[1] = value
 
 
-# What is written where before step BAD_STEP, a row of its own, and how the error begins.
+# Change before step BAD_STEP, method, and beginning of the error.
 PLANTED = {
     "image": (lambda batch, student, teacher: write(torch.nan, batch[0]), "adaad", "x_natural: the data"),
     "infinite image": (lambda batch, student, teacher: write(-torch.inf, batch[0]), "trades", "x_natural: the data"),
@@ -73,7 +73,7 @@ PLANTED = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("what", PLANTED)
-def test_what_is_planted_is_found_at_its_step_and_named(what, mode):
+def test_a_planted_value_is_found_at_its_step_and_named(what, mode):
     torch._dynamo.reset()
     plant, method, expected = PLANTED[what]
     student, teacher = student_and_teacher()
@@ -92,11 +92,11 @@ def test_what_is_planted_is_found_at_its_step_and_named(what, mode):
     assert training.read_skipped() == 0
 
 
-@pytest.mark.filterwarnings("ignore:.*batch-norm was not folded")  # the first look at them meets NaN
+@pytest.mark.filterwarnings("ignore:.*batch-norm was not folded")  # folding compares logits, which are NaN
 @pytest.mark.parametrize("which", ["student", "teacher"])
 @pytest.mark.parametrize("name", ALL_METHODS)
-def test_whatever_the_row_a_network_that_is_not_finite_spoils_the_update(name, which):
-    """Also where the search asked it: the sign of a NaN gradient is 0, and x_adv stays finite."""
+def test_a_non_finite_network_spoils_the_update_of_every_method(name, which):
+    """Although x_adv stays finite in the search, as the sign of a NaN gradient is 0."""
     student, teacher = student_and_teacher()
     write(torch.nan, {"student": student, "teacher": teacher}[which][0].weight)
     training = distiller(student, teacher, method=name, on_nonfinite="skip")
@@ -106,7 +106,7 @@ def test_whatever_the_row_a_network_that_is_not_finite_spoils_the_update(name, w
 
 
 @pytest.mark.filterwarnings("ignore:.*batch-norm was not folded")
-def test_an_l2_search_that_leaves_the_numbers_takes_both_networks_with_it():
+def test_a_non_finite_l2_search_makes_both_networks_non_finite():
     student, teacher = student_and_teacher()
     write(torch.nan, student[0].weight)
     inner = InnerConfig(threat_model=ThreatModel(norm="l2", epsilon=0.5), step_size=0.1, num_steps=2)
@@ -116,7 +116,7 @@ def test_an_l2_search_that_leaves_the_numbers_takes_both_networks_with_it():
         training.check_finite()
 
 
-def test_an_image_is_found_in_whatever_micro_batch_it_is():
+def test_an_image_is_found_in_the_last_micro_batch():
     student, teacher = student_and_teacher()
     training = distiller(student, teacher, micro_batch=4)
     x_natural, labels = images_and_labels(10)
@@ -134,7 +134,7 @@ def test_classes_that_the_teacher_masks_are_fine():
     training.check_finite()
 
 
-def test_what_awps_first_pass_meets_is_the_cause_and_what_its_second_makes_of_it_is_not():
+def test_the_finding_of_awps_first_pass_is_the_cause_and_not_the_one_of_its_second():
     student, teacher = student_and_teacher()
     training = distiller(student, teacher, method=loss_with("adaad", of_infinite_slope), awp_gamma=0.01)
     training.step(*images_and_labels(), epoch=BAD_STEP)
@@ -142,7 +142,7 @@ def test_what_awps_first_pass_meets_is_the_cause_and_what_its_second_makes_of_it
         training.check_finite()
 
 
-def test_a_gradient_of_awps_first_pass_counts_though_the_second_is_finite():
+def test_a_gradient_of_awps_first_pass_counts_even_if_the_second_is_finite():
     student, teacher = student_and_teacher()
     training = distiller(student, teacher, awp_gamma=0.01)
     passes = []
@@ -200,12 +200,12 @@ def test_a_step_does_not_make_the_host_wait(on_nonfinite, awp_gamma):
     assert training.read_skipped() == (on_nonfinite == "skip")
 
 
-def noted(*found: tuple[str, ...], on_nonfinite="stop") -> NonFiniteCounters:
-    """Notes of steps in which so much was found."""
-    notes = NonFiniteCounters(on_nonfinite, CPU)
+def counters_after(*found: tuple[str, ...], on_nonfinite="stop") -> NonFiniteCounters:
+    """Returns the counters after steps with these findings."""
+    counters = NonFiniteCounters(on_nonfinite, CPU)
     for names in found:
-        notes.add(torch.tensor([name in names for name in TENSORS]))
-    return notes
+        counters.add(torch.tensor([name in names for name in TENSORS]))
+    return counters
 
 
 ALL_BUT_THE_IMAGES = TENSORS[1:]
@@ -224,7 +224,7 @@ ALL_BUT_THE_IMAGES = TENSORS[1:]
 )
 def test_the_cause_is_what_was_found_earliest(found, step, cause):
     with pytest.raises(NonFiniteError, match=f"^step {step}: NaN or inf in {cause}"):
-        noted(*found).check(ProcessGroup())
+        counters_after(*found).check(ProcessGroup())
 
 
 def test_every_cause_has_a_remedy_and_every_tensor_a_cause():
@@ -232,26 +232,26 @@ def test_every_cause_has_a_remedy_and_every_tensor_a_cause():
     assert {names[0] for names, _ in LIKELY_CAUSES} == set(TENSORS)
 
 
-def test_a_finite_step_clears_what_was_skipped_before_it():
+def test_a_finite_step_clears_the_findings_before_it():
     bad = ("loss", "gradients")
-    notes = noted((), bad, bad, (), bad, on_nonfinite="skip")
-    notes.check(ProcessGroup())
-    assert notes.read_skipped() == 3
-    assert notes.counts[:3].tolist() == [5, 3, 1]
+    counters = counters_after((), bad, bad, (), bad, on_nonfinite="skip")
+    counters.check(ProcessGroup())
+    assert counters.read_skipped() == 3
+    assert counters.counts[:3].tolist() == [5, 3, 1]
 
 
-def test_too_many_in_a_row_stop_it_and_the_row_is_what_the_error_tells(monkeypatch):
+def test_too_many_in_a_row_stop_the_run_and_the_error_describes_this_row(monkeypatch):
     monkeypatch.setattr(nonfinite, "MAX_SKIPPED_IN_A_ROW", 3)
     bad, teacher = ("loss",), ("teacher_logits", "loss", "gradients")
-    notes = noted(bad, bad, (), teacher, teacher, on_nonfinite="skip")
-    notes.check(ProcessGroup())
-    notes.add(torch.tensor([name in teacher for name in TENSORS]))
+    counters = counters_after(bad, bad, (), teacher, teacher, on_nonfinite="skip")
+    counters.check(ProcessGroup())
+    counters.add(torch.tensor([name in teacher for name in TENSORS]))
     message = "^3 updates in a row were skipped, since step 4: NaN or inf in the teacher's logits while"
     with pytest.raises(NonFiniteError, match=message):
-        notes.check(ProcessGroup())
+        counters.check(ProcessGroup())
 
 
-def test_another_policy_is_refused():
+def test_an_unknown_policy_is_refused():
     student, teacher = student_and_teacher()
     with pytest.raises(ValueError, match="on_nonfinite is 'ignore': choose stop or skip"):
         distiller(student, teacher, on_nonfinite="ignore")
@@ -276,16 +276,16 @@ def test_large_numbers_and_empty_batches_are_finite():
     assert not found.any()
 
 
-def test_the_notes_can_be_captured():
-    notes = NonFiniteCounters("stop", CPU)
+def test_the_counters_can_be_captured():
+    counters = NonFiniteCounters("stop", CPU)
     x_natural, loss = torch.rand(2, 3, 4, 4), torch.rand(())
     logits = {"student_logits_adv": torch.randn(2, 5), "teacher_logits_adv": torch.randn(2, 5)}
     gradients = [torch.randn(3, 3), torch.randn(7)]
 
-    def note() -> Tensor:
-        return notes.add(find_nonfinite([x_natural], [logits], loss, gradients))
+    def count() -> Tensor:
+        return counters.add(find_nonfinite([x_natural], [logits], loss, gradients))
 
-    static = [x_natural, loss, *logits.values(), *gradients, notes.counts]
+    static = [x_natural, loss, *logits.values(), *gradients, counters.counts]
     tensors = (gradients[0], loss, logits["teacher_logits_adv"], x_natural)
     changes = [lambda tensor=tensor: tensor.view(-1)[:1].fill_(torch.inf) for tensor in tensors]
-    assert_replayable(note, static, changes=changes)
+    assert_replayable(count, static, changes=changes)

@@ -1,4 +1,4 @@
-"""NaN and inf in a whole training: it stops with the last good checkpoint, or leaves the update out and goes on."""
+"""NaN and inf in a whole training: it stops with the last good checkpoint, or skips the update and continues."""
 
 import io
 import math
@@ -24,7 +24,7 @@ def trainer(folder: Path, *, resume: bool = False, **changes) -> Trainer:
 
 
 def poison(run: Trainer) -> None:
-    """One pixel of the images of a step is NaN."""
+    """Makes one pixel of a step's images NaN."""
     take_step = run.distiller.step
 
     def step(x_natural, *arguments, **options):
@@ -44,8 +44,8 @@ def test_a_training_stops_within_log_every_steps_and_no_checkpoint_is_spoiled(tm
         NonFiniteError, match=r"^step 5: NaN or inf in x_natural: .*; last checkpoint before it: "
     ) as error:
         run.train()
-    noticed_at = {1: 5, 2: 6, 3: 6, 100: 8}  # at the latest before the checkpoint at the end of the epoch
-    assert run.state.step == noticed_at[log_every]
+    detected_at = {1: 5, 2: 6, 3: 6, 100: 8}  # at the latest before the checkpoint at the end of the epoch
+    assert run.state.step == detected_at[log_every]
     assert "\n" not in str(error.value)
     (last,) = checkpoint_paths(tmp_path)
     assert str(last) in str(error.value)
@@ -54,7 +54,7 @@ def test_a_training_stops_within_log_every_steps_and_no_checkpoint_is_spoiled(tm
     assert all(tensor.isfinite().all() for tensor in kept["student"].values())
 
 
-def test_a_run_that_stopped_goes_on_with_skip_and_counts_what_it_left_out(tmp_path):
+def test_a_run_that_stopped_resumes_with_skip_and_counts_skipped_updates(tmp_path):
     run = trainer(tmp_path)
     poison(run)
     with pytest.raises(NonFiniteError):
@@ -65,12 +65,12 @@ def test_a_run_that_stopped_goes_on_with_skip_and_counts_what_it_left_out(tmp_pa
     run.train()
     rows = read_metrics(tmp_path)
     assert [row.get("skipped_updates") for row in rows] == [None, 1]
-    assert rows[1]["train_loss"] == pytest.approx(rows[0]["train_loss"], rel=0.5)  # of the steps that count
+    assert rows[1]["train_loss"] == pytest.approx(rows[0]["train_loss"], rel=0.5)  # mean of the finite steps
     assert all(tensor.isfinite().all() for tensor in run.state.student.state_dict().values())
     assert "updates skipped, as NaN or inf was in their loss or gradients: 1" in run.console.file.getvalue()
 
 
-def test_a_teacher_that_gives_nan_is_refused_before_the_training(tmp_path):
+def test_a_teacher_that_returns_nan_is_refused_before_the_training(tmp_path):
     teacher = save_teacher(tmp_path / "teacher.safetensors")
     run = trainer(tmp_path / "run", method="adaad", teacher=teacher)
     with torch.no_grad():

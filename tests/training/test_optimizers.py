@@ -1,4 +1,4 @@
-"""A run's optimisers: LARS and LAMB against their papers in float64, torch's SGD in its two forms, NVIDIA's apex."""
+"""Optimisers: LARS and LAMB against their papers in float64, torch's SGD in both implementations, NVIDIA's apex."""
 
 import copy
 import csv
@@ -14,7 +14,6 @@ from tiny_runs import tiny_run
 from torch import Tensor, nn
 
 from bench.host_sync import HostSyncWatch
-from fastadaad.cli import machine_report as doctor
 from fastadaad.run_config import OptimConfig
 from fastadaad.training import optimizers
 from fastadaad.training.optimizers import LAMB, LARS, make_optimizer
@@ -48,7 +47,7 @@ def norm(tensor: Tensor) -> float:
 
 
 def lars_of_the_paper(w: Tensor, given: list[Tensor], lr: float, m: float, decay: float, eta: float) -> Tensor:
-    """Algorithm 1 of You et al., 2017, for one layer; eta is None where a layer is left out of it."""
+    """Algorithm 1 of You et al., 2017, for one layer; eta is None for a layer that is not adapted."""
     v = torch.zeros_like(w)
     for g in given:
         local_rate = 1.0 if eta is None else eta * norm(w) / (norm(g) + decay * norm(w))
@@ -78,7 +77,7 @@ def assert_equal(trained: list[nn.Parameter], expected: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("lr", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
-def test_lars_is_that_of_its_paper(lr):
+def test_lars_follows_its_paper(lr):
     trained = parameters()
     train(LARS(trained, lr=lr, momentum=0.8, weight_decay=0.1, trust_coefficient=0.02), trained)
     given = [[gradients(step)[i].double() for step in range(NUM_STEPS)] for i in range(len(SHAPES))]
@@ -90,7 +89,7 @@ def test_lars_is_that_of_its_paper(lr):
 
 
 @pytest.mark.parametrize("lr", [0.05, torch.tensor(0.05)], ids=["number", "tensor"])
-def test_lamb_is_that_of_its_paper(lr):
+def test_lamb_follows_its_paper(lr):
     trained = parameters()
     train(LAMB(trained, lr=lr, momentum=0.8, beta2=0.95, eps=1e-4, weight_decay=0.1), trained)
     given = [[gradients(step)[i].double() for step in range(NUM_STEPS)] for i in range(len(SHAPES))]
@@ -102,7 +101,7 @@ def test_lamb_is_that_of_its_paper(lr):
 
 
 @pytest.mark.parametrize("optimizer_class", [LARS, LAMB])
-def test_a_layer_of_zeros_or_without_gradient_gives_numbers(optimizer_class):
+def test_an_all_zero_layer_and_one_without_gradient_stay_finite(optimizer_class):
     trained = [nn.Parameter(torch.zeros(3, 3)), nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3))]
     optimizer = optimizer_class(trained, lr=0.1, weight_decay=0.0)
     trained[0].grad, trained[1].grad = torch.ones(3, 3), torch.zeros(3, 3)
@@ -114,7 +113,7 @@ def test_a_layer_of_zeros_or_without_gradient_gives_numbers(optimizer_class):
 
 
 @pytest.mark.parametrize("optimizer_class", [LARS, LAMB])
-def test_an_optimiser_that_was_saved_and_loaded_goes_on_as_one_that_was_not(optimizer_class):
+def test_a_saved_and_loaded_optimiser_continues_bitwise(optimizer_class):
     trained, rates = parameters(), [0.3, 0.2, 0.1, 0.05, 0.02]
     train(optimizer_class(trained, lr=1.0), trained, rates=rates)
 
@@ -142,7 +141,7 @@ def optim_config(**changes) -> OptimConfig:
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_fused_sgd_on_the_cpu_is_the_other_form_of_sgd(nesterov):
+def test_fused_sgd_on_the_cpu_equals_foreach_sgd(nesterov):
     networks = [tiny_network(1), tiny_network(1)]
     kernels = []
     for network, backend in zip(networks, ("auto", "foreach"), strict=True):
@@ -159,7 +158,7 @@ def test_fused_sgd_on_the_cpu_is_the_other_form_of_sgd(nesterov):
         torch.testing.assert_close(parameter, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_loaded_momentum_takes_the_layout_of_its_weight():
+def test_loaded_momentum_gets_the_layout_of_its_weight():
     """A file holds contiguous tensors, which torch's fused SGD on the CPU would add to the wrong weights."""
 
     def step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -193,8 +192,8 @@ def test_a_run_gets_the_optimiser_that_it_names(name, optimizer_class):
 
 
 @pytest.mark.parametrize("status", ["missing (optional): build it from source", "this apex is not NVIDIA's"])
-def test_apex_that_is_missing_or_another_package_is_refused(monkeypatch, status):
-    monkeypatch.setattr(doctor, "apex_status", lambda: status)
+def test_a_missing_apex_or_an_unrelated_package_is_refused(monkeypatch, status):
+    monkeypatch.setattr(optimizers, "apex_status", lambda: status)
     with pytest.raises(ValueError, match=r"apex.*optimizer_backend=auto") as caught:
         make_optimizer(tiny_network(1), optim_config(optimizer_backend="apex"))
     assert status in str(caught.value)
@@ -202,13 +201,13 @@ def test_apex_that_is_missing_or_another_package_is_refused(monkeypatch, status)
 
 
 def test_apex_on_the_cpu_is_refused(monkeypatch):
-    monkeypatch.setattr(doctor, "apex_status", lambda: "found")
+    monkeypatch.setattr(optimizers, "apex_status", lambda: "found")
     with pytest.raises(ValueError, match=r"CUDA only.*optimizer_backend=auto"):
         make_optimizer(tiny_network(1), optim_config(optimizer_backend="apex"))
 
 
-def test_apex_is_given_the_settings_of_the_run(monkeypatch):
-    """Against stand-ins with the signatures of NVIDIA's classes, which need a GPU."""
+def test_apex_gets_the_settings_of_the_run(monkeypatch):
+    """Uses stand-ins with the signatures of NVIDIA's classes, which need a GPU."""
     given = {}
 
     class FusedSGD(torch.optim.SGD):
@@ -226,7 +225,7 @@ def test_apex_is_given_the_settings_of_the_run(monkeypatch):
     module.FusedSGD, module.FusedLAMB = FusedSGD, FusedLAMB
     monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
     monkeypatch.setitem(sys.modules, "apex.optimizers", module)
-    monkeypatch.setattr(doctor, "apex_status", lambda: "found")
+    monkeypatch.setattr(optimizers, "apex_status", lambda: "found")
     network = tiny_network(1)
     weights = list(network.parameters())
     optimizers._apex_optimizer(weights, optim_config(optimizer_backend="apex", nesterov=True), device_type="cuda")

@@ -1,4 +1,4 @@
-"""What is found before the first step of a run, and that looking for it changes nothing."""
+"""Checks before the first step of a run: their findings, and that they change nothing."""
 
 import copy
 import math
@@ -16,11 +16,11 @@ from fastadaad.training.data import TrainingData, training_data
 from fastadaad.training.preflight import check_before_training
 
 CPU = torch.device("cpu")
-CONFIG: RunConfig = recipes.get("demo")  # whose teacher is right on nearly all images
+CONFIG: RunConfig = recipes.get("demo")  # its teacher classifies nearly all images correctly
 
 
 class Logits(nn.Module):
-    """`network`, whose logits `change` replaces."""
+    """Network whose logits `change` replaces."""
 
     def __init__(self, network: nn.Module, change: Callable[[Tensor], object]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def refusal(*arguments, **options) -> str:
     return message
 
 
-def test_a_good_teacher_is_said_in_one_line_with_both_accuracies(data, networks, messages_of_check):
+def test_a_good_teacher_is_logged_in_one_line_with_both_accuracies(data, networks, messages_of_check):
     (line,) = messages_of_check(data, *networks, teacher_check=30)
     assert line.startswith("teacher cnn-72-s1: 100.0 % natural accuracy on 30 validation images, ")
     assert "under pgd10 with linf epsilon 0.15" in line
@@ -74,37 +74,37 @@ def test_a_good_teacher_is_said_in_one_line_with_both_accuracies(data, networks,
     assert "natural accuracy on 30 training images" in line
     few = training_data(replace(CONFIG, data=replace(CONFIG.data, validation_size=20)), CPU)
     (line,) = messages_of_check(few, *networks, teacher_check=10_000)
-    assert "natural accuracy on 20 validation images" in line  # all there are
+    assert "natural accuracy on 20 validation images" in line  # the whole split
     assert messages_of_check(data, *networks, teacher_check=0) == []
     assert messages_of_check(data, networks[0], None, teacher_check=256) == []
 
 
-def test_the_accuracy_is_the_teachers_on_a_draw_that_all_processes_share(data, networks):
-    """Of a set that is sorted by class, the first images are all of one class."""
+def test_all_ranks_measure_the_teacher_on_the_same_random_images(data, networks):
+    """The first images of a set that is sorted by class all belong to one class."""
     by_class = data.validation.labels.argsort(stable=True)
     validation = copy.copy(data.validation)
     for name in ("samples", "labels", "_samples", "_labels"):
         setattr(validation, name, getattr(validation, name)[by_class])
     always_seven = Logits(networks[1], lambda logits: logits * 0 + torch.eye(10)[int(validation.labels[0])])
     lines = [
-        refusal(replace(data, validation=part), networks[0], always_seven, teacher_check=64)
-        for part in (validation, validation.shard(1, 2))
+        refusal(replace(data, validation=split), networks[0], always_seven, teacher_check=64)
+        for split in (validation, validation.shard(1, 2))
     ]
     assert lines[0] == lines[1]
 
 
 @pytest.mark.filterwarnings("ignore:.*batch-norm was not folded")
-def test_a_teacher_is_measured_on_training_images_as_they_are(data, networks):
-    asked: list[Tensor] = []
+def test_a_teacher_is_measured_on_unaugmented_training_images(data, networks):
+    evaluated: list[Tensor] = []
     teacher = copy.deepcopy(networks[1])
-    teacher.register_forward_pre_hook(lambda network, images: asked.append(images[0].clone()))
+    teacher.register_forward_pre_hook(lambda network, images: evaluated.append(images[0].clone()))
     check(replace(data, validation=None), networks[0], teacher, teacher_check=30)
-    natural = next(images for images in asked if len(images) == 30)
+    natural = next(images for images in evaluated if len(images) == 30)
     originals = {image.numpy().tobytes() for image in data.train.images.permute(0, 3, 1, 2).float().div(255)}
     assert {image.contiguous().numpy().tobytes() for image in natural} <= originals
 
 
-def test_looking_leaves_pipelines_networks_and_generators_as_they_were(data, networks):
+def test_checks_change_no_pipeline_network_or_generator(data, networks):
     student, teacher = (copy.deepcopy(network).train() for network in networks)
     before = [copy.deepcopy(network.state_dict()) for network in (student, teacher)]
     batches = [next(data.train.epoch(epoch)) for epoch in (0, 1)]
@@ -139,12 +139,12 @@ def test_a_teacher_at_chance_is_refused(data, networks, change, cause, with_vali
 
 
 @pytest.mark.filterwarnings("ignore:Logits. batch-norm was not folded")
-def test_chance_ends_three_standard_deviations_above_guessing(data, networks, messages_of_check):
+def test_chance_level_ends_three_standard_deviations_above_guessing(data, networks, messages_of_check):
     num_images = 100
     assert 10 + 3 * math.sqrt(num_images * 0.1 * 0.9) == pytest.approx(19)
 
     def right_on(num_right: int) -> nn.Module:
-        """The demo's teacher, which errs on none of these images, with other classes on all but so many."""
+        """Returns the demo's teacher, which is right on all these images, with shifted classes on all but num_right."""
         is_wrong = (torch.arange(num_images) >= num_right)[:, None]
         return Logits(networks[1], lambda logits: logits.roll(1, dims=1).where(is_wrong[: len(logits)], logits))
 
@@ -153,13 +153,13 @@ def test_chance_ends_three_standard_deviations_above_guessing(data, networks, me
     assert "20.0 % natural accuracy" in line
 
 
-def test_one_image_tells_nothing_about_a_teacher(data, networks, messages_of_check):
+def test_one_image_is_too_few_to_refuse_a_teacher(data, networks, messages_of_check):
     never_right = Logits(networks[1], lambda logits: logits.roll(1, dims=1))
     assert len(messages_of_check(data, networks[0], never_right, teacher_check=1)) == 1
 
 
-# What is wrong with one of the networks, by its logits, and the words that tell it.
-ANSWERS = {
+# Fault in the logits of a network, and words of its error message.
+BAD_LOGITS = {
     "more classes": (lambda logits: torch.cat([logits, logits], dim=1), "has 20 classes and data set digits has 10"),
     "fewer classes": (lambda logits: logits[:, :9], "has 9 classes and data set digits has 10"),
     "NaN": (lambda logits: logits * torch.nan, "returns NaN or inf: its weights are damaged"),
@@ -172,12 +172,12 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("fault", BAD_LOGITS)
 @pytest.mark.parametrize("name", ["student", "teacher"])
-def test_a_network_that_answers_otherwise_than_the_data_set_asks_is_refused(data, networks, answer, name):
-    change, words = ANSWERS[answer]
+def test_a_network_whose_logits_do_not_fit_the_data_set_is_refused(data, networks, fault, name):
+    change, words = BAD_LOGITS[fault]
     changed = [
-        Logits(n, change) if part == name else n for part, n in zip(("student", "teacher"), networks, strict=True)
+        Logits(n, change) if role == name else n for role, n in zip(("student", "teacher"), networks, strict=True)
     ]
     message = refusal(data, *changed)
     assert message.startswith(f"{name} cnn-")
@@ -185,13 +185,13 @@ def test_a_network_that_answers_otherwise_than_the_data_set_asks_is_refused(data
 
 
 def with_batch(data: TrainingData, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> TrainingData:
-    """`data` whose training batches are changed."""
+    """Returns `data` with changed training batches."""
     train = copy.copy(data.train)
     train.epoch = lambda epoch: (change(*batch) for batch in data.train.epoch(epoch))
     return replace(data, train=train)
 
 
-# What is wrong with the first batch, and the words that tell it.
+# Fault in the first batch, and words of its error message.
 BATCHES = {
     "0..255": (lambda x, y: (255 * x, y), "pixels from 0 to 255, outside [0, 1]: divide them by 255"),
     "normalised": (lambda x, y: ((x - 0.5) / 0.2, y), "normalise inside the network"),
@@ -208,7 +208,7 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("kind", BATCHES)
-def test_a_batch_that_is_none_is_refused(data, networks, kind):
+def test_a_malformed_batch_is_refused(data, networks, kind):
     change, words = BATCHES[kind]
     message = refusal(with_batch(data, change), *networks)
     assert message.startswith("data set digits: ")
@@ -221,13 +221,13 @@ def test_one_label_outside_the_classes_is_found(data, networks, split, label):
     pipeline = copy.copy(getattr(data, split))
     pipeline.labels = pipeline.labels.clone()
     pipeline.labels[17] = label
-    part = {"train": "training"}.get(split, split)
+    name = {"train": "training"}.get(split, split)
     message = refusal(replace(data, **{split: pipeline}), *networks)
-    assert message.startswith(f"data set digits has the {part} label {label}, outside 0..9: number its classes from 0")
+    assert message.startswith(f"data set digits has the {name} label {label}, outside 0..9: number its classes from 0")
 
 
 @pytest.mark.parametrize("name", ["padding", "cutout"])
-def test_an_augmentation_that_may_leave_nothing_of_an_image_is_refused(data, networks, name):
+def test_an_augmentation_that_may_blacken_a_whole_image_is_refused(data, networks, name):
     """The digits have 8x8 pixels."""
     check(data, *networks, config=replace(CONFIG, data=replace(CONFIG.data, **{name: 7})))
     config = replace(CONFIG, data=replace(CONFIG.data, **{name: 8}))
@@ -238,7 +238,7 @@ def test_an_augmentation_that_may_leave_nothing_of_an_image_is_refused(data, net
 
 
 @pytest.mark.parametrize("section", ["inner", "evaluation"])
-def test_an_l2_radius_longer_than_the_images_are_apart_is_refused(data, networks, section, messages_of_check):
+def test_an_l2_radius_above_the_largest_distance_of_two_images_is_refused(data, networks, section, messages_of_check):
     def with_radius(epsilon: float) -> RunConfig:
         changed = replace(getattr(CONFIG, section), threat_model=ThreatModel(norm="l2", epsilon=epsilon))
         return replace(CONFIG, **{section: changed})

@@ -1,4 +1,4 @@
-"""A run that is stopped and goes on ends as one that was not: weights, rows and files."""
+"""A run that is stopped and resumed ends as an uninterrupted one: weights, rows and files."""
 
 import os
 import random
@@ -15,8 +15,8 @@ from stopped_runs import (
     before_step,
     die,
     long_run,
+    printed_by,
     run_until,
-    said,
     trainer,
     untimed_rows,
     variant,
@@ -35,20 +35,20 @@ from fastadaad.training.log import read_metrics
 
 @pytest.mark.filterwarnings("ignore:teacher policy:UserWarning")
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_run_that_died_in_the_middle_of_an_epoch_ends_bitwise_as_one_that_did_not(tmp_path, name):
+def test_a_run_that_died_in_the_middle_of_an_epoch_ends_bitwise_as_an_uninterrupted_one(tmp_path, name):
     config = variant(name, tmp_path)
     trainer(config, tmp_path / "whole").train()
     run_until(config, tmp_path / "stopped", step=6)
     resumed = trainer(config, tmp_path / "stopped", resume=True)
     assert resumed.state.step == 6
     resumed.train()
-    assert "epoch 2 of 3, step 6" in said(resumed)
+    assert "epoch 2 of 3, step 6" in printed_by(resumed)
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
     assert untimed_rows(tmp_path / "stopped") == untimed_rows(tmp_path / "whole")
 
 
 def test_a_run_may_die_at_every_step(tmp_path):
-    """Each process of the run gets one step further, so every position is a place where one dies and one begins."""
+    """Each process gets one step further, so that one dies and another one resumes at every step."""
     config = long_run()
     trainer(config, tmp_path / "whole").train()
     folder = tmp_path / "stopped"
@@ -67,7 +67,7 @@ def test_a_run_may_die_at_every_step(tmp_path):
 
 @pytest.mark.parametrize("victim", ["metrics.csv", "last.safetensors", "best.safetensors", "checkpoint"])
 def test_a_run_may_die_while_it_writes(tmp_path, monkeypatch, victim):
-    """Between two files of the end of an epoch: what was not written is written when the run goes on."""
+    """Dies between two files at the end of an epoch: the resumed run writes the missing ones."""
     config = long_run()
     trainer(config, tmp_path / "whole").train()
     folder = tmp_path / "stopped"
@@ -99,19 +99,19 @@ def test_a_run_may_die_while_it_writes(tmp_path, monkeypatch, victim):
     assert not list((folder / "checkpoints").glob("*.tmp"))
 
 
-def test_tensorboard_has_an_epoch_that_was_trained_twice_once(tmp_path):
+def test_tensorboard_shows_an_epoch_that_was_trained_twice_only_once(tmp_path):
     config = long_run(checkpoint_every=100)
     run_until(config, tmp_path, step=10)
-    os.truncate(checkpoint_paths(tmp_path)[0], 1000)  # so the second epoch is trained again
+    os.truncate(checkpoint_paths(tmp_path)[0], 1000)  # the second epoch is trained again
     trainer(config, tmp_path, resume=True).train()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train_loss")] == [4, 8, 12]
 
 
-def test_a_folder_without_a_checkpoint_starts_a_run_and_says_so(tmp_path):
+def test_a_folder_without_a_checkpoint_starts_a_run_with_a_message(tmp_path):
     run = trainer(long_run(), tmp_path / "new", resume=True)
-    assert "has no checkpoint: the run starts from its beginning" in said(run)
+    assert "has no checkpoint: the run starts from its beginning" in printed_by(run)
     assert run.state.step == 0
 
 
@@ -130,7 +130,7 @@ def test_another_configuration_or_teacher_is_refused_with_the_differences(tmp_pa
         assert difference in str(refused.value)
     assert "learning_rate" not in str(refused.value)
     assert "\n" not in str(refused.value)
-    # What changes no weight may be another.
+    # Settings that change no weight may differ.
     other = replace(config, log_every=1, checkpoint_every=50, on_nonfinite="skip", teacher_check=0)
     assert trainer(other, tmp_path / "run", resume=True).state.step == 6
 
@@ -154,13 +154,13 @@ def test_other_extra_images_in_the_same_file_are_refused(tmp_path):
         trainer(config, tmp_path / "run", resume=True)
 
 
-def test_another_version_is_said(tmp_path, monkeypatch):
+def test_another_version_is_reported(tmp_path, monkeypatch):
     run_until(long_run(), tmp_path, step=2)
     now = versions()
     monkeypatch.setattr("fastadaad.training.resume.versions", lambda: now | {"torch": "9.9"})
     resumed = trainer(long_run(), tmp_path, resume=True)
-    assert "may differ in rounding" in said(resumed)
-    assert "-> 9.9" in said(resumed)
+    assert "may differ in rounding" in printed_by(resumed)
+    assert "-> 9.9" in printed_by(resumed)
 
 
 def test_resuming_a_finished_run_trains_nothing(tmp_path):
@@ -195,7 +195,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     seen = []
 
     def start_another() -> None:
-        (tmp_path / "checkpoints" / "step-000000006.safetensors.tmp").touch()  # as while it is written
+        (tmp_path / "checkpoints" / "step-000000006.safetensors.tmp").touch()  # as if it were being written
         with pytest.raises(ValueError, match=f"another process trains in {tmp_path}: wait"):
             trainer(long_run(), tmp_path, resume=True).train()
         seen.append(read_metrics(tmp_path))
@@ -208,7 +208,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
         assert own
 
 
-def test_a_run_whose_latest_checkpoint_is_damaged_is_found_by_the_one_before(tmp_path, monkeypatch, caplog):
+def test_a_run_whose_latest_checkpoint_is_damaged_is_found_by_its_earlier_one(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     folder = Path("runs/2026-01-01_tiny")
     run_until(long_run(), folder, step=6)
@@ -224,7 +224,7 @@ def test_a_run_whose_latest_checkpoint_is_damaged_is_found_by_the_one_before(tmp
         choose_run_folder(str(folder), long_run(), resume=False)
 
 
-def test_a_folder_in_which_a_run_died_before_its_first_step_can_be_gone_on_with(tmp_path, monkeypatch):
+def test_a_run_that_died_before_its_first_step_can_be_resumed(tmp_path, monkeypatch):
     config = long_run(precision=PrecisionConfig(student="bf16"))
     with monkeypatch.context() as dying:
         dying.setattr("fastadaad.training.log.write_atomically", lambda path, content: die())
@@ -233,8 +233,8 @@ def test_a_folder_in_which_a_run_died_before_its_first_step_can_be_gone_on_with(
     assert choose_run_folder(str(tmp_path / "run"), config, resume=True) == tmp_path / "run"
 
 
-def test_every_generator_goes_on_where_it_was(tmp_path, monkeypatch):
-    """A student that draws from Python's, numpy's and torch's generators at each step trains on bitwise."""
+def test_every_generator_continues_from_its_state(tmp_path, monkeypatch):
+    """A student that draws from Python's, numpy's and torch's generators at each step resumes bitwise."""
 
     def train(folder: Path, die_at: int | None, resume: bool = False) -> list[tuple]:
         draws: list[tuple] = []

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, foreign, of another version, or cannot be written."""
+"""Checkpoints that are damaged, foreign, from another version, or cannot be written."""
 
 import functools
 import json
@@ -17,8 +17,8 @@ from stopped_runs import (
     die,
     full_disk,
     long_run,
+    printed_by,
     run_until,
-    said,
     trainer,
     untimed_rows,
     weights,
@@ -37,7 +37,7 @@ from fastadaad.training.checkpoint import (
 from fastadaad.training.state import NUMBERS
 
 
-def test_a_checkpoint_without_something_that_is_kept_now_is_refused(tmp_path, monkeypatch):
+def test_a_checkpoint_that_lacks_an_item_of_this_version_is_refused(tmp_path, monkeypatch):
     run_until(long_run(), tmp_path, step=2)
     monkeypatch.setattr("fastadaad.training.state.NUMBERS", (*NUMBERS, "something new"))
     with pytest.raises(
@@ -53,7 +53,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 def flip_a_bit_of_the_header(path: Path) -> None:
-    """In a number of the JSON, which stays JSON."""
+    """Changes a number of the JSON, which stays valid."""
     content = path.read_bytes()
     assert b'\\"epochs\\": 3' in content
     path.write_bytes(content.replace(b'\\"epochs\\": 3', b'\\"epochs\\": 2', 1))
@@ -63,23 +63,23 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def be_foreign(path: Path) -> None:
+def replace_by_weights(path: Path) -> None:
     path.write_bytes((path.parent.parent / "last.safetensors").read_bytes())
 
 
-def be_empty(path: Path) -> None:
+def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def be_a_web_page(path: Path) -> None:
+def replace_by_a_web_page(path: Path) -> None:
     path.write_text("<html>not found</html>")
 
 
-DAMAGES = [flip_a_bit, flip_a_bit_of_the_header, truncate, be_foreign, be_empty, be_a_web_page]
+DAMAGES = [flip_a_bit, flip_a_bit_of_the_header, truncate, replace_by_weights, empty, replace_by_a_web_page]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(tmp_path, damage):
+def test_a_damaged_checkpoint_is_detected_and_the_one_before_is_used(tmp_path, damage):
     config = long_run()
     trainer(config, tmp_path / "whole").train()
     folder = tmp_path / "stopped"
@@ -90,8 +90,8 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(tmp_path,
         read_checkpoint(last)
     resumed = trainer(config, folder, resume=True)
     assert resumed.state.step == 5
-    assert f"{last} is " in said(resumed)
-    assert f"resuming from {before}" in said(resumed)
+    assert f"{last} is " in printed_by(resumed)
+    assert f"resuming from {before}" in printed_by(resumed)
     assert checkpoint_paths(folder) == [before]
     assert last.with_suffix(".damaged").exists()
     resumed.train()
@@ -99,7 +99,7 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(tmp_path,
 
 
 def test_every_bit_of_a_checkpoint_counts(tmp_path):
-    """A flip anywhere is seen, or changes nothing of what is read."""
+    """A flipped bit anywhere is detected, or changes nothing that is read."""
     run_until(long_run(), tmp_path, step=2)
     path = checkpoint_paths(tmp_path)[0]
     original, content = read_checkpoint(path), path.read_bytes()
@@ -118,7 +118,7 @@ def test_every_bit_of_a_checkpoint_counts(tmp_path):
     assert unseen <= 2
 
 
-def test_where_no_checkpoint_can_be_used_nothing_is_started_anew(tmp_path):
+def test_a_run_without_a_usable_checkpoint_is_not_started_again(tmp_path):
     run_until(long_run(), tmp_path, step=6)
     for path in checkpoint_paths(tmp_path):
         truncate(path)
@@ -128,7 +128,7 @@ def test_where_no_checkpoint_can_be_used_nothing_is_started_anew(tmp_path):
         trainer(long_run(), tmp_path, resume=True)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_and_the_training_goes_on(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_earlier_checkpoint_and_the_training_continues(tmp_path, monkeypatch):
     config = long_run()
     trainer(config, tmp_path / "whole").train()
     folder = tmp_path / "stopped"
@@ -139,8 +139,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_the_training_goes_on(tmp_p
     before_step(run, 10, monkeypatch.undo)
     run.train()
     assert [checkpoint.state["training"]["step"] for checkpoint in seen] == [3, 2]
-    assert said(run).count("the checkpoint cannot be written ([Errno 28] No space left on device)") == 1
-    assert weights(folder) == weights(tmp_path / "whole")  # what could not be written was written later
+    assert printed_by(run).count("the checkpoint cannot be written ([Errno 28] No space left on device)") == 1
+    assert weights(folder) == weights(tmp_path / "whole")  # the failed writes were repeated later
     assert untimed_rows(folder) == untimed_rows(tmp_path / "whole")
 
 
@@ -154,7 +154,7 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(tmp_path, monkeypatch):
 
 
 def test_no_checkpoint_comes_before_the_best_weights_of_an_earlier_epoch(tmp_path, monkeypatch):
-    """A process that goes on from it would not write them again."""
+    """A process that resumes from this checkpoint would not write them again."""
     always_the_same = {"natural_accuracy": 0.9, "robust_accuracy": 0.5}  # the first epoch stays the best
     monkeypatch.setattr(
         "fastadaad.training.trainer.evaluate_on_validation_split", lambda *given, **options: always_the_same
@@ -162,7 +162,7 @@ def test_no_checkpoint_comes_before_the_best_weights_of_an_earlier_epoch(tmp_pat
     trainer(long_run(), tmp_path / "whole").train()
     folder = tmp_path / "stopped"
     best = folder / "best.safetensors"
-    best.mkdir(parents=True)  # what no file can replace
+    best.mkdir(parents=True)  # no file can replace a folder
     run = trainer(long_run(), folder)
     seen = []
     before_step(run, 5, lambda: seen.extend(path.stem for path in checkpoint_paths(folder)))
@@ -171,7 +171,7 @@ def test_no_checkpoint_comes_before_the_best_weights_of_an_earlier_epoch(tmp_pat
     with pytest.raises(StopHereError):
         run.train()
     assert seen == ["step-000000004", "step-000000003"]
-    (refused,) = [line for line in said(run).splitlines() if line.startswith("the checkpoint cannot be written")]
+    (refused,) = [line for line in printed_by(run).splitlines() if line.startswith("the checkpoint cannot be written")]
     assert str(best) in refused
     resumed = trainer(long_run(), folder, resume=True)
     assert resumed.state.step == 6
@@ -179,7 +179,7 @@ def test_no_checkpoint_comes_before_the_best_weights_of_an_earlier_epoch(tmp_pat
     assert weights(folder) == weights(tmp_path / "whole")
 
 
-def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_then_its_name_is(tmp_path, monkeypatch):
+def test_a_checkpoint_is_synced_before_its_renaming_and_its_folder_after(tmp_path, monkeypatch):
     done = []
     fsync, replace_file = os.fsync, os.replace
 
@@ -202,7 +202,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_then_its_name_is
     "place",
     [("training", "epoch"), ("training", "optimizer", "state"), ("counts",), ("random_states", 0, "numpy", 1, 5)],
 )
-def test_a_stranger_s_checkpoint_with_something_else_in_a_place_is_refused(tmp_path, place):
+def test_an_untrusted_checkpoint_with_a_value_of_another_type_is_refused(tmp_path, place):
     run_until(long_run(), tmp_path, step=2)
     checkpoint = read_checkpoint(checkpoint_paths(tmp_path)[0])
     *outer, last = place
@@ -215,8 +215,8 @@ def test_a_stranger_s_checkpoint_with_something_else_in_a_place_is_refused(tmp_p
 
 
 @pytest.mark.parametrize("name", ["run", "versions"])
-def test_facts_of_another_kind_are_those_of_no_checkpoint(tmp_path, name):
-    """In a file with a checksum of its own: whoever made it can compute one."""
+def test_facts_of_another_type_are_refused(tmp_path, name):
+    """The checksum of the file fits, as anyone can compute one."""
     facts = CheckpointFacts(run={}, versions={}, processes=1, epoch=0, epochs=1, finished=False)
     object.__setattr__(facts, name, ["seed"])
     path = write_checkpoint(tmp_path, 1, facts, {"weights": torch.ones(3)})
@@ -238,7 +238,7 @@ def test_a_lost_folder_is_reported_and_made_again(tmp_path):
     before_step(run, 3, put_a_file_in_its_place)
     before_step(run, 6, checkpoints.unlink)
     run.train()
-    assert said(run).count("the checkpoint cannot be written") == 1
+    assert printed_by(run).count("the checkpoint cannot be written") == 1
     assert len(checkpoint_paths(tmp_path)) == 2
 
 

@@ -1,4 +1,4 @@
-"""The self-check remembers what it found, switches off what failed and says so once, with a report."""
+"""Self-check: its result is cached, failing kernels are switched off, and one warning names a report."""
 
 import json
 import warnings
@@ -25,7 +25,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def compiled_runs(monkeypatch):
-    """Counts the runs of the check of compiled steps, which pass at once."""
+    """Counts the checks of compiled steps, which pass at once."""
     runs = []
     monkeypatch.setattr(self_check_steps, "compiled_difference", lambda device: runs.append(device))
     return runs
@@ -43,7 +43,7 @@ def count_op_checks(monkeypatch) -> list[str]:
     return checked
 
 
-def test_a_machine_without_faults_passes_and_what_is_left_out_says_why():
+def test_a_machine_without_faults_passes_and_checks_that_are_not_run_have_a_reason():
     random_state = torch.get_rng_state()
     result = self_check.self_check("cpu")
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -57,7 +57,7 @@ def test_a_machine_without_faults_passes_and_what_is_left_out_says_why():
     assert "all of" in result.summary
 
 
-def test_a_result_is_remembered_until_it_is_forced_or_more_is_asked_for(monkeypatch, compiled_runs):
+def test_a_result_is_cached_until_a_forced_check_or_one_with_more_checks(monkeypatch, compiled_runs):
     checked = count_op_checks(monkeypatch)
     first = self_check.self_check("cpu")
     assert len(checked) == len(OPS)
@@ -71,7 +71,7 @@ def test_a_result_is_remembered_until_it_is_forced_or_more_is_asked_for(monkeypa
     assert len(checked) == 3 * len(OPS)
 
 
-def test_another_machine_is_checked_anew(monkeypatch):
+def test_another_machine_is_checked_again(monkeypatch):
     checked = count_op_checks(monkeypatch)
     self_check.self_check("cpu")
     monkeypatch.setattr(self_check.machine_cache, "machine_key", lambda device: "another")
@@ -79,7 +79,7 @@ def test_another_machine_is_checked_anew(monkeypatch):
     assert len(checked) == 2 * len(OPS)
 
 
-def test_a_wrong_kernel_is_found_switched_off_and_said_in_one_line_with_a_report(wrong_kl_grad, caplog):
+def test_a_wrong_kernel_is_switched_off_and_reported_in_one_line(wrong_kl_grad, caplog):
     result = self_check.ensure_checked("cpu")
     assert list(result.failures) == ["kl_grad"]
     (line,) = caplog.messages
@@ -106,7 +106,7 @@ def test_a_check_after_switching_off_checks_the_kernel_and_not_its_replacement(w
     assert list(again.failures) == ["kl_grad"]
 
 
-def test_a_remembered_failure_is_switched_off_and_said_at_each_start(wrong_kl_grad, caplog):
+def test_a_cached_failure_is_switched_off_and_reported_at_each_start(wrong_kl_grad, caplog):
     self_check.ensure_checked("cpu")
     registration.switch_on("cpu")  # as in a new process
     self_check.ensure_checked("cpu")
@@ -115,7 +115,7 @@ def test_a_remembered_failure_is_switched_off_and_said_at_each_start(wrong_kl_gr
     assert {row.backend for row in ops.report() if row[:2] == ("kl_grad", "cpu")} == {"reference"}
 
 
-def test_without_a_fault_nothing_is_said(caplog):
+def test_without_a_fault_nothing_is_logged(caplog):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         self_check.ensure_checked("cpu")
@@ -151,7 +151,7 @@ def test_a_compiler_that_raises_has_failed(monkeypatch):
     assert result.failures == {"compiled": "NotImplementedError: no compiler"}
 
 
-def test_a_report_that_cannot_be_written_is_said(monkeypatch, folder):
+def test_an_unwritable_report_is_mentioned(monkeypatch, folder):
     (folder / "reports").write_text("a file where the folder should be")
     monkeypatch.setattr(self_check_ops, "failing_cases", lambda op, device: ["wrong"])
     result = self_check.self_check("cpu")
@@ -159,7 +159,7 @@ def test_a_report_that_cannot_be_written_is_said(monkeypatch, folder):
     assert result.summary.endswith("no report could be written")
 
 
-def test_doctor_shows_what_was_found_and_verify_runs_everything_and_exits_with_2(
+def test_doctor_shows_the_result_and_verify_runs_everything_and_exits_with_2(
     wrong_kl_grad, compiled_runs, capsys, monkeypatch
 ):
     monkeypatch.setenv("COLUMNS", "250")

@@ -1,4 +1,4 @@
-"""The operations pass their self-check, and every planted fault is seen by it."""
+"""Self-check of the operations: they pass, and every planted fault is detected."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_every_operation_has_cases():
 
 
 def changed(op: str, change):
-    """The operation with change(arguments, *outputs) on its outputs, or where it is in place on its first argument."""
+    """Returns the operation, followed by change(arguments, *outputs); the output of an in-place one is its argument."""
 
     def run(*arguments):
         originals = tuple(argument.clone() if isinstance(argument, Tensor) else argument for argument in arguments)

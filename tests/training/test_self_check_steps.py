@@ -119,24 +119,24 @@ def inputs() -> dict[str, Tensor]:
     return {"goal": torch.linspace(-1, 1, 50), "learning_rate": torch.tensor(0.1)}
 
 
-def test_two_that_do_the_same_pass_and_keep_the_inputs():
+def test_two_equal_programs_pass_and_keep_the_inputs():
     given = inputs()
     assert difference_over_steps(Descent(), Descent(), given) is None
     torch.testing.assert_close(given, inputs(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("frozen", [{"learning_rate": 0.1}, {"frozen_noise": True}], ids=str)
-def test_a_value_that_was_frozen_at_the_capture_is_seen_in_the_second_step(frozen):
+def test_a_value_frozen_at_the_capture_is_detected_in_the_second_step(frozen):
     assert difference_over_steps(Descent(), Descent(**frozen), inputs()).startswith("step 2: only ")
 
 
-def test_an_input_that_is_never_read_again_is_seen():
+def test_an_input_that_is_never_read_again_is_detected():
     captured = Descent()
     first = inputs()
     assert difference_over_steps(Descent(), lambda _: captured(first), inputs()).startswith("step 2: only ")
 
 
-def test_nan_agrees_with_nothing():
+def test_nan_equals_nothing():
     x = torch.ones(4)
     assert fraction_equal(x, x) == 1.0
     assert fraction_equal(x.where(torch.arange(4) > 0, torch.nan), x) == 0.75

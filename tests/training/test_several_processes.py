@@ -1,4 +1,4 @@
-"""Several processes train what one trains; one that is lost ends the others, and torchrun brings the run back."""
+"""Several ranks train the student of a single process; a lost rank ends the others, and torchrun resumes the run."""
 
 import csv
 import io
@@ -27,17 +27,17 @@ from fastadaad.training.trainer import Trainer
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[1] / "several_processes.py"
-TIME_LIMIT_S = 120.0  # of a launch; the runs take seconds
-RANK_TIMEOUT_S = 5.0  # where one of the processes hangs
+TIME_LIMIT_S = 120.0  # limit of a launch; the runs take seconds
+RANK_TIMEOUT_S = 5.0  # for tests in which a rank hangs
 
-# A step in l2 is as smooth as its gradient; the sign of l_inf makes a step of what is rounding in a pixel's gradient.
+# A step in l2 is as smooth as its gradient; the sign of l_inf turns rounding errors of a gradient into whole steps.
 INNER = InnerConfig(threat_model=ThreatModel(norm="l2", epsilon=1.0), step_size=0.5, num_steps=2)
-# TRADES at a distance: from 0.001 N(0, 1) all of its gradient is of the size of rounding.
+# TRADES from a distant start: after 0.001 N(0, 1) its whole gradient is of the size of rounding errors.
 UNIFORM = replace(INNER, start="uniform")
 
 
 def run_of(method: str, teacher, **changes) -> RunConfig:
-    """Two epochs of four steps; nothing in it depends on how many processes there are."""
+    """Two epochs of four steps; nothing in the run depends on the number of ranks."""
     given = {
         "method": method,
         "teacher": teacher if methods.get(method).needs_teacher else None,
@@ -54,7 +54,7 @@ def run_of(method: str, teacher, **changes) -> RunConfig:
 def launch(
     folder: Path, tasks: list[dict], *options: str, rank_timeout_s: float = TIME_LIMIT_S
 ) -> subprocess.CompletedProcess:
-    """`tasks` by two processes; see several_processes.py."""
+    """Runs `tasks` on two ranks; see several_processes.py."""
     for task in tasks:
         (folder / f"{task['name']}.json").write_text(json.dumps(asdict(task["config"])))
     plain = [{name: value for name, value in task.items() if name != "config"} for task in tasks]
@@ -71,14 +71,14 @@ def launch(
 
 
 def one_process(config: RunConfig, folder: Path, *, resume: bool = False) -> dict[str, Tensor]:
-    """The student's weights after the run."""
+    """Trains in this process and returns the student's weights."""
     run = Trainer(config, folder, Console(file=io.StringIO(), width=200), resume=resume)
     run.train()
     return run.state.student.state_dict()
 
 
 def largest_difference(weights: dict[str, Tensor], others: dict[str, Tensor]) -> float:
-    """Of any tensor, relative to its largest value."""
+    """Largest difference of a tensor, relative to its largest value."""
     differences = [
         (weights[name] - others[name]).abs().max() / weights[name].abs().max().clamp(min=1e-3)
         for name in weights
@@ -98,7 +98,7 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, teacher) -> Path:
-    """The folder of a run by each method, and of some with other settings."""
+    """Folder of a run of each method, and of some runs with other settings."""
     folder = tmp_path_factory.mktemp("two")
     tasks = [
         {"name": f"{method}{seed or ''}", "config": run_of(method, teacher, seed=seed)}
@@ -120,7 +120,7 @@ def weights_of(folder: Path, name: str, rank: int = 0) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("method", [method for method in EVERY_METHOD if method != "saad"])
 def test_two_processes_train_what_one_trains(two_processes, tmp_path, teacher, method):
-    """Where rounding takes a ReLU over its edge, one run differs by more; a fault would be seen at each seed."""
+    """One run may differ by more, if rounding moves a ReLU over its edge; a fault would show at every seed."""
     differences = {}
     for seed in SEEDS:
         folder, name = tmp_path / str(seed), f"{method}{seed or ''}"
@@ -139,44 +139,44 @@ def test_both_processes_have_the_same_student(two_processes, name):
     assert all(torch.equal(tensor, others[key]) for key, tensor in weights.items())
 
 
-def test_saad_weighs_an_image_by_those_of_its_process(two_processes, tmp_path, teacher):
-    """The documented exception: close to one process, and not the same."""
+def test_saad_weighs_an_image_by_the_images_of_its_rank(two_processes, tmp_path, teacher):
+    """The documented exception: close to a single process, but not equal."""
     alone = one_process(run_of("saad", teacher), tmp_path)
     assert 1e-4 < largest_difference(alone, weights_of(two_processes, "saad")) < 0.1
 
 
 def one_step(**changes) -> RunConfig:
-    """Of PGD-AT from the images themselves, on all 256 of them."""
+    """One step of PGD-AT from the natural images, on all 256 images."""
     config = run_of("pgd-at", None, optim=OptimConfig(epochs=1, learning_rate=0.05), **changes)
     return replace(config, data=replace(config.data, batch_size=256), inner=replace(config.inner, start="natural"))
 
 
-def test_local_statistics_are_those_of_a_micro_batch(two_processes, tmp_path, monkeypatch):
-    """One process whose two micro-batches are the shares of two processes makes the same update."""
+def test_local_statistics_equal_those_of_micro_batches(two_processes, tmp_path, monkeypatch):
+    """A single process whose two micro-batches are the shards of two ranks makes the same update."""
     config = one_step(batch_norm="local")
     run = Trainer(replace(config, optim=replace(config.optim, micro_batch=128)), tmp_path, Console(file=io.StringIO()))
     ((x_natural, labels),) = run.data.train.epoch(0)
-    shares = [torch.cat([tensor[0::2], tensor[1::2]]) for tensor in (x_natural, labels)]
-    monkeypatch.setattr(run.data.train, "epoch", lambda epoch, start_batch=0: iter([shares][start_batch:]))
+    shards = [torch.cat([tensor[0::2], tensor[1::2]]) for tensor in (x_natural, labels)]
+    monkeypatch.setattr(run.data.train, "epoch", lambda epoch, start_batch=0: iter([shards][start_batch:]))
     run.train()
     alone, local, whole = run.state.student, weights_of(two_processes, "local step"), weights_of(two_processes, "step")
     parameters = {name: parameter.detach() for name, parameter in alone.named_parameters()}
     assert largest_difference(parameters, local) < 1e-5
     assert largest_difference(parameters, whole) > 1e-4  # with the statistics of all
-    # The running mean of equal shares is that of all; the variance lacks what lies between the shares.
+    # The running mean of equal shards is that of all images; the variance lacks the variance between the shards.
     means, variances = ([name for name in local if name.endswith(end)] for end in ("running_mean", "running_var"))
     assert largest_difference({name: local[name] for name in means[:1]}, whole) < 1e-5
     assert (local[variances[0]] <= whole[variances[0]] * 1.001).all()
 
 
 def test_micro_batches_lamb_and_awp_go_through_the_exchange(two_processes, tmp_path, teacher):
-    """One process takes twice as many images at a time, in the same parts."""
+    """A single process takes twice as many images at a time, in the same micro-batches."""
     optim = OptimConfig(epochs=2, optimizer="lamb", learning_rate=0.005, awp_gamma=0.005, micro_batch=40)
     alone = one_process(run_of("adaad", teacher, optim=optim), tmp_path)
     assert largest_difference(alone, weights_of(two_processes, "lamb")) < 1e-3
 
 
-def test_an_evaluation_in_shards_counts_what_one_process_counts(two_processes, teacher):
+def test_an_evaluation_in_shards_gives_the_accuracy_of_a_single_process(two_processes, teacher):
     """Natural accuracy has no random start, so it is the same to the last bit."""
     config = run_of("pgd-at", teacher)
     data = training_data(config, torch.device("cpu"))
@@ -190,8 +190,8 @@ def test_an_evaluation_in_shards_counts_what_one_process_counts(two_processes, t
     assert read_metrics(two_processes / "pgd-at")[-1]["natural_accuracy"] == natural.accuracy
 
 
-def test_the_command_evaluate_gives_the_same_table_by_two_processes(two_processes, tmp_path):
-    """Of attacks without a random start; the images, 101 of them, cannot be halved."""
+def test_the_command_evaluate_gives_the_same_table_on_two_ranks(two_processes, tmp_path):
+    """The attacks have no random start; the 101 images cannot be halved."""
     words = ["evaluate", str(two_processes / "pgd-at"), "--attacks", "natural,fgsm", "-n", "101", "--csv"]
     assert cli.main([*words, str(tmp_path / "one.csv")]) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fastadaad"]
@@ -209,7 +209,7 @@ FAULT = {"rank": 1, "step": 5}
 
 
 def failing(folder: Path, teacher, how: str, **options: float) -> tuple[subprocess.CompletedProcess, list[str]]:
-    """A launch that fails in time; what its processes said themselves, without torchrun's report."""
+    """Returns a launch that fails, and the messages of its ranks without torchrun's report."""
     task = {"name": "run", "config": run_of("adaad", teacher), "fault": FAULT | {"how": how}}
     result = launch(folder, [task], **options)
     assert result.returncode != 0
@@ -217,15 +217,15 @@ def failing(folder: Path, teacher, how: str, **options: float) -> tuple[subproce
 
 
 def test_an_exception_is_shown_once_with_its_rank(tmp_path, teacher):
-    result, said = failing(tmp_path, teacher, "raises")
-    assert said == ["fastadaad: rank 1 failed, which ends the others"]
+    result, lines = failing(tmp_path, teacher, "raises")
+    assert lines == ["fastadaad: rank 1 failed, which ends the others"]
     assert result.stderr.count("RuntimeError: planted failure") == 1
     assert result.stderr.count("in step_or_fail") == 1
 
 
 def test_a_mistake_is_one_line(tmp_path, teacher):
-    result, said = failing(tmp_path, teacher, "refuses")
-    assert said == ["fastadaad: rank 1: planted mistake: mend it"]
+    result, lines = failing(tmp_path, teacher, "refuses")
+    assert lines == ["fastadaad: rank 1: planted mistake: mend it"]
     assert "step_or_fail" not in result.stderr
 
 
@@ -236,21 +236,21 @@ def test_a_killed_process_is_named_by_torchrun(tmp_path, teacher):
     assert "Signal 9 (SIGKILL)" in report
 
 
-def test_a_process_that_does_not_answer_is_named_by_one_that_does(tmp_path, teacher):
-    _, said = failing(tmp_path, teacher, "stopped", rank_timeout_s=RANK_TIMEOUT_S)
-    assert said == ["fastadaad: lost contact, as rank 0 noticed, with rank 1"]
+def test_a_rank_that_does_not_answer_is_named_by_one_that_does(tmp_path, teacher):
+    _, lines = failing(tmp_path, teacher, "stopped", rank_timeout_s=RANK_TIMEOUT_S)
+    assert lines == ["fastadaad: lost contact, as rank 0 noticed, with rank 1"]
 
 
-def test_a_process_that_hangs_says_where(tmp_path, teacher):
-    result, said = failing(tmp_path, teacher, "hangs", rank_timeout_s=RANK_TIMEOUT_S)
-    (line,) = said
+def test_a_rank_that_hangs_prints_its_stack(tmp_path, teacher):
+    result, lines = failing(tmp_path, teacher, "hangs", rank_timeout_s=RANK_TIMEOUT_S)
+    (line,) = lines
     assert re.fullmatch(r"fastadaad: rank 1 has made no progress for \d+ s, which ends the others", line)
     assert result.stderr.count("time.sleep(3600)") == 1
-    assert "all_reduce" not in result.stderr  # where the other one is
+    assert "all_reduce" not in result.stderr  # the place of the other rank
 
 
-def test_torchrun_brings_a_run_back_from_its_last_checkpoint(tmp_path, two_processes, teacher):
-    """A killed process, one restart, and the weights of a run that was not disturbed, bit for bit."""
+def test_torchrun_resumes_a_run_from_its_last_checkpoint(tmp_path, two_processes, teacher):
+    """A killed rank and one restart give the weights of an undisturbed run, bitwise."""
     task = {"name": "adaad", "config": run_of("adaad", teacher), "fault": FAULT | {"how": "killed"}, "resume": True}
     result = launch(tmp_path, [task], "--max-restarts=1")
     assert result.returncode == 0, result.stderr
@@ -261,13 +261,12 @@ def test_torchrun_brings_a_run_back_from_its_last_checkpoint(tmp_path, two_proce
         assert all(torch.equal(tensor, undisturbed[name]) for name, tensor in weights.items())
 
 
-def test_a_signal_to_one_process_stops_all_at_one_step_and_another_number_goes_on(tmp_path, teacher):
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_another_number_of_ranks_resumes(tmp_path, teacher):
     config = replace(run_of("adaad", teacher), checkpoint_every=100)
     result = launch(tmp_path, [{"name": "run", "config": config, "fault": FAULT | {"how": "SIGTERM"}}])
     assert result.returncode != 0
-    assert (
-        result.stderr.count("stopped in epoch 2 of 2, step 6") == 2
-    )  # the tracebacks of this script, not of a command
+    # Both ranks print a traceback, as this script is not the command line.
+    assert result.stderr.count("stopped in epoch 2 of 2, step 6") == 2
     weights = one_process(config, tmp_path / "run", resume=True)
     alone = one_process(config, tmp_path / "alone")
     assert largest_difference(alone, weights) < 2e-5

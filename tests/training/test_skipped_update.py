@@ -1,4 +1,4 @@
-"""on_nonfinite=skip: a training that met a spoiled batch is bit for bit the training that never did."""
+"""on_nonfinite=skip: a training with spoiled batches equals the training without them, bitwise."""
 
 import copy
 import itertools
@@ -21,7 +21,7 @@ SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4, nestero
 
 
 class CountsOnTheHost(torch.optim.SGD):
-    """As some optimisers of other libraries, it counts its steps as numbers: in its group and per parameter."""
+    """Optimiser that counts its steps in Python numbers, per group and per parameter, as some other libraries do."""
 
     def step(self) -> None:
         for group in self.param_groups:
@@ -46,7 +46,7 @@ OPTIMIZERS = {
 
 
 class Training:
-    """Steps of which some are spoiled, by an image or by a gradient alone."""
+    """Steps, some of them spoiled by an image or by a gradient alone."""
 
     def __init__(self, make_optimizer=SGD, on_nonfinite: str = "skip", **settings) -> None:
         self.student, self.teacher = student_and_teacher()
@@ -78,7 +78,7 @@ class Training:
 
 
 def assert_equal(value, wanted) -> None:
-    """Bit for bit, whatever is nested in what."""
+    """Asserts that nested values are equal, tensors bitwise."""
     assert type(value) is type(wanted)
     if isinstance(value, Tensor):
         assert torch.equal(value, wanted)
@@ -93,8 +93,8 @@ def assert_equal(value, wanted) -> None:
         assert value == wanted
 
 
-def assert_as_if_it_had_not_come(spoil: str, bad_steps: tuple[int, ...], **settings) -> None:
-    """A training of 4 batches with spoiled ones before those of `bad_steps`, and the same without those."""
+def assert_skipped_without_trace(spoil: str, bad_steps: tuple[int, ...], **settings) -> None:
+    """Compares a training of 4 batches with spoiled ones before `bad_steps` to a training without spoiled ones."""
     with_bad, without = Training(**settings), Training(**settings)
     for seed in range(4):
         if seed in bad_steps:
@@ -112,8 +112,8 @@ def assert_as_if_it_had_not_come(spoil: str, bad_steps: tuple[int, ...], **setti
 @pytest.mark.filterwarnings("ignore:on_nonfinite=skip waits for the device")
 @pytest.mark.parametrize("bad_steps", [(0,), (0, 2), (3,)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_whatever_the_optimiser_keeps(name, bad_steps):
-    assert_as_if_it_had_not_come("image", bad_steps, make_optimizer=OPTIMIZERS[name])
+def test_any_state_of_the_optimiser_is_reverted(name, bad_steps):
+    assert_skipped_without_trace("image", bad_steps, make_optimizer=OPTIMIZERS[name])
 
 
 SETTINGS = {
@@ -130,13 +130,13 @@ SETTINGS = {
 
 @pytest.mark.parametrize("spoil", ["image", "gradient"])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_whatever_the_step_does(name, spoil):
+def test_any_kind_of_step_is_reverted(name, spoil):
     torch._dynamo.reset()
-    assert_as_if_it_had_not_come(spoil, (0, 2), **SETTINGS[name])
+    assert_skipped_without_trace(spoil, (0, 2), **SETTINGS[name])
 
 
-def test_an_infinite_loss_in_fp16_leaves_the_statistics_too():
-    assert_as_if_it_had_not_come("image", (2,), precision=PrecisionConfig(student="fp16"))
+def test_an_infinite_loss_in_fp16_leaves_the_running_statistics_unchanged():
+    assert_skipped_without_trace("image", (2,), precision=PrecisionConfig(student="fp16"))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -148,13 +148,13 @@ def test_without_a_spoiled_step_it_trains_as_without_the_policy(name):
     assert_equal(skip.state(), stop.state())
 
 
-def test_what_stop_does_not_undo_is_seen():
-    """The comparison above can fail: this is what it has to see."""
+def test_a_spoiled_step_that_is_not_reverted_is_detected():
+    """Shows that the comparison can fail."""
     with pytest.raises(AssertionError):
-        assert_as_if_it_had_not_come("image", (2,), on_nonfinite="stop")
+        assert_skipped_without_trace("image", (2,), on_nonfinite="stop")
 
 
-def test_numbers_on_the_host_make_it_wait_and_that_is_said():
+def test_numbers_on_the_host_make_it_wait_with_a_warning():
     training = Training(OPTIMIZERS["counts on the host"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -168,7 +168,7 @@ def test_numbers_on_the_host_make_it_wait_and_that_is_said():
             quiet.step(seed, "image")
 
 
-def test_a_parameter_that_the_optimiser_does_not_know_and_one_that_is_fixed_are_left_alone():
+def test_parameters_outside_the_optimiser_and_fixed_ones_are_unchanged():
     student, _ = student_and_teacher()
     student[0].weight.requires_grad_(False)
     optimizer = SGD(list(student[3].parameters()))
@@ -183,7 +183,7 @@ def test_a_parameter_that_the_optimiser_does_not_know_and_one_that_is_fixed_are_
     assert not optimizer.state
 
 
-def test_it_can_be_captured():
+def test_the_guard_can_be_captured():
     network = nn.BatchNorm1d(3)
     optimizer = SGD(network.parameters())
     x, spoiled, total = torch.randn(5, 3), torch.tensor(False), torch.zeros(2)
@@ -198,7 +198,7 @@ def test_it_can_be_captured():
         guard.revert_if(spoiled)
         return total
 
-    step()  # The optimiser's state is there before anything is recorded.
+    step()  # creates the optimiser's state before the recording
     momenta = [optimizer.state[parameter]["momentum_buffer"] for parameter in network.parameters()]
     static = [x, spoiled, total, *network.parameters(), *network.buffers(), *momenta]
     with torch.no_grad():  # a record holds no grad mode

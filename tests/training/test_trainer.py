@@ -1,4 +1,4 @@
-"""Whole runs on the embedded digits: the files, the schedule, what is best, and bitwise repetition."""
+"""Whole runs on the embedded digits: files, schedule, best epoch, and bitwise repetition."""
 
 import io
 import json
@@ -93,17 +93,17 @@ def test_each_epoch_logs_how_far_a_teacher_policy_was_off(tmp_path, policy, inte
         assert kl_error > 0
         assert 0 <= top_class_differs <= 1
         assert query_interval in intervals
-    assert rows[0]["teacher_kl_error"] != rows[1]["teacher_kl_error"]  # of this epoch, not of all so far
+    assert rows[0]["teacher_kl_error"] != rows[1]["teacher_kl_error"]  # the error of this epoch, not of all so far
 
 
-def test_what_is_not_measured_of_the_teacher_stays_empty(tmp_path):
+def test_unmeasured_errors_of_the_teacher_stay_empty(tmp_path):
     exact = tiny_run(method="adaad", teacher=save_teacher(tmp_path / "teacher.safetensors"))
     without_adv = replace(
         exact,
         teacher=replace(exact.teacher, policy=TeacherPolicy(kind="refreshed")),
         method_options={"adversarial_weight": 0.0},
     )
-    for name, config in (("exact", exact), ("teacher not asked at x_adv", without_adv), ("no teacher", tiny_run())):
+    for name, config in (("exact", exact), ("teacher not evaluated at x_adv", without_adv), ("no teacher", tiny_run())):
         trainer(config, tmp_path / name).train()
         header, *rows = (tmp_path / name / "metrics.csv").read_text().splitlines()
         assert header.split(",")[-4:] == list(TEACHER_METRICS)
@@ -123,7 +123,7 @@ def test_training_raises_accuracy(tmp_path):
 @pytest.mark.parametrize("method", [*methods.METHODS, "adaad+igdm"])
 def test_two_epochs_of_each_method_on_digits_beat_chance_under_attack(method, tmp_path):
     changes = ["optim.epochs=2", "data.num_samples=null", "data.batch_size=16", "optim.ema_decay=0"]
-    if method == "saad":  # without it, two epochs see little but the images of which the teacher is unsure
+    if method == "saad":  # with 0, two epochs give weight to few images but those of which the teacher is unsure
         changes.append("method_options.natural_weight=1")
     config = override(recipes.get("demo", method=method), changes)
     run = trainer(config, tmp_path)
@@ -146,7 +146,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_al
     for name, seed in (("once", 0), ("again", 0), ("other", 1)):
         runs[name] = trainer(tiny_run(seed=seed), tmp_path / name)
         runs[name].train()
-        torch.randn(3)  # whatever the caller draws must not matter
+        torch.randn(3)  # draws of the caller must not matter
     assert torch.equal(torch.get_rng_state(), _after_draws(before, 3))
     once, again, other = (weights(run.state.student) for run in runs.values())
     assert all(torch.equal(tensor, again[name]) for name, tensor in once.items())
@@ -164,7 +164,7 @@ def _after_draws(state: Tensor, num_draws: int) -> Tensor:
 
 
 def script_validation(monkeypatch, robust_accuracies) -> None:
-    """The n-th measurement on the validation split gives the n-th of `robust_accuracies`."""
+    """Makes the n-th evaluation on the validation split return the n-th of `robust_accuracies`."""
     scripted = iter(robust_accuracies)
 
     def measure(model, config, data, **options):
@@ -189,7 +189,7 @@ def test_the_best_epoch_is_kept_and_a_tie_keeps_the_earlier(tmp_path, monkeypatc
     assert saved[0] != saved[1] == saved[2] == saved[3]
 
 
-def test_early_stopping_waits_for_so_many_epochs_without_a_rise(tmp_path, monkeypatch):
+def test_early_stopping_waits_for_its_number_of_epochs_without_a_rise(tmp_path, monkeypatch):
     script_validation(monkeypatch, [0.3, 0.5, 0.5, 0.4, 0.6])
     optim = OptimConfig(epochs=9, learning_rate=0.2)
     result = trainer(tiny_run(optim=optim, early_stop_epochs=2), tmp_path).train()
@@ -212,7 +212,7 @@ def test_without_a_validation_split_the_last_epoch_counts_as_the_best(tmp_path):
 
 
 def record_steps(run: Trainer, monkeypatch) -> tuple[list[float], list[dict[str, Tensor]]]:
-    """The learning rate of each step and the student after it, filled while the run goes on."""
+    """Returns lists that fill during the run: the learning rate of each step, and the student after it."""
     rates, students = [], []
     step = run.distiller.step
 
@@ -286,7 +286,7 @@ def test_awp_begins_with_its_epoch(tmp_path, monkeypatch):
     assert gammas == [0.005] * 4
 
 
-def test_an_epoch_waits_for_the_device_only_where_it_logs(tmp_path, monkeypatch):
+def test_an_epoch_waits_for_the_device_only_when_it_logs(tmp_path, monkeypatch):
     run = trainer(tiny_run(), tmp_path)  # 4 steps an epoch, log_every 3
     run_epoch = run._train_epoch
     counts = []
@@ -298,7 +298,7 @@ def test_an_epoch_waits_for_the_device_only_where_it_logs(tmp_path, monkeypatch)
 
     monkeypatch.setattr(run, "_train_epoch", watched)
     run.train()
-    # The first step compares the folded twin with its network; then after steps 3 and 6.
+    # The first step compares the folded copy with its network; then after steps 3 and 6.
     assert counts == [2, 1]
 
 

@@ -1,4 +1,4 @@
-"""What a training checks and says besides its metrics: the self-check, compiling, precision, the teacher policy."""
+"""Reports of a training besides its metrics: self-check, compilation, precision, teacher policy."""
 
 import io
 import json
@@ -27,7 +27,7 @@ from fastadaad.training.self_check import CHECKS, SelfCheckResult
 from fastadaad.training.self_check import ops as self_check_ops
 from fastadaad.training.trainer import Trainer
 
-STEPS_PER_EPOCH, BATCH_SIZE = 4, 64  # of tiny_run
+STEPS_PER_EPOCH, BATCH_SIZE = 4, 64  # values of tiny_run
 
 
 def adaad_run(folder: Path, **changes) -> RunConfig:
@@ -37,7 +37,7 @@ def adaad_run(folder: Path, **changes) -> RunConfig:
 
 
 def train(config: RunConfig, folder: Path) -> list[str]:
-    """The lines that the training prints."""
+    """Trains and returns the printed lines."""
     console = Console(file=io.StringIO(), width=60)
     Trainer(config, folder, console).train()
     return console.file.getvalue().splitlines()
@@ -48,14 +48,14 @@ def lines_about(word: str, lines: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def machine_of_its_own(monkeypatch, tmp_path):
-    monkeypatch.setenv("FASTADAAD_CACHE", str(tmp_path / "memory"))
+def empty_machine_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTADAAD_CACHE", str(tmp_path / "cache"))
     yield
     registration.switch_on("cpu")
 
 
-@pytest.mark.usefixtures("machine_of_its_own")
-def test_a_wrong_operation_is_switched_off_in_one_line_also_when_it_is_remembered(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("empty_machine_cache")
+def test_a_wrong_operation_is_switched_off_in_one_line_also_from_the_cache(tmp_path, monkeypatch):
     run = adaad_run(tmp_path)
     with planted_faults.wrong_kl_grad():
         (line,) = lines_about("self-check", train(run, tmp_path / "first"))
@@ -73,8 +73,8 @@ def test_a_wrong_operation_is_switched_off_in_one_line_also_when_it_is_remembere
     assert weights[0] == weights[1]
 
 
-@pytest.mark.usefixtures("machine_of_its_own")
-def test_a_machine_without_faults_is_checked_once_and_without_a_word(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("empty_machine_cache")
+def test_a_machine_without_faults_is_checked_once_and_silently(tmp_path, monkeypatch):
     checked, true_check = [], self_check_ops.failing_cases
     monkeypatch.setattr(self_check_ops, "failing_cases", lambda *given: checked.append(given) or true_check(*given))
     for name in ("first", "second"):
@@ -106,7 +106,7 @@ def result_without(failed: str | None = None, not_run: str | None = None) -> Sel
         ("eager", result_without(), "eager"),
     ],
 )
-def test_the_mode_on_cuda_is_the_fastest_that_the_self_check_found_right(monkeypatch, mode, result, expected):
+def test_the_mode_on_cuda_is_the_fastest_that_passed_the_self_check(monkeypatch, mode, result, expected):
     monkeypatch.setattr(builders_module, "ensure_checked", lambda device: result)
     assert checked_mode(mode, torch.device("cuda")) == expected
 
@@ -150,7 +150,7 @@ def test_low_precision_is_measured_at_the_start_and_at_the_end(tmp_path):
         assert f"at the {moment}: {measured['same_sign']:.2%} of the pixel gradients" in line
 
 
-def test_measuring_the_precision_leaves_the_training_as_it_is(tmp_path, monkeypatch):
+def test_measuring_the_precision_does_not_change_the_training(tmp_path, monkeypatch):
     config = adaad_run(tmp_path, precision=PrecisionConfig(teacher="bf16"))
     train(config, tmp_path / "measured")
     monkeypatch.setattr(trainer_module, "report_precision", lambda *given: None)
@@ -170,7 +170,7 @@ def test_a_teacher_policy_is_reported_with_its_last_error(tmp_path):
     )
 
 
-def test_an_exact_run_in_fp32_says_nothing_of_either(tmp_path):
+def test_an_exact_run_in_fp32_reports_neither_precision_nor_policy(tmp_path):
     lines = train(adaad_run(tmp_path), tmp_path / "run")
     assert not lines_about("teacher policy", lines)
     assert not lines_about("fp32", lines)

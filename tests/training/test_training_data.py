@@ -1,4 +1,4 @@
-"""From a configuration to pipelines: splits, files, extra images, and what is left out."""
+"""Pipelines of a configuration: splits, files, extra images, and skipped files."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def numbered_dataset(name, **options) -> Dataset:
-    """200 training and 50 test images whose pixels spell their number; four classes of unequal size."""
+    """200 training and 50 test images whose pixels encode their number; four classes of unequal size."""
 
     def images(first: int, count: int) -> Tensor:
         numbers = torch.arange(first, first + count)
@@ -58,7 +58,7 @@ def test_the_splits_are_disjoint_balanced_and_a_function_of_the_seed(monkeypatch
     assert not set(train) & set(validation)
     assert set(train) | set(validation) <= set(range(200))
     assert numbers_in(data.test) == list(range(1000, 1020))
-    assert data.validation.labels.bincount().tolist() == [4, 4, 4, 28]  # shares 0.1, 0.1, 0.1, 0.7
+    assert data.validation.labels.bincount().tolist() == [4, 4, 4, 28]  # fractions 0.1, 0.1, 0.1, 0.7
     assert data.train.labels.bincount().tolist() == [10, 10, 10, 70]
     assert data.num_classes == 4
     for pipeline in (data.train, data.validation):
@@ -110,7 +110,7 @@ def test_a_run_on_image_files_learns_dark_from_bright(tmp_path, engine):
     assert all(0 <= row["data_wait"] <= 1 for row in read_metrics(tmp_path / "run"))
 
 
-def test_files_that_are_left_out_are_listed_at_the_end_and_beside_the_accuracy(tmp_path):
+def test_skipped_files_are_listed_at_the_end_and_beside_the_accuracy(tmp_path):
     write_tree(tmp_path / "tree")
     broken = [tmp_path / "tree" / "train" / "dark" / "003.png", tmp_path / "tree" / "val" / "bright" / "002.png"]
     for path in broken:
@@ -145,13 +145,13 @@ def write_extra(path: Path, num_images: int = 400) -> np.ndarray:
     return images
 
 
-def test_extra_images_have_their_share_of_each_batch(tmp_path):
+def test_extra_images_have_their_fraction_of_each_batch(tmp_path):
     extra = write_extra(tmp_path / "extra.npz")
     config = override(tiny_run(), [f"data.extra_images={tmp_path / 'extra.npz'}", "data.extra_share=0.75"])
     config = replace(config, data=replace(config.data, padding=0))
     plain, mixed = (training_data(some, CPU) for some in (tiny_run(), config))
     assert len(mixed.train) == len(plain.train) == 4
-    assert len(mixed.validation.samples) == 100  # of the data set's own images only
+    assert len(mixed.validation.samples) == 100  # only the data set's own images
     known = {image.tobytes(): index for index, image in enumerate(extra)}
     for x_natural, labels in mixed.train.epoch(0):
         pixels = (255 * x_natural).round().byte().permute(0, 2, 3, 1).numpy()
@@ -174,7 +174,7 @@ def test_extra_images_for_image_files_are_refused(tmp_path):
         training_data(config, CPU)
 
 
-def test_more_images_in_a_batch_than_there_are_is_one_line(tmp_path):
+def test_a_batch_larger_than_the_training_set_is_refused_in_one_line(tmp_path):
     write_tree(tmp_path / "tree")
     with pytest.raises(ValueError, match=r"batch_size 128 exceeds the 32 images .*: choose batch_size <= 32"):
         training_data(of_folder(tmp_path / "tree", "data.batch_size=128"), CPU)

@@ -1,4 +1,4 @@
-"""Twenty training steps of each method: by the kernels, by the reference operations, and by the plain restatement."""
+"""Twenty training steps of each method: with the kernels, the reference operations and the plain restatement."""
 
 import os
 import subprocess
@@ -17,18 +17,19 @@ from fastadaad import Distiller, InnerConfig, ThreatModel, methods, ops
 
 NUM_STEPS = 20
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=0.1), step_size=0.03, num_steps=4)
-# The programs of these show the student x_natural more often than their mathematics asks for: see bench/reference.py.
+# The programs of these methods evaluate the student at x_natural more often than their mathematics needs; see
+# bench/reference.py.
 OTHER_STATISTICS = ("adaiad", "iad", "trades")
 
-# Losses [20] and the student's logits on images it has not seen.
+# Losses [20] and the student's logits on new images.
 Outcome = tuple[Tensor, Tensor]
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
 def setting(name: str) -> tuple[Reference, InnerConfig]:
-    """The restatement of a method and where its search starts.
+    """Returns the restatement of a method, and the inner settings with its start.
 
-    TRADES' own start lies so close to x_natural that its kl, and the sign of its gradient, is rounding.
+    TRADES' own start is so close to x_natural that its kl and the sign of its gradient are rounding errors.
     """
     if name != "trades":
         return REFERENCES[name], INNER
@@ -49,7 +50,7 @@ def outcome_of(step: Step, student: nn.Module) -> Outcome:
 
 
 def distilled(name: str, after_step: Callable[[nn.Module], None] = lambda student: None) -> Outcome:
-    """What Distiller makes of a method with the operations that are loaded."""
+    """Trains by Distiller with the loaded operations."""
     reference, inner = setting(name)
     student, teacher = student_and_teacher()
     method = methods.get(name, **reference.options)
@@ -65,7 +66,7 @@ def distilled(name: str, after_step: Callable[[nn.Module], None] = lambda studen
 
 @pytest.fixture(scope="module")
 def by_reference_operations(tmp_path_factory) -> dict[str, Outcome]:
-    """As distilled, in a process that is told to use no kernels."""
+    """Outcome of distilled() per method, in a process without kernels."""
     file = tmp_path_factory.mktemp("outcomes") / "outcomes.pt"
     program = (
         "import torch, test_twenty_steps as t; "

@@ -1,4 +1,4 @@
-"""Two nodes that lose each other for a while: torchrun brings the run back from its last checkpoint on both."""
+"""Two nodes that lose their link for a while: torchrun resumes the run from its last checkpoint on both."""
 
 import json
 import os
@@ -25,7 +25,7 @@ LACKING = why_no_nodes()
 
 
 def torchrun(number: int, folder: Path) -> list[str]:
-    """The command of node `number`; the first one keeps the rendezvous."""
+    """Command of node `number`; node 0 hosts the rendezvous."""
     waits = "join_timeout=60,last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3,read_timeout=10"
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"),
@@ -36,7 +36,7 @@ def torchrun(number: int, folder: Path) -> list[str]:
 
 
 def wait_until(condition: Callable[[], bool], deadline: float, processes: list[subprocess.Popen]) -> None:
-    """Fails the test where that takes too long, or where a process failed meanwhile."""
+    """Waits for the condition; fails the test after the deadline, or if a process fails meanwhile."""
     while not condition():
         assert time.monotonic() < deadline, "the time limit has passed"
         assert all(process.poll() in (None, 0) for process in processes), "a node has given up"
@@ -44,7 +44,7 @@ def wait_until(condition: Callable[[], bool], deadline: float, processes: list[s
 
 
 def run_with_a_cut(nodes: Nodes, folder: Path) -> None:
-    """Both nodes to the end, without their link from the moment that one is at CUT_AT_STEP until the other notices."""
+    """Runs both nodes to the end; their link is cut from CUT_AT_STEP until a node notices."""
     logs = [folder / f"node{number}.log" for number in (0, 1)]
     deadline = time.monotonic() + TIME_LIMIT_S
     processes = [
@@ -68,7 +68,7 @@ def run_with_a_cut(nodes: Nodes, folder: Path) -> None:
 
 
 @pytest.mark.skipif(LACKING is not None, reason=str(LACKING))
-def test_a_run_on_two_nodes_goes_on_after_their_link_was_cut(tmp_path):
+def test_a_run_on_two_nodes_resumes_after_their_link_was_cut(tmp_path):
     teacher = save_teacher(tmp_path / "teacher.safetensors")
     config = run_of("adaad", teacher)
     (tmp_path / "run.json").write_text(json.dumps(asdict(config)))
@@ -78,7 +78,7 @@ def test_a_run_on_two_nodes_goes_on_after_their_link_was_cut(tmp_path):
         run_with_a_cut(nodes, tmp_path)
     logs = [(tmp_path / f"node{number}.log").read_text() for number in (0, 1)]
     assert sum(log.count("resuming from") for log in logs) >= 1
-    assert sum(f"epoch 2 of 2, step {CUT_AT_STEP}" in log for log in logs) == 1  # the first process's, on one node
+    assert sum(f"epoch 2 of 2, step {CUT_AT_STEP}" in log for log in logs) == 1  # printed by rank 0, on one node
     alone = one_process(config, tmp_path / "alone")
     for rank in (0, 1):
         assert largest_difference(alone, torch.load(tmp_path / f"run-rank{rank}.pt")) < 2e-5

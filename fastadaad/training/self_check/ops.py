@@ -62,7 +62,7 @@ def failing_cases(op: str, device: torch.device | str, run: Callable | None = No
 
 
 def difference(output: Tensor, expected: Tensor, scale: float = 1.0) -> str | None:
-    """Describes a difference above TOLERANCES, or in the places of NaN and inf; None if there is none."""
+    """Describes a difference above TOLERANCES, or in the places of NaN and inf; None if the two agree."""
     if (output.shape, output.dtype) != (expected.shape, expected.dtype):
         return f"{tuple(output.shape)} {output.dtype} instead of {tuple(expected.shape)} {expected.dtype}"
     output, wanted = output.double(), expected.double()
