@@ -1,4 +1,4 @@
-"""The student's training pass in bf16 and fp16: close to fp32, in fp32 where pixels enter, without infinite updates."""
+"""Training pass of the student in bf16 and fp16: close to fp32, first convolution in fp32, no infinite updates."""
 
 import copy
 import warnings
@@ -35,7 +35,7 @@ def trained(precision: str, method: str = "adaad", **settings) -> tuple[nn.Modul
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_the_gradient_in_half_precision_is_close_to_that_in_fp32(precision, method):
     expected, _ = trained("fp32", method)
-    student, _ = trained(precision, method)  # SGD has left the gradients without the scale of fp16
+    student, _ = trained(precision, method)  # SGD has unscaled the gradients of fp16
     differs = False
     for (name, parameter), wanted in zip(student.named_parameters(), expected.parameters(), strict=True):
         assert parameter.dtype == parameter.grad.dtype == torch.float32
@@ -43,10 +43,10 @@ def test_the_gradient_in_half_precision_is_close_to_that_in_fp32(precision, meth
         assert similarity > 0.99, name
         assert (parameter.grad.norm() / wanted.grad.norm()).item() == pytest.approx(1, rel=0.03), name
         differs |= not torch.equal(parameter.grad, wanted.grad)
-    assert differs  # it did run in half precision
+    assert differs  # the pass ran in half precision
 
 
-def test_fp32_is_what_it_was():
+def test_fp32_equals_a_distiller_without_precision():
     student, _ = trained("fp32")
     expected, teacher = student_and_teacher()
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=0.9, fused=True)
@@ -56,7 +56,7 @@ def test_fp32_is_what_it_was():
     assert in_precision(student, "tf32") is student
 
 
-def test_the_first_convolution_sees_all_of_a_pixel_and_the_next_do_not():
+def test_the_first_convolution_computes_in_fp32_and_the_next_do_not():
     student, _ = student_and_teacher()
     x = images_and_labels()[0]
     dtypes = {}
@@ -77,7 +77,7 @@ def test_the_step_keeps_the_first_convolution_in_fp32():
     dtypes = []
     student[0].register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     student[0].weight.register_hook(lambda gradient: dtypes.append(gradient.dtype))
-    with pytest.raises(ValueError, match="precision bf16 needs a folded network"):  # hooks are in its way
+    with pytest.raises(ValueError, match="precision bf16 needs a folded network"):  # a network with hooks is not folded
         distiller(student, teacher, "bf16").step(*images_and_labels())
     training = distiller(student, teacher, "fp32")
     training._outer_student = MixedPrecision(student, torch.bfloat16)
@@ -86,7 +86,7 @@ def test_the_step_keeps_the_first_convolution_in_fp32():
     assert set(dtypes) == {torch.float32}
 
 
-def test_an_infinite_gradient_leaves_out_the_update_and_halves_the_scale():
+def test_an_infinite_gradient_skips_the_update_and_halves_the_scale():
     student, training = trained("fp16")
     scale = training.scaler.get_scale()
     before = copy.deepcopy(dict(student.named_parameters()))
@@ -96,7 +96,7 @@ def test_an_infinite_gradient_leaves_out_the_update_and_halves_the_scale():
     assert training.scaler.get_scale() == scale / 2
 
 
-def test_a_first_update_that_is_left_out_leaves_no_trace(monkeypatch):
+def test_a_skipped_first_update_leaves_no_trace(monkeypatch):
     empty_like = torch.empty_like
     monkeypatch.setattr(torch, "empty_like", lambda x, **options: empty_like(x, **options).fill_(torch.nan))
     student, teacher = student_and_teacher()
@@ -110,7 +110,7 @@ def test_a_first_update_that_is_left_out_leaves_no_trace(monkeypatch):
         assert torch.equal(training.optimizer.state[parameter]["momentum_buffer"], parameter.grad)
 
 
-def test_the_scale_takes_no_part_in_the_update():
+def test_the_scale_does_not_change_the_update():
     student, _ = trained("fp16")
     expected, _ = trained("fp32")
     start, _ = student_and_teacher()
@@ -128,7 +128,7 @@ def test_the_scaler_can_be_saved_and_loaded():
     assert resumed.scaler.get_scale() == 1024.0
 
 
-def test_a_wait_for_the_device_is_said_and_awp_in_fp16_is_refused():
+def test_a_wait_for_the_device_warns_and_awp_in_fp16_is_refused():
     student, teacher = student_and_teacher()
     with pytest.warns(UserWarning, match="fp16 waits for the device at each step of LARS"):
         distiller(student, teacher, "fp16", optimizer=LARS(student.parameters(), lr=0.1))

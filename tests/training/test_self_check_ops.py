@@ -128,14 +128,14 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("op", "fault"), FAULTS, ids=lambda value: getattr(value, "__name__", value))
-def test_a_planted_fault_is_seen(op, fault):
+def test_a_planted_fault_is_detected(op, fault):
     failing = failing_cases(op, "cpu", changed(op, fault))
     assert failing
     assert all("\n" not in line and ": " in line for line in failing)
 
 
 @pytest.mark.parametrize("classes", self_check_ops.NUM_CLASSES[1:])
-def test_no_class_can_hide(classes):
+def test_an_error_in_any_class_is_detected(classes):
     """A factor of 1.01 in one class of one gradient, for each class."""
     cases = dict(CASES["kl_grad"](torch.Generator()))
     arguments = cases[f"every class in turn [37, {classes}] torch.float32"]
@@ -148,7 +148,7 @@ def test_no_class_can_hide(classes):
 
 
 @pytest.mark.parametrize("op", CASES)
-def test_a_kernel_that_reads_strided_memory_as_if_it_were_contiguous_is_seen(op):
+def test_a_kernel_that_reads_strided_memory_as_if_it_were_contiguous_is_detected(op):
     def run(*arguments):
         if op == "crop_flip":
             images = arguments[0]
@@ -161,7 +161,7 @@ def test_a_kernel_that_reads_strided_memory_as_if_it_were_contiguous_is_seen(op)
     assert failing_cases(op, "cpu", run)
 
 
-def test_a_kernel_that_computes_in_half_precision_is_seen():
+def test_a_kernel_that_computes_in_half_precision_is_detected():
     def run(student_logits, labels):
         probs = student_logits.softmax(1)
         loss = torch.nn.functional.cross_entropy(student_logits, labels, reduction="none").float()
@@ -182,7 +182,7 @@ def test_a_kernel_that_raises_has_failed_in_each_case_with_its_message():
 
 
 @pytest.mark.parametrize(
-    ("output", "expected", "seen"),
+    ("output", "expected", "differs"),
     [
         ([1.0, torch.nan], [1.0, torch.nan], False),
         ([torch.nan, 1.0], [1.0, torch.nan], True),
@@ -196,8 +196,8 @@ def test_a_kernel_that_raises_has_failed_in_each_case_with_its_message():
         ([], [], False),
     ],
 )
-def test_difference(output, expected, seen):
-    assert bool(difference(torch.tensor(output), torch.tensor(expected))) == seen
+def test_difference(output, expected, differs):
+    assert bool(difference(torch.tensor(output), torch.tensor(expected))) == differs
 
 
 def test_difference_names_place_and_size():

@@ -1,4 +1,4 @@
-"""Compiled and captured steps pass their self-check; frozen values and wrong gradients are seen by it."""
+"""Self-check of compiled and captured steps: they pass; frozen values and wrong gradients are detected."""
 
 import re
 
@@ -24,7 +24,7 @@ def is_batch_of_images(x) -> bool:
     return isinstance(x, Tensor) and x.shape == (16, 3, 16, 16)
 
 
-def test_a_right_compiler_passes():
+def test_a_correct_compiler_passes():
     assert compiled_by("eager") is None
 
 
@@ -33,7 +33,7 @@ def test_inductor_passes():
     assert compiled_by("inductor") is None
 
 
-def test_a_compiled_step_with_frozen_weights_is_seen_after_their_update():
+def test_a_compiled_step_with_frozen_weights_is_detected_after_their_update():
     def backend(graph, inputs):
         kept = [x.clone() if isinstance(x, Tensor) and not is_batch_of_images(x) else None for x in inputs]
         return lambda *given: graph(*(x if old is None else old for x, old in zip(given, kept, strict=True)))
@@ -43,7 +43,7 @@ def test_a_compiled_step_with_frozen_weights_is_seen_after_their_update():
     assert difference.startswith("after an update of the weights in place: only ")
 
 
-def test_a_compiled_step_that_confuses_samples_is_seen():
+def test_a_compiled_step_that_confuses_samples_is_detected():
     def backend(graph, inputs):
         return lambda *given: graph(*(x.roll(1, 0) if is_batch_of_images(x) else x for x in given))
 
@@ -81,7 +81,7 @@ def with_extra_step(run, device, generators):
 
 
 @pytest.mark.parametrize("record", [rerun, record_with_make_fx])
-def test_a_right_capture_passes(record):
+def test_a_correct_capture_passes(record):
     assert captured_difference("cpu", record) is None
 
 
