@@ -61,9 +61,7 @@ def test_no_network_gets_more_images_than_a_micro_batch_has():
     student.register_forward_hook(lambda module, inputs, logits: rows.append(len(inputs[0])))
     teacher.register_forward_hook(lambda module, inputs, logits: rows.append(len(inputs[0])))
     distilling = distiller(student, teacher, micro_batch=4)
-    distilling.step(
-        *images_and_labels(BATCH_SIZE)
-    )  # the first step also counts classes on one image
+    distilling.step(*images_and_labels(BATCH_SIZE))  # the first step also counts classes on one image
     rows.clear()
     distilling.step(*images_and_labels(BATCH_SIZE))
     assert set(rows) == {4, 2}

@@ -86,17 +86,17 @@ def test_a_correct_capture_passes(record):
 
 
 @pytest.mark.parametrize(
-    ("record", "seen"),
+    ("record", "message"),
     [
         (run_once, "step 2: only .* of x_adv"),
         (with_frozen_noise, "step 2: only .* of x_adv"),
         (with_extra_step, "step 1"),
     ],
 )
-def test_a_wrong_capture_is_seen(record, seen):
+def test_a_wrong_capture_is_detected(record, message):
     difference = captured_difference("cpu", record)
     assert difference is not None
-    assert re.match(seen, difference)
+    assert re.match(message, difference)
 
 
 class Descent:
