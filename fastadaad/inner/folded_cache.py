@@ -1,9 +1,10 @@
-"""The networks that the inner loop runs on: folded twins, kept up to date with the networks they stand for."""
+"""Folded copies of networks for the inner loop, cached and kept up to date with their networks."""
 
 import warnings
 import weakref
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +17,22 @@ from fastadaad.runtime.precision import DTYPES
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """What a twin is made to be."""
+    """Form of a folded copy."""
 
     precision: Precision = "fp32"
     layout: Layout = "auto"
     compiled: bool = False
-    """Whether it is going to be compiled, which decides the layout `auto`."""
+    """The copy is going to be compiled, which decides the layout `auto`."""
 
     def __post_init__(self) -> None:
         if self.layout not in ("auto", *FORMATS):
             raise ValueError(f"layout is {self.layout!r}: choose auto, {' or '.join(FORMATS)}")
 
 
-class _Twin:
-    """A twin, or None where the network cannot be folded, and the tensors that it was made from.
+class _CachedCopy:
+    """Folded copy, or None for a network that cannot be folded, and the tensors that it was made from.
 
-    It has no reference to the network, which it must not keep alive.
+    It holds no reference to the network, which it must not keep alive.
     """
 
     def __init__(self, network: nn.Module, x: Tensor, form: Form) -> None:
@@ -39,34 +40,42 @@ class _Twin:
         self.versions = _versions(self.tensors)
 
     def update(self) -> None:
-        """Take in what may have changed."""
+        """Refreshes the copy if the network may have changed."""
         versions = _versions(self.tensors)
         if self.folded is not None and (versions != self.versions or None in versions):
             self.folded.refresh()
         self.versions = versions
 
 
-# Several searches on one network, such as the batches of an evaluation, share its twin; it goes when the network goes.
-_twins: weakref.WeakKeyDictionary[nn.Module, dict[tuple, _Twin]] = weakref.WeakKeyDictionary()
+# Several searches on one network, such as the batches of an evaluation, share its copy; it goes when the network goes.
+_copies: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], _CachedCopy]] = weakref.WeakKeyDictionary()
 
 
-def inner_network(network: nn.Module, x: Tensor, form: Form) -> nn.Module:
-    """The twin of `network` in eval mode with its present weights, for batches such as x [B, C, H, W].
+def folded_copy(network: nn.Module, x: Tensor, form: Form) -> nn.Module:
+    """Returns the folded copy of a network, or the network itself, with a warning, if it cannot be folded.
 
-    `network` itself, which warns, where it cannot be folded. What is not seen: a change of a network without trainable
-    parameters that bypasses torch's version counters, as writing to `.data` and a fused optimiser do; and another layer
-    without tensors in the place of one.
+    The copy is in eval mode and has the network's present weights. Two changes go unnoticed: one of a network without
+    trainable parameters that bypasses torch's version counters, as writing to `.data` and a fused optimizer do; and
+    the replacement of a layer without tensors by another.
+
+    Args:
+        network: Network that returns logits [B, N].
+        x: Batch [B, C, H, W]. Each image shape and device has its own copy.
+        form: Precision and layout of the copy.
+
+    Raises:
+        ValueError: The network changes its input in place, or cannot be folded and `form` needs a copy.
     """
-    known = _twins.setdefault(network, {})
+    known = _copies.setdefault(network, {})
     key = (form, tuple(x.shape[1:]), x.device, _has_hooks(network))
-    twin = known.get(key)
-    if twin is None or list(map(id, twin.tensors)) != list(map(id, _tensors(network))):
-        # What is measured and compared here holds for all callers, those under autocast and others.
+    copy = known.get(key)
+    if copy is None or list(map(id, copy.tensors)) != list(map(id, _tensors(network))):
+        # Measurements and comparisons hold for all callers, under autocast or not.
         with torch.autocast(x.device.type, enabled=False):
-            twin = known[key] = _Twin(network, x, form)
+            copy = known[key] = _CachedCopy(network, x, form)
     else:
-        twin.update()
-    return network if twin.folded is None else twin.folded
+        copy.update()
+    return network if copy.folded is None else copy.folded
 
 
 def _has_hooks(network: nn.Module) -> bool:
@@ -79,7 +88,7 @@ def _has_hooks(network: nn.Module) -> bool:
 def _fold(network: nn.Module, x: Tensor, form: Form) -> FoldedNetwork | None:
     dtype = DTYPES[form.precision]
     if _has_hooks(network):
-        _say_unfolded(network, form, "batch-norm was not folded: the network has hooks, which would not run")
+        _warn_unfolded(network, form, "batch-norm was not folded: the network has hooks, which would not run")
         return None
     images = x[:2].clone()
     _, why_not = fold(network, images if len(x) else None, dtype=dtype)
@@ -89,7 +98,7 @@ def _fold(network: nn.Module, x: Tensor, form: Form) -> FoldedNetwork | None:
             "let it make new ones"
         )
     if why_not is not None:
-        _say_unfolded(network, form, why_not)
+        _warn_unfolded(network, form, why_not)
         return None
     memory_format = FORMATS[form.layout] if form.layout != "auto" else _measured(network, x, dtype, form)
     return FoldedNetwork(network, memory_format=memory_format, dtype=dtype)
@@ -102,7 +111,8 @@ def _measured(network: nn.Module, x: Tensor, dtype: torch.dtype, form: Form) -> 
     return choose_memory_format(network, x, build, compiled=form.compiled)
 
 
-def _say_unfolded(network: nn.Module, form: Form, why: str) -> None:
+def _warn_unfolded(network: nn.Module, form: Form, why: str) -> None:
+    """Warns that a network runs unfolded, or raises ValueError if it cannot."""
     if DTYPES[form.precision] != torch.float32:
         raise ValueError(f"precision {form.precision} needs a folded network, and {why}: set it to fp32")
     if any(tensor.is_inference() for tensor in _tensors(network)):
@@ -110,7 +120,7 @@ def _say_unfolded(network: nn.Module, form: Form, why: str) -> None:
             f"{type(network).__name__} was made under torch.inference_mode, which autograd cannot follow, and {why}: "
             "make it outside of it"
         )
-    warnings.warn(f"{type(network).__name__}: {why}; the inner loop runs it as it is", stacklevel=2)
+    warnings.warn(f"{type(network).__name__}: {why}; the inner loop runs it unfolded", stacklevel=2)
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
@@ -118,7 +128,8 @@ def _tensors(network: nn.Module) -> list[Tensor]:
 
 
 def _versions(tensors: list[Tensor]) -> list[int | None]:
-    """None where torch's count cannot be relied on: it has none of an inference tensor, and fused optimisers do not
-    count, so whatever may be trained is taken to have changed.
+    """Returns version counters; None for a tensor that counts as changed.
+
+    Inference tensors have no counter, and fused optimizers do not update the counters of trainable parameters.
     """
     return [None if tensor.is_inference() or tensor.requires_grad else tensor._version for tensor in tensors]

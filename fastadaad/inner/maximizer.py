@@ -12,7 +12,7 @@ from fastadaad import methods
 from fastadaad.config import InnerConfig, Layout, Mode, Precision, PrecisionConfig, TeacherPolicy, ThreatModel
 from fastadaad.inner.caller import bare, check_devices, check_networks, device_type, usable
 from fastadaad.inner.checks import check_batch, check_first_call
-from fastadaad.inner.folded_cache import Form, inner_network
+from fastadaad.inner.folded_cache import Form, folded_copy
 from fastadaad.inner.frozen import frozen
 from fastadaad.inner.search import Search, tape_vjp, traceable_vjp
 from fastadaad.inner.start import drawing_generator, start_point
@@ -205,7 +205,7 @@ class InnerMaximizer:
         """Student and teacher of the loop: folded copies with the present weights, or the networks, frozen inside."""
         student, teacher = self.student, self.teacher_network(x_natural)
         if self.inner.student_eval:
-            student = inner_network(student, x_natural, self.form(self.precision.student))
+            student = folded_copy(student, x_natural, self.form(self.precision.student))
         with (
             frozen(*[self.teacher] if teacher is not None and teacher is self.teacher else []),
             frozen(*[student] if student is self.student else [], evaluation=self.inner.student_eval),
@@ -223,7 +223,7 @@ class InnerMaximizer:
         """
         if self.teacher is None:
             return None
-        return inner_network(self.teacher, x, self.form(self.precision.teacher))
+        return folded_copy(self.teacher, x, self.form(self.precision.teacher))
 
     def new_search(self, networks: Networks, x_natural: Tensor, labels: Tensor | None) -> Search:
         """Returns the search on `networks` from x_natural, with the objective's target computed."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastadaad.config import PrecisionConfig
-from fastadaad.inner.folded_cache import inner_network
+from fastadaad.inner.folded_cache import folded_copy
 from fastadaad.inner.frozen import frozen
 from fastadaad.inner.maximizer import InnerMaximizer, Networks
 from fastadaad.inner.search import tape_vjp
@@ -50,7 +50,7 @@ def measure(maximizer: InnerMaximizer, x_natural: Tensor, labels: Tensor | None,
     """
     student, teacher, own = maximizer.student, maximizer.teacher, maximizer.precision
     x_adv = maximizer.start_point(x_natural, torch.Generator(x_natural.device).manual_seed(seed))
-    folded = inner_network(student, x_natural, maximizer.form(own.student)), maximizer.teacher_network(x_natural)
+    folded = folded_copy(student, x_natural, maximizer.form(own.student)), maximizer.teacher_network(x_natural)
     with frozen(*[network for network in (student, teacher) if network is not None]):
         low = _gradient(maximizer, own, folded, x_natural, x_adv, labels)
         fp32 = _gradient(maximizer, PrecisionConfig(), (student, teacher), x_natural, x_adv, labels)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastadaad.methods.options import KLReduction, MethodOptions
-from fastadaad.methods.outer_batch import OuterBatch, Point, depends_on_batch
+from fastadaad.methods.outer_batch import OuterBatch, Point
+from fastadaad.runtime.batch_norm import depends_on_batch
 
 
 def kl_per_image(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

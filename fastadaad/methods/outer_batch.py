@@ -7,27 +7,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastadaad.runtime.batch_norm import depends_on_batch
 
 # Points at which a loss may evaluate the networks: x_natural, x_adv, and 2 x_natural - x_adv.
 Point = Literal["natural", "adv", "opposite"]
-
-
-def learns_statistics(network: nn.Module) -> bool:
-    """Returns True if a forward pass would change running statistics of `network`.
-
-    Third-party batch-norm classes are recognised by their running_mean.
-    """
-    return any(module.training and getattr(module, "running_mean", None) is not None for module in network.modules())
-
-
-def depends_on_batch(network: nn.Module) -> bool:
-    """Returns True if an image's logits, or running statistics, depend on the batch that the image is in."""
-    without_statistics = any(
-        isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
-        for module in network.modules()
-    )
-    return without_statistics or learns_statistics(network)
 
 
 @dataclass(frozen=True, kw_only=True)

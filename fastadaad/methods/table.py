@@ -124,7 +124,8 @@ class Method:
         Raises:
             ValueError: The method needs a teacher or labels and gets None, or the teacher is in train mode.
         """
-        from fastadaad.methods.outer_batch import OuterBatch, learns_statistics
+        from fastadaad.methods.outer_batch import OuterBatch
+        from fastadaad.runtime.batch_norm import learns_statistics
 
         self.require_teacher(teacher)
         self.require_labels(labels)

@@ -15,12 +15,13 @@ from fastadaad.inner.frozen import frozen
 from fastadaad.inner.maximizer import InnerMaximizer, InnerResult
 from fastadaad.inner.teacher_error import TeacherError, TeacherErrorMeter, adapted
 from fastadaad.methods.outer_batch import OuterBatch
+from fastadaad.runtime.batch_norm import running_statistics
 from fastadaad.runtime.compile import one_graph
 from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.runtime.precision import tensor_cores
 from fastadaad.runtime.sync_batch_norm import check_sync, synced_batch_norm
 from fastadaad.training.awp import kept_buffers, perturbed_weights
-from fastadaad.training.gradient_exchange import average_over_ranks, running_statistics
+from fastadaad.training.gradient_exchange import average_over_ranks
 from fastadaad.training.graph_step import captured_step
 from fastadaad.training.mixed_precision import check_awp, first_convolution_in_fp32, gradient_scaler, in_precision
 from fastadaad.training.nonfinite import NonFiniteCounters, UpdateGuard, check_scale, find_nonfinite

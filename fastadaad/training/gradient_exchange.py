@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastadaad.runtime.distributed import ProcessGroup
 
@@ -28,10 +28,3 @@ def average_over_ranks(process_group: ProcessGroup, num_images: int, loss: Tenso
     for tensor, mean in zip(tensors, means[1:], strict=True):
         tensor.copy_(mean.view(tensor.shape))
     return means[0].squeeze(0)
-
-
-def running_statistics(network: nn.Module) -> list[Tensor]:
-    """Lists the running means and variances of the batch-norm layers in train mode."""
-    norms = [module for module in network.modules() if module.training]
-    found = (getattr(module, name, None) for module in norms for name in ("running_mean", "running_var"))
-    return [statistics for statistics in found if statistics is not None]

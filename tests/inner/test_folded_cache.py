@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel
 from fastadaad.config import PrecisionConfig, TeacherPolicy
 from fastadaad.inner import folded_cache as inner_networks
-from fastadaad.inner.folded_cache import Form, inner_network
+from fastadaad.inner.folded_cache import Form, folded_copy
 from fastadaad.inner.folding import FoldedNetwork
 
 SETTINGS = {"epsilon": 16 / 255, "step_size": 4 / 255, "num_steps": 5}
@@ -107,13 +107,13 @@ def test_the_twin_of_a_frozen_network_is_refreshed_after_a_change_and_only_then(
     own_refresh = FoldedNetwork.refresh
     monkeypatch.setattr(FoldedNetwork, "refresh", lambda twin: refreshed.append(twin) or own_refresh(twin))
     network, (x, _) = tiny_network(1).requires_grad_(False), images_and_labels()
-    twin = inner_network(network, x, FP32)
+    twin = folded_copy(network, x, FP32)
     refreshed.clear()
-    assert inner_network(network, x, FP32) is twin
+    assert folded_copy(network, x, FP32) is twin
     assert refreshed == []
     shift(network)
-    assert inner_network(network, x, FP32) is twin
-    assert inner_network(network, x, FP32) is twin
+    assert folded_copy(network, x, FP32) is twin
+    assert folded_copy(network, x, FP32) is twin
     assert refreshed == [twin]
 
 
@@ -133,14 +133,14 @@ def test_a_student_that_a_fused_optimizer_trains_is_seen_where_no_running_statis
 
 def test_searches_share_a_twin_and_other_forms_and_shapes_have_their_own():
     network, (x, _) = tiny_network(1), images_and_labels()
-    twin = inner_network(network, x, FP32)
-    assert inner_network(network, x[:3], FP32) is twin
-    assert inner_network(network, x, Form(layout="contiguous")) is twin
+    twin = folded_copy(network, x, FP32)
+    assert folded_copy(network, x[:3], FP32) is twin
+    assert folded_copy(network, x, Form(layout="contiguous")) is twin
     others = [
-        inner_network(network, x, Form(layout="channels_last")),
-        inner_network(network, x, Form(precision="bf16", layout="contiguous")),
-        inner_network(network, torch.rand(2, 3, 12, 12), FP32),
-        inner_network(copy.deepcopy(network), x, FP32),
+        folded_copy(network, x, Form(layout="channels_last")),
+        folded_copy(network, x, Form(precision="bf16", layout="contiguous")),
+        folded_copy(network, torch.rand(2, 3, 12, 12), FP32),
+        folded_copy(copy.deepcopy(network), x, FP32),
     ]
     assert len({id(each) for each in [twin, *others]}) == 5
 
@@ -163,7 +163,7 @@ def test_nothing_is_kept_of_a_network_that_is_gone(wrap):
     x_natural, _ = images_and_labels()
     InnerMaximizer(*networks, inner=INNER)(x_natural)
     kept = [weakref.ref(network) for network in networks]
-    kept += [weakref.ref(inner_network(network, x_natural, Form())) for network in networks]
+    kept += [weakref.ref(folded_copy(network, x_natural, Form())) for network in networks]
     kept += [weakref.ref(next(network.parameters())) for network in networks]
     del networks
     gc.collect()
@@ -258,9 +258,9 @@ def test_modes_requires_grad_gradients_and_version_counters_stay(method):
 def test_a_twin_stays_in_eval_mode_and_has_no_parameters_whatever_the_student_is_in():
     student = tiny_network(1)
     x, _ = images_and_labels()
-    twin = inner_network(student, x, FP32)
+    twin = folded_copy(student, x, FP32)
     student.train()
-    assert inner_network(student, x, FP32) is twin
+    assert folded_copy(student, x, FP32) is twin
     assert not any(module.training for module in twin.modules())
     assert list(twin.parameters()) == []
 
@@ -290,8 +290,8 @@ def test_layout_auto_is_the_remembered_one_and_asked_for_once(monkeypatch, remem
     monkeypatch.setattr(inner_networks, "choose_memory_format", choose)
     network, (x, _) = tiny_network(1), images_and_labels()
     form = Form(compiled=True)
-    twin = inner_network(network, x, form)
-    assert inner_network(network, x, form) is twin
+    twin = folded_copy(network, x, form)
+    assert folded_copy(network, x, form) is twin
     assert twin.memory_format == remembered
     weight = next(buffer for buffer in twin.buffers() if buffer.dim() == 4)
     assert weight.is_contiguous(memory_format=remembered)
@@ -301,7 +301,7 @@ def test_layout_auto_is_the_remembered_one_and_asked_for_once(monkeypatch, remem
 def test_a_layout_that_is_given_is_not_measured(monkeypatch):
     monkeypatch.setattr(inner_networks, "choose_memory_format", lambda *_, **__: pytest.fail("measured"))
     x, _ = images_and_labels()
-    assert inner_network(tiny_network(1), x, Form(layout="channels_last")).memory_format == torch.channels_last
+    assert folded_copy(tiny_network(1), x, Form(layout="channels_last")).memory_format == torch.channels_last
 
 
 def test_a_training_step_folds_neither_network_again(monkeypatch):

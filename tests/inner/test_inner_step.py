@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, methods
 from fastadaad.config import TeacherPolicy
-from fastadaad.inner.folded_cache import Form, inner_network
+from fastadaad.inner.folded_cache import Form, folded_copy
 from fastadaad.inner.search import tape_vjp, traceable_vjp
 from fastadaad.inner.teacher_policies import POLICIES
 from fastadaad.methods.objectives import KL_TO_TEACHER
@@ -28,7 +28,7 @@ REFRESHED = TeacherPolicy(kind="refreshed", every=2)
 
 def folded(*networks: nn.Module) -> tuple[nn.Module, ...]:
     x, _ = images_and_labels()
-    return tuple(inner_network(network, x, Form(layout="contiguous")) for network in networks)
+    return tuple(folded_copy(network, x, Form(layout="contiguous")) for network in networks)
 
 
 @pytest.fixture(autouse=True)

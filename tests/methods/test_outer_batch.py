@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from fastadaad import methods
-from fastadaad.methods.outer_batch import OuterBatch, depends_on_batch
+from fastadaad.methods.outer_batch import OuterBatch
+from fastadaad.runtime.batch_norm import depends_on_batch
 
 X_NATURAL, LABELS = images_and_labels(batch_size=4)
 X_ADV = (X_NATURAL + 0.1 * torch.randn(X_NATURAL.shape, generator=torch.Generator().manual_seed(5))).clamp(0, 1)

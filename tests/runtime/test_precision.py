@@ -14,7 +14,7 @@ from torch import Tensor
 from fastadaad import InnerConfig, InnerMaximizer, ThreatModel
 from fastadaad.config import PrecisionConfig, TeacherPolicy
 from fastadaad.inner import maximizer as inner_maximization
-from fastadaad.inner.folded_cache import Form, inner_network
+from fastadaad.inner.folded_cache import Form, folded_copy
 from fastadaad.inner.search import tape_vjp, traceable_vjp
 from fastadaad.methods.objectives import KL_TO_TEACHER, kl_of_both
 from fastadaad.runtime.precision import FP16_GRADIENT_SCALE, gradient_scale, tensor_cores
@@ -30,7 +30,7 @@ def grad_x(precision: str, scale: float, networks=None, vjp=tape_vjp, objective=
     """The pixel gradient of the objective with both networks in this precision."""
     networks = networks or student_and_teacher()
     x, _ = images_and_labels(32)
-    folded = [inner_network(network, x, Form(precision=precision, layout="contiguous")) for network in networks]
+    folded = [folded_copy(network, x, Form(precision=precision, layout="contiguous")) for network in networks]
     return pixel_gradient(vjp, folded, objective, x, gradient_scale=scale)
 
 
