@@ -42,7 +42,7 @@ def require_choice(name: str, value: object, choices: Any) -> None:
 
 
 def parse_pixels(text: str | float) -> float:
-    """Converts a radius or step size as people write it, `"8/255"` or `"0.031"`, to a number.
+    """Converts a radius or step size such as `"8/255"` or `"0.031"` to a number.
 
     Raises:
         ValueError: `text` is neither a decimal nor a fraction of two decimals.
