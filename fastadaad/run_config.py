@@ -25,7 +25,7 @@ from fastadaad.evaluation.attack_names import check_attack_name
 
 ScheduleName = Literal["constant", "piecewise", "cosine", "one-cycle"]
 OptimizerName = Literal["sgd", "lars", "lamb"]
-OptimizerBackend = Literal["auto", "foreach", "apex"]
+OptimizerBackend = Literal["auto", "foreach"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class OptimConfig:
     but not that of biases and batch-norm: it needs learning rates of about 1 and more, with a warm-up.
     """
     optimizer_backend: OptimizerBackend = "auto"
-    """Implementation of sgd and lamb. auto: torch's fused SGD; foreach: torch's foreach SGD; apex: NVIDIA apex."""
+    """Implementation of sgd. auto: torch's fused SGD if it supports all parameters; foreach: torch's foreach SGD."""
     learning_rate: float = 0.1
     """Learning rate after the warm-up, before the schedule lowers it."""
     base_batch_size: int | None = None
@@ -161,10 +161,6 @@ class OptimConfig:
         require(self.epochs >= 1, f"epochs is {self.epochs}: it must be 1 or more")
         require_choice("optimizer", self.optimizer, OptimizerName)
         require_choice("optimizer_backend", self.optimizer_backend, OptimizerBackend)
-        require(
-            self.optimizer != "lars" or self.optimizer_backend != "apex",
-            "NVIDIA's apex has no LARS of this kind: set optim.optimizer_backend=auto",
-        )
         require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}: it must be positive")
         require(0 <= self.momentum < 1, f"momentum is {self.momentum}: it must lie in [0, 1)")
         require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}: it must be 0 or more")

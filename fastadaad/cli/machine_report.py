@@ -14,7 +14,6 @@ from fastadaad.inner import layout
 from fastadaad.runtime.compile import compile_cache
 from fastadaad.runtime.version import version
 from fastadaad.training import self_check
-from fastadaad.training.optimizers import apex_status
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "scikit-learn", "safetensors", "tensorboard", "matplotlib")
 
@@ -65,7 +64,6 @@ def print_report(console: Console) -> None:
         table.add_row(package, version(package))
     table.add_row("device", _devices())
     table.add_row("NVIDIA DALI", escape(dali_status()))  # [dali] is no markup
-    table.add_row("NVIDIA apex", apex_status())
     table.add_row("compile cache", compile_cache_status())
     console.print(table)
     for table in (_ops_table(), _self_check_table(result), _layout_table()):

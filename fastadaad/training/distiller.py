@@ -291,7 +291,7 @@ class Distiller:
             The loss, a scalar without gradient, and the result of find_nonfinite.
         """
         torch.clear_autocast_cache()  # the caller's cache may hold the weights before their perturbation
-        self.optimizer.zero_grad()  # set_to_none stays at its default, as apex's optimisers lack the argument
+        self.optimizer.zero_grad()
         num_images = sum(len(batch.x_natural) for batch in batches)
         losses, logits = [], []
         with (

@@ -1,9 +1,6 @@
 """Optimiser of a run; LARS and LAMB for large batches."""
 
-import importlib.util
-import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +11,10 @@ from fastadaad.run_config import OptimConfig
 
 
 def make_optimizer(network: nn.Module, optim: OptimConfig) -> Optimizer:
-    """Builds the optimiser that `optim` names, for the parameters of `network`; the schedule sets its learning rate.
-
-    Raises:
-        ValueError: optimizer_backend is apex, and NVIDIA's apex is not installed or the network is not on CUDA.
-    """
+    """Builds the optimiser that `optim` names, for the parameters of `network`; the schedule sets its learning rate."""
     parameters = list(network.parameters())
-    if optim.optimizer_backend == "apex":
-        optimizer = _apex_optimizer(parameters, optim, parameters[0].device.type)
-    elif optim.optimizer == "sgd":
+    optimizer: Optimizer
+    if optim.optimizer == "sgd":
         optimizer = torch.optim.SGD(parameters, **_sgd_arguments(optim), **_kernels(parameters, optim))
     else:
         optimizer = {"lars": LARS, "lamb": LAMB}[optim.optimizer](parameters, **_layerwise_arguments(optim))
@@ -49,45 +41,6 @@ def _kernels(parameters: list[nn.Parameter], optim: OptimConfig) -> dict[str, bo
         parameter.device.type in ("cuda", "cpu") and parameter.is_floating_point() for parameter in parameters
     )
     return {"fused": True} if fused else {"foreach": True}
-
-
-def _apex_optimizer(parameters: list[nn.Parameter], optim: OptimConfig, device_type: str) -> Optimizer:
-    status = apex_status()
-    if status != "found":
-        raise ValueError(f"optim.optimizer_backend is apex, but {status}; or set optim.optimizer_backend=auto")
-    if device_type != "cuda":
-        raise ValueError("NVIDIA's apex trains on CUDA only: set optim.optimizer_backend=auto")
-    from apex.optimizers import FusedLAMB, FusedSGD
-
-    if optim.optimizer == "sgd":
-        return FusedSGD(parameters, **_sgd_arguments(optim))
-    return FusedLAMB(
-        _with_and_without_decay(parameters, optim.weight_decay),
-        lr=optim.learning_rate,
-        betas=(optim.momentum, LAMB_BETA2),
-        eps=LAMB_EPS,
-        # Gradients are not clipped, as in LAMB below and its paper; apex would clip their norm to 1.
-        max_grad_norm=math.inf,
-    )
-
-
-def apex_status() -> str:
-    """Returns `found` if NVIDIA apex is installed, otherwise the remedy; PyPI's `apex` is an unrelated web toolkit."""
-    spec = importlib.util.find_spec("apex")
-    if spec is None:
-        return "missing (optional): build it from NVIDIA's source; PyPI's apex is something else"
-    # Looked up on disk: find_spec("apex.optimizers") would import apex, and importing the unrelated one fails.
-    if not any(Path(folder, "optimizers").is_dir() for folder in spec.submodule_search_locations or ()):
-        return "this apex is not NVIDIA's but an unrelated package: pip uninstall apex"
-    return "found"
-
-
-def _with_and_without_decay(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Returns two parameter groups; apex does not adapt the one without decay, of biases and batch-norm."""
-    return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
 
 
 def _match_layouts(optimizer: Optimizer) -> None:

@@ -18,7 +18,7 @@ def site(tmp_path, monkeypatch):
     """Puts an empty folder first on the import path, and forgets its modules after the test."""
 
     def planted() -> list[str]:
-        return [name for name in sys.modules if name.partition(".")[0] in ("apex", "nvidia")]
+        return [name for name in sys.modules if name.partition(".")[0] == "nvidia"]
 
     for name in planted():  # torch has imported some of NVIDIA's; monkeypatch restores them
         monkeypatch.delitem(sys.modules, name)
@@ -32,26 +32,6 @@ def plant(site, path: str, content: str = "") -> None:
     (site / path).parent.mkdir(parents=True, exist_ok=True)
     (site / path).write_text(content)
     importlib.invalidate_caches()
-
-
-def test_nvidias_apex_is_found(site):
-    plant(site, "apex/__init__.py")
-    plant(site, "apex/optimizers/__init__.py")
-    assert doctor.apex_status() == "found"
-
-
-@pytest.mark.parametrize("path", ["apex/__init__.py", "apex.py"])
-def test_an_unrelated_apex_is_named_without_importing_it(site, path):
-    plant(site, path, "raise ImportError('cannot import name UnencryptedCookieSessionFactoryConfig')")
-    status = doctor.apex_status()
-    assert "not NVIDIA's" in status
-    assert "pip uninstall apex" in status
-
-
-def test_a_missing_apex_comes_with_a_warning_about_its_name(site):
-    status = doctor.apex_status()
-    assert status.startswith("missing (optional)")
-    assert "PyPI's apex is something else" in status
 
 
 def test_nvidias_dali_is_found(site):

@@ -1,10 +1,8 @@
-"""Optimisers: LARS and LAMB against their papers in float64, torch's SGD in both implementations, NVIDIA's apex."""
+"""Optimisers: LARS and LAMB against their papers in float64, and torch's SGD in both implementations."""
 
 import copy
 import csv
 import math
-import sys
-import types
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from torch import Tensor, nn
 
 from bench.host_sync import HostSyncWatch
 from fastadaad.run_config import OptimConfig
-from fastadaad.training import optimizers
 from fastadaad.training.optimizers import LAMB, LARS, make_optimizer
 from fastadaad.training.trainer import Trainer
 
@@ -189,57 +186,6 @@ def test_a_run_gets_the_optimiser_that_it_names(name, optimizer_class):
         0.7,
         0.01,
     )
-
-
-@pytest.mark.parametrize("status", ["missing (optional): build it from source", "this apex is not NVIDIA's"])
-def test_a_missing_apex_or_an_unrelated_package_is_refused(monkeypatch, status):
-    monkeypatch.setattr(optimizers, "apex_status", lambda: status)
-    with pytest.raises(ValueError, match=r"apex.*optimizer_backend=auto") as caught:
-        make_optimizer(tiny_network(1), optim_config(optimizer_backend="apex"))
-    assert status in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_apex_on_the_cpu_is_refused(monkeypatch):
-    monkeypatch.setattr(optimizers, "apex_status", lambda: "found")
-    with pytest.raises(ValueError, match=r"CUDA only.*optimizer_backend=auto"):
-        make_optimizer(tiny_network(1), optim_config(optimizer_backend="apex"))
-
-
-def test_apex_gets_the_settings_of_the_run(monkeypatch):
-    """Uses stand-ins with the signatures of NVIDIA's classes, which need a GPU."""
-    given = {}
-
-    class FusedSGD(torch.optim.SGD):
-        def __init__(self, params, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):
-            given.update(lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
-            super().__init__(params, lr)
-
-    class FusedLAMB(torch.optim.SGD):
-        def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, max_grad_norm=1.0):
-            given.update(lr=lr, betas=betas, max_grad_norm=max_grad_norm)
-            given["groups"] = [(len(group["params"]), group["weight_decay"]) for group in params]
-            super().__init__(params, lr)
-
-    module = types.ModuleType("apex.optimizers")
-    module.FusedSGD, module.FusedLAMB = FusedSGD, FusedLAMB
-    monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
-    monkeypatch.setitem(sys.modules, "apex.optimizers", module)
-    monkeypatch.setattr(optimizers, "apex_status", lambda: "found")
-    network = tiny_network(1)
-    weights = list(network.parameters())
-    optimizers._apex_optimizer(weights, optim_config(optimizer_backend="apex", nesterov=True), device_type="cuda")
-    assert given == {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
-    given.clear()
-    lamb = optim_config(optimizer_backend="apex", optimizer="lamb")
-    optimizers._apex_optimizer(weights, lamb, device_type="cuda")
-    # Two convolutions and the linear layer's weight; two batch-norms' four vectors and a bias.
-    assert given == {
-        "lr": 0.1,
-        "betas": (0.9, 0.999),
-        "max_grad_norm": math.inf,
-        "groups": [(3, 5e-4), (5, 0.0)],
-    }
 
 
 @pytest.mark.parametrize(("name", "rate"), [("sgd", 0.1), ("lars", 1.0), ("lamb", 0.01)])
