@@ -1,10 +1,7 @@
-"""What another program may bring along: wrappers around its networks, inference tensors, tensors on several devices."""
+"""Input of other programs: wrapped networks, inference tensors, tensors on several devices."""
 
-import sys
-from collections.abc import Callable
 from itertools import chain
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
@@ -13,48 +10,40 @@ from fastadaad.ops import checks
 
 
 def bare(network: nn.Module) -> nn.Module:
-    """The network inside the wrappers of torch.compile, DistributedDataParallel and DataParallel.
+    """Returns the network inside the wrappers of torch.compile, DistributedDataParallel and DataParallel.
 
-    The inner loop needs none of them: it trains no weights, so there is nothing to synchronise, and it compiles itself.
+    The inner loop needs no wrapper: it trains no weights, so there is nothing to synchronise, and it compiles itself.
     """
     if isinstance(network, DataParallel | DistributedDataParallel):
         return bare(network.module)
-    # torch.compile's wrapper by its attribute, as importing its class takes a second.
+    # torch.compile's wrapper is recognised by its attribute, as importing its class takes a second.
     compiled = getattr(network, "_orig_mod", None)
     return network if compiled is None else bare(compiled)
 
 
-def uncompiled(function: Callable) -> Callable:
-    """`function` as it stands, where the caller has put what calls it under torch.compile.
-
-    What is compiled on purpose inside stays compiled. Traced by torch.compile, student and teacher get the same twin.
-    """
-    # Where it is not imported nothing is compiled. To import it takes a second, and sets an environment variable.
-    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
-
-
 def usable(tensor: Tensor) -> Tensor:
-    """`tensor`, or a copy where it was made in inference mode and autograd would refuse to keep it."""
+    """Returns `tensor`, or a copy of an inference tensor, which autograd would refuse to save."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def check_networks(student: nn.Module, teacher: nn.Module | None) -> None:
-    """Raises ValueError for a function or anything else in the place of a network."""
+    """Raises ValueError if a network is not a torch.nn.Module; the teacher may be None."""
     for name, network in {"student": student, "teacher": teacher}.items():
         if not isinstance(network, nn.Module) and not (name == "teacher" and network is None):
             raise ValueError(f"{name} is a {type(network).__name__}: give a torch.nn.Module")
 
 
 def device_type(network: nn.Module) -> str:
-    """Of the device that `network` is on; cpu where nothing in it is on one."""
+    """Returns the type of the network's device; cpu for a network without tensors."""
     tensor = _first_tensor(network)
     return "cpu" if tensor is None else tensor.device.type
 
 
 def check_devices(student: nn.Module, teacher: nn.Module | None, x_natural: Tensor, labels: Tensor | None) -> None:
-    """Nothing is moved by itself. Raises ValueError where two of the four are on different devices, and names both.
+    """Checks that networks and batch are on one device; nothing is moved.
 
-    Also where all of them are on meta.
+    Raises:
+        ValueError: Two of the four are on different devices, which the message names, or all are on meta.
     """
     others = {"the student": _first_tensor(student), "the teacher": _first_tensor(teacher), "labels": labels}
     for name, tensor in others.items():
@@ -65,12 +54,16 @@ def check_devices(student: nn.Module, teacher: nn.Module | None, x_natural: Tens
 
 
 def _first_tensor(network: nn.Module | None) -> Tensor | None:
-    """None: there is no network, or nothing in it that is on a device."""
+    """Returns the first parameter or buffer; None without a network, or for one without tensors."""
     return None if network is None else next(chain(network.parameters(), network.buffers()), None)
 
 
 def check_trainable(student: nn.Module, teacher: nn.Module | None, optimizer: Optimizer) -> None:
-    """Raises ValueError where no update can reach a parameter of `student`, or where one would reach the teacher."""
+    """Checks that the updates of `optimizer` train the student and no parameter of the teacher.
+
+    Raises:
+        ValueError: No update reaches a parameter of the student, or an update would change the teacher.
+    """
     trained = {parameter for parameter in student.parameters() if parameter.requires_grad}
     if not trained:
         raise ValueError("no parameter of the student requires a gradient: call student.requires_grad_(True)")

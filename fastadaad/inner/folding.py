@@ -1,7 +1,7 @@
-"""The frozen twin of a network, which the inner loop and the attacks ask thousands of times.
+"""Folded copy of a frozen network, for the inner loop and the attacks, which evaluate it thousands of times.
 
-Batch-norm in eval mode is a scale and a shift per channel. Where it follows a convolution both go into that
-convolution's weight and bias; elsewhere they stay as one multiply-add. torch.fx tells which is which.
+Batch-norm in eval mode is a scale and a shift per channel. After a convolution both go into the convolution's weight
+and bias; otherwise they stay as one multiply-add. torch.fx finds out which layer follows which.
 """
 
 import copy
@@ -16,29 +16,36 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# How far a twin's logits may be from the network's own, in units of their largest: rounding, not another function.
-# On CUDA fp32 gets fp16's, since convolutions multiply in TF32 there, whose mantissa is as long.
+# Error of the copy's logits that counts as rounding, relative to the largest logit of the network. On CUDA fp32 has the
+# tolerance of fp16, since convolutions multiply in TF32 there, whose mantissa is as long.
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
-# How a network asks for the shape of a convolution's output, which is that of the batch-norm's after it.
+# Attributes and methods that read the shape of a convolution's output. The batch-norm after it has the same shape.
 SHAPES = ("shape", "ndim", "size", "dim")
 
-
-# Numbers in a patch, up to which a convolution on the CPU is a matrix product: 3x3 pixels of three channels.
+# Largest patch, in numbers, for which a convolution on the CPU becomes a matrix product: 3x3 pixels of three channels.
 MAX_PATCH = 27
 
 
 class FoldedNetwork(nn.Module):
-    """A frozen twin of a network in eval mode: batch-norm folded into the convolution before it, own layout and dtype.
+    """Frozen copy of a network in eval mode, with batch-norm folded into the convolution before it.
 
-    x fp32 [B, C, H, W] in any layout -> logits fp32 [B, N]. The twin has no parameters; its buffers are filled from the
-    network's tensors here and at each `refresh()`. The network must keep these tensors and change them in place, as
-    optimisers and load_state_dict do. In fp16 and bf16, all up to the first convolution with its batch-norm is fp32.
-    Raises what torch.fx raises for a network that it cannot trace.
+    Maps x fp32 [B, C, H, W] in any layout to logits fp32 [B, N]. The copy has no parameters; its buffers are filled
+    from the network's tensors here and at each `refresh()`. The network must keep these tensors and change them in
+    place, as optimizers and load_state_dict do. In fp16 and bf16, all layers up to the first convolution with its
+    batch-norm stay in fp32.
+
+    Args:
+        network: Network to copy, in any mode.
+        memory_format: Layout of the convolutions.
+        dtype: Arithmetic of the copy.
+
+    Raises:
+        Exception: torch.fx cannot trace the network; the type is torch.fx's or that of the network's own code.
     """
 
     unfolded: tuple[str, ...]
-    """The batch-norm layers that no convolution took; each is a scale and a shift."""
+    """Names of the batch-norm layers without a convolution to fold into; each is a scale and a shift."""
 
     def __init__(
         self,
@@ -49,7 +56,7 @@ class FoldedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.memory_format = memory_format
-        # The outer module gives the network's forward one argument, so that optional ones have their defaults.
+        # The outer module passes one argument to the network's forward, so that optional arguments have their defaults.
         tracer = _Tracer()
         graph = tracer.trace(nn.Sequential(_in_eval_mode(network)))
         norms = _take_out_batch_norms(graph, tracer.root)
@@ -81,7 +88,7 @@ class FoldedNetwork(nn.Module):
         return self.body(x.contiguous(memory_format=self.memory_format))
 
     def refresh(self) -> None:
-        """Fill the buffers, where they are, with the network's present weights and running statistics."""
+        """Fills the buffers in place with the network's present weights and running statistics."""
         self._refresh()
 
 
@@ -92,28 +99,36 @@ def fold(
     memory_format: torch.memory_format = torch.contiguous_format,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[nn.Module, str | None]:
-    """The twin of `network` and None; or `network` itself and, in one line, why it was not folded.
+    """Folds a network, if torch.fx can trace it.
 
-    With x [B, C, H, W] the logits of both are compared: torch.fx traces some networks wrongly.
+    Args:
+        network: Network in any mode; its modes and tensors stay unchanged.
+        x: Batch [B, C, H, W] on which the logits of copy and network are compared, as torch.fx traces some networks
+            wrongly; None: no comparison.
+        memory_format: Layout of the convolutions.
+        dtype: Arithmetic of the copy.
+
+    Returns:
+        The folded copy and None, or `network` itself and the reason in one line.
     """
     try:
-        twin = FoldedNetwork(network, memory_format=memory_format, dtype=dtype)
+        folded = FoldedNetwork(network, memory_format=memory_format, dtype=dtype)
         if x is not None:
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-                logits, expected = twin(x), _in_eval_mode(network)(x)
+                logits, expected = folded(x), _in_eval_mode(network)(x)
             tolerance = TOLERANCE[torch.float16 if x.is_cuda and dtype == torch.float32 else dtype]
             if not torch.allclose(logits, expected, rtol=0, atol=tolerance * expected.abs().max().item()):
                 return network, "batch-norm was not folded: the folded network has other outputs"
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         return network, f"batch-norm was not folded: {' '.join(str(error).split())[:200]}"
-    return twin, None
+    return folded, None
 
 
 class _Refresh:
-    """Writes a network's tensors into the buffers of its twin: one pass over the parameters, by lists."""
+    """Writes a network's tensors into the buffers of its folded copy: one pass over the parameters, by lists."""
 
     def __init__(self, norms: "list[_Norm]", buffers: dict[str, Tensor]) -> None:
-        """`norms` has those that are folded first."""
+        """Takes the batch-norms of the graph, the folded ones first, and the buffers by name."""
         self.conv_weights = [norm.conv_weight for norm in norms if norm.conv_weight is not None]
         num_folded = len(self.conv_weights)
         self.folded_weights = [buffers[norm.scale_target] for norm in norms[:num_folded]]
@@ -125,17 +140,17 @@ class _Refresh:
         self.filled += [buffers[norm.shift_target] for norm in norms]
 
     def copied(self, source: Any, buffer: Callable[[Tensor], Tensor]) -> Any:
-        """A tensor or module with buffers in the place of its tensors, which are copied as they are."""
+        """Returns a copy of a tensor or module with buffers in place of its tensors, which are copied unchanged."""
         tensors = [source] if isinstance(source, Tensor) else [*source.parameters(), *source.buffers()]
         buffers = [buffer(tensor) for tensor in tensors]
         self.plain += tensors
         self.filled += buffers
-        # The copy meets the buffers wherever it would copy the tensors.
-        twin = copy.deepcopy(source, {id(tensor): buffer for tensor, buffer in zip(tensors, buffers, strict=True)})
-        for module in twin.modules() if isinstance(twin, nn.Module) else ():
+        # By this memo, deepcopy takes the buffers wherever it would copy the tensors.
+        result = copy.deepcopy(source, {id(tensor): buffer for tensor, buffer in zip(tensors, buffers, strict=True)})
+        for module in result.modules() if isinstance(result, nn.Module) else ():
             module._buffers.update(module._parameters)
             module._parameters.clear()
-        return twin
+        return result
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -147,7 +162,7 @@ class _Refresh:
             torch._foreach_copy_(self.filled, [*scales[num_folded:], *shifts, *self.plain])
 
     def _scales_and_shifts(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """gamma / sqrt(var + eps) and beta - (mean - conv_bias) * scale, per channel, for each batch-norm."""
+        """Returns gamma / sqrt(var + eps) and beta - (mean - conv_bias) * scale [C] of each batch-norm."""
         scales = torch._foreach_add(self.var, self.eps)
         torch._foreach_rsqrt_(scales)
         torch._foreach_mul_(scales, self.gamma)
@@ -155,20 +170,20 @@ class _Refresh:
         return scales, torch._foreach_addcmul(self.beta, centres, scales, value=-1.0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Refresh":
-        """With the copied twin's buffers and the same network."""
-        twin = copy.copy(self)
-        twin.folded_weights, twin.filled = copy.deepcopy((self.folded_weights, self.filled), memo)
-        return twin
+        """Returns a refresh of the copied buffers from the same network."""
+        result = copy.copy(self)
+        result.folded_weights, result.filled = copy.deepcopy((self.folded_weights, self.filled), memo)
+        return result
 
 
 def _in_eval_mode(network: nn.Module) -> nn.Module:
-    """A copy in eval mode that shares the network's tensors; the network's own modes stay as they are."""
+    """Returns a copy in eval mode that shares the network's tensors; the modes of the network stay unchanged."""
     tensors: dict[int, Any] = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
     return copy.deepcopy(network, tensors).eval()
 
 
 class _Tracer(fx.Tracer):
-    """Traces convolutions, linear layers and batch-norm to functions of their tensors; other torch.nn layers stay."""
+    """Traces convolutions, linear layers and batch-norm to functions of their tensors; keeps other torch.nn layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Conv2d | nn.Linear)
@@ -176,14 +191,14 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict) -> Any:
         if not (isinstance(m, _BatchNorm) and self.is_leaf_module(m, "")):
             return super().call_module(m, forward, args, kwargs)
-        by_batch = m.running_mean is None  # it keeps no statistics, and takes the batch's in eval mode too
+        by_batch = m.running_mean is None  # without running statistics it uses the batch's in eval mode too
         (x,) = (*args, *kwargs.values())
         return F.batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias, by_batch, 0.0, m.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Norm:
-    """A batch-norm of the graph: the network's tensors, constants where it has none, and the buffers they make."""
+    """A batch-norm of the graph: the network's tensors, or constants for missing ones, and the names of its buffers."""
 
     name: str
     mean: Tensor
@@ -192,27 +207,28 @@ class _Norm:
     beta: Tensor
     eps: float
     conv_weight: Tensor | None
-    """None where no convolution takes the batch-norm."""
+    """Weight of the convolution that the batch-norm is folded into; None: there is no such convolution."""
     conv_bias: Tensor
     scale_target: str
-    """Of the scale, or of the folded weight."""
+    """Name of the scale's buffer, or of the folded weight's."""
     shift_target: str
+    """Name of the shift's buffer, or of the folded bias's."""
 
     def shapes_of_buffers(self) -> tuple[tuple[str, Tensor], ...]:
-        """The two buffers' names, each with a tensor of its shape."""
+        """Returns the names of both buffers, each with a tensor of its shape."""
         scaled = self.var if self.conv_weight is None else self.conv_weight
         return (self.scale_target, scaled), (self.shift_target, self.var)
 
 
 def _take_out_batch_norms(graph: fx.Graph, root: nn.Module) -> list[_Norm]:
-    """Turn the batch-norms of `graph` into folded convolutions and multiply-adds; returned, those folded first.
+    """Turns the batch-norms of `graph` into folded convolutions and multiply-adds, and returns them, folded ones first.
 
-    Each call of a convolution gets its own folded weight, so that one which is called twice is right both times.
+    Each call of a convolution gets its own folded weight, so that a convolution may be called before two batch-norms.
     """
     norms, convolutions = [], set(_convolutions(graph))
     for node in [node for node in graph.nodes if _has_fixed_statistics(node)]:
         before = node.args[0]
-        others = [user for user in before.users if user is not node and not _asks_for_shape(user)]
+        others = [user for user in before.users if user is not node and not _reads_shape(user)]
         conv = before if before in convolutions and not others else None
         convolutions.discard(conv)  # one batch-norm each
         norm = _norm(node, conv, root)
@@ -230,12 +246,12 @@ def _take_out_batch_norms(graph: fx.Graph, root: nn.Module) -> list[_Norm]:
     return sorted(norms, key=lambda norm: norm.conv_weight is None)
 
 
-def _asks_for_shape(node: Any) -> bool:
+def _reads_shape(node: Any) -> bool:
     return (node.target is getattr and node.args[1] in SHAPES) or (node.op == "call_method" and node.target in SHAPES)
 
 
 def _has_fixed_statistics(node: Any) -> bool:
-    """Whether the node is a batch-norm in eval mode whose statistics are tensors of the network."""
+    """Returns True for a batch-norm in eval mode whose statistics are tensors of the network."""
     return node.target is F.batch_norm and not node.kwargs["training"] and _is_tensor(node.args[1])
 
 
@@ -244,7 +260,7 @@ def _is_tensor(argument: Any) -> bool:
 
 
 def _convolutions(graph: fx.Graph) -> list[Any]:
-    """The calls conv2d(x, weight, bias, ...) whose weight, and bias if any, are tensors of the network."""
+    """Returns the calls conv2d(x, weight, bias, ...) whose weight, and bias if any, are tensors of the network."""
     return [
         node
         for node in graph.nodes
@@ -288,9 +304,9 @@ def _scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def _multiply_patches(graph: fx.Graph, attributes: dict[str, Any], memory_format: torch.memory_format) -> None:
-    """On the CPU, turn convolutions of a few pixels of a few channels into products of their patches with the weight.
+    """Turns convolutions on the CPU with small patches (see MAX_PATCH) into products of the patches with the weight.
 
-    oneDNN is slow at them; bench/results/measures.csv has what the product gains.
+    oneDNN is slow at such convolutions; bench/results/measures.csv has the gain of the product.
     """
     for node in _convolutions(graph):
         weight, others = attributes[node.args[1].target], node.args[3:]  # stride, padding, dilation, groups
@@ -308,7 +324,19 @@ def patches_times_weight(
     padding: tuple[int, int],
     memory_format: torch.memory_format,
 ) -> Tensor:
-    """conv2d(x, weight, bias, stride, padding) for x [B, C, H, W]."""
+    """Computes conv2d(x, weight, bias, stride, padding) as a matrix product.
+
+    Args:
+        x: Input [B, C, H, W].
+        weight: Weight [K, C, h, w].
+        bias: Bias [K], or None.
+        stride: Steps in both directions.
+        padding: Zeros on both sides in both directions.
+        memory_format: Layout of the result.
+
+    Returns:
+        The output [B, K, H', W'].
+    """
     height, width = (
         (size + 2 * pad - kernel) // step + 1
         for size, kernel, step, pad in zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
@@ -321,7 +349,10 @@ def patches_times_weight(
 
 
 def _keep_first_layer_in_fp32(graph: fx.Graph, dtype: torch.dtype) -> set[str]:
-    """Cast to `dtype` behind the first convolution, and to fp32 at the output; the names of what must stay fp32."""
+    """Adds casts to `dtype` behind the first convolution and to fp32 at the output.
+
+    Returns the names of the tensors and modules that must stay in fp32.
+    """
     first = next((node for node in graph.nodes if node.target in (F.conv2d, F.linear)), next(iter(graph.nodes)))
     head = _with_ancestors(first)
     names = {str(node.target) for node in head if node.op in ("get_attr", "call_module")}
@@ -350,5 +381,5 @@ def _with_ancestors(node: fx.Node) -> set[fx.Node]:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """`value` in `dtype` where it has floating point: a graph holds shapes and integers too."""
+    """Casts a floating-point tensor; other values of a graph, such as shapes and integers, stay unchanged."""
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,4 +1,4 @@
-"""Contiguous or channels-last: measured once per machine, network and batch, then remembered."""
+"""Memory layout of a network, contiguous or channels-last: measured once per machine, network and batch shape."""
 
 import hashlib
 import time
@@ -14,12 +14,12 @@ from fastadaad.runtime import machine_cache
 SECTION = "layout"
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
-# How much longer a contiguous network takes once it is compiled, relative to a channels-last one: Inductor hands such
-# convolutions to oneDNN with a conversion around each. On two cores of a Zen 4, ResNet-18 with WideResNet-16-4 was 0.91
-# to 1.02 times as fast contiguous as channels-last in eager, and 0.86 times compiled.
+# Extra time of a compiled contiguous network, relative to a channels-last one: Inductor hands contiguous convolutions
+# to oneDNN with a conversion around each. On two cores of a Zen 4, ResNet-18 with WideResNet-16-4 was 0.91 to 1.02
+# times as fast contiguous as channels-last in eager mode, and 0.86 times as fast compiled.
 COMPILED_HANDICAP = 1.2
 
-# Seconds after which no further round is timed, and rounds at most.
+# Seconds after which no further round is timed, and maximum number of rounds.
 BUDGET_S = 1.5
 MAX_ROUNDS = 9
 
@@ -34,13 +34,18 @@ def choose_memory_format(
     compiled: bool = False,
     clock: Clock = time.perf_counter,
 ) -> torch.memory_format:
-    """The layout in which the frozen network's forward and pixel gradient at a batch shaped as x take less time.
+    """Returns the layout in which forward and pixel gradient of a frozen network take less time.
 
-    key_network: what the choice is remembered under, by its class and the names, shapes and dtypes of its state, with
-    the machine and the shape and dtype of x [B, C, H, W]. build(memory_format): a network to be timed, a new one at
-    each call, on x's device; it gets random contiguous pixels. compiled: the network is going to be compiled; it is
-    timed as it stands all the same, and contiguous has to be faster by COMPILED_HANDICAP. clock: seconds. A network
-    without 2-d convolutions stays contiguous.
+    The choice is cached by machine, network, and shape and dtype of x. A network without 2-d convolutions stays
+    contiguous.
+
+    Args:
+        key_network: Network that identifies the choice, by its class and the names, shapes and dtypes of its state.
+        x: Batch [B, C, H, W]; only its shape, dtype and device count. The timed pixels are random and contiguous.
+        build: memory_format -> the network to time, a new one at each call, on the device of x.
+        compiled: The network is going to be compiled. It is timed in eager mode, and contiguous must be faster by
+            COMPILED_HANDICAP.
+        clock: Returns seconds.
     """
     if x.dim() != 4 or not any(isinstance(module, nn.Conv2d) for module in key_network.modules()):
         return torch.contiguous_format
@@ -53,12 +58,12 @@ def choose_memory_format(
 
 
 def remembered_choices() -> list[machine_cache.Entry]:
-    """Every choice made on any machine that shares the cache folder, with the milliseconds it rests on."""
+    """Returns the choices of all machines that share the cache folder, each with its times in milliseconds."""
     return machine_cache.entries(SECTION)
 
 
 def architecture(network: nn.Module) -> str:
-    """Class and digest of a network: what its modules are and the names, shapes and dtypes of its state."""
+    """Returns class and digest of a network: types of its modules, and names, shapes and dtypes of its state."""
     modules = [(name, type(module).__qualname__) for name, module in network.named_modules()]
     state = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in network.state_dict().items()]
     return f"{type(network).__name__} {hashlib.sha256(repr((modules, state)).encode()).hexdigest()[:12]}"
@@ -67,8 +72,8 @@ def architecture(network: nn.Module) -> str:
 def _measured(
     key_network: nn.Module, x: Tensor, build: Callable[[torch.memory_format], nn.Module], clock: Clock
 ) -> dict:
-    """Both times in milliseconds and the choice, with what they are of."""
-    generator = torch.Generator(x.device).manual_seed(0)  # torch's own must not be touched by a measurement
+    """Returns both times in milliseconds and the choices, with network, shape, dtype and hardware."""
+    generator = torch.Generator(x.device).manual_seed(0)  # a measurement must not advance torch's own generator
     pixels = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
     networks = {name: build(memory_format) for name, memory_format in FORMATS.items()}
     times_ms = _alternating_medians_ms(networks, pixels, clock)
@@ -94,18 +99,18 @@ def _alternating_medians_ms(networks: dict[str, nn.Module], pixels: Tensor, cloc
     while len(times_s[order[0]]) < MAX_ROUNDS and sum(map(sum, times_s.values())) < BUDGET_S:
         for name in order:
             times_s[name].append(_seconds(networks[name], pixels, clock))
-        order.reverse()  # a machine that grows slower or faster favours neither
+        order.reverse()  # so that a machine that slows down or speeds up favours neither layout
     return {name: 1e3 * median(times) for name, times in times_s.items()}
 
 
 def _seconds(network: nn.Module, pixels: Tensor, clock: Clock) -> float:
-    """One forward and one gradient to the pixels of the frozen network; waits for the device."""
+    """Times one forward pass and one pixel gradient of the frozen network; waits for the device."""
     with torch.inference_mode(False), torch.enable_grad(), frozen(network):
         _wait_for(pixels.device)
         begin = clock()
         x = pixels.clone().requires_grad_()
         logits = network(x)
-        if logits.requires_grad:  # not those of a teacher that detaches them, which some methods never differentiate
+        if logits.requires_grad:  # a teacher may detach them, which is right for methods that never differentiate it
             torch.autograd.grad(logits, x, torch.ones_like(logits))
         _wait_for(pixels.device)
         return clock() - begin

@@ -1,1 +1,1 @@
-"""How code runs on this machine: compilation, CUDA graphs, precision, ranks, files, signals, progress."""
+"""Execution of code on this machine: compilation, CUDA graphs, precision, ranks, files, signals, progress."""

@@ -1,4 +1,4 @@
-"""torch.compile as the package uses it: one graph per function, and what was compiled is kept on disk."""
+"""torch.compile with the defaults of this package: one graph per function, and a cache on disk."""
 
 import inspect
 import logging
@@ -13,18 +13,22 @@ import torch
 
 from fastadaad.runtime.machine_cache import CACHE_VARIABLE, cache_folder
 
-# Inductor's. Importing torch._dynamo, as a first optimiser step does, sets it to a folder in /tmp where it is not set.
+# Variable of Inductor. Importing torch._dynamo, as a first optimizer step does, sets it to a folder in /tmp if unset.
 COMPILE_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def one_graph(function: Callable, **options: Any) -> Callable:
-    """`function` compiled by torch.compile as one graph per shape of its inputs; `options` are torch.compile's.
+    """Compiles a function by torch.compile as one graph per shape of its inputs.
 
-    Where torch can, each call of this counts its recompilations for itself: without that, a process that trains nine
-    students one after the other meets torch's limit, which is per function.
+    If torch supports it, the result of each call counts its own recompilations: otherwise a process that trains nine
+    students in a row exceeds torch's limit, which is per function.
+
+    Args:
+        function: Function without graph breaks.
+        **options: Keyword arguments of torch.compile.
     """
     keep_on_disk()
-    logging.getLogger("torch.utils.cpp_extension").addFilter(_is_of_use)
+    logging.getLogger("torch.utils.cpp_extension").addFilter(_is_useful)
     options = {"fullgraph": True, "dynamic": False} | options
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
         options.setdefault("isolate_recompiles", True)
@@ -32,7 +36,7 @@ def one_graph(function: Callable, **options: Any) -> Callable:
 
 
 def compile_cache() -> Path:
-    """Where torch.compile keeps what it compiled: $TORCHINDUCTOR_CACHE_DIR, or a folder that outlives a reboot.
+    """Returns the cache folder of torch.compile: $TORCHINDUCTOR_CACHE_DIR, or a folder that survives a reboot.
 
     torch's own default in the temporary folder counts as not set.
     """
@@ -41,13 +45,13 @@ def compile_cache() -> Path:
 
 
 def keep_on_disk() -> None:
-    """Let torch.compile use compile_cache(): the next process that compiles the same finds it there."""
+    """Sets the cache folder of torch.compile to compile_cache(), where later processes find what was compiled."""
     folder = compile_cache()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         warnings.warn(
-            f"{folder} cannot be made ({error.strerror}): what is compiled goes to a temporary folder; set "
+            f"{folder} cannot be made ({error.strerror}): compiled code goes to a temporary folder; set "
             f"{CACHE_VARIABLE}",
             stacklevel=3,
         )
@@ -59,6 +63,6 @@ def _is_default(folder: Path) -> bool:
     return folder.parent == Path(tempfile.gettempdir()) and folder.name.startswith("torchinductor_")
 
 
-def _is_of_use(record: logging.LogRecord) -> bool:
-    """Not that a machine has the CUDA toolkit and no GPU, which torch says when it compiles C++ there."""
+def _is_useful(record: logging.LogRecord) -> bool:
+    """Drops torch's warning that a machine has the CUDA toolkit and no GPU, which it logs when it compiles C++."""
     return not record.getMessage().startswith("No CUDA runtime is found")

@@ -1,10 +1,15 @@
-"""Capture and replay: a callable recorded once on static buffers as a CUDA graph, then replayed without its Python.
+"""CUDA graphs: a function is captured once on static buffers, then replayed without its Python code.
 
-A replay runs the recorded kernels on the recorded addresses and nothing else. So whatever changes from call to call is
-an input, or a tensor that is updated in place (a learning rate too); nothing reads a value on the host or makes a shape
-of it; a tensor that the function replaces instead of writing to it is not seen; random numbers come from generators
-that the graph knows; and Python's own effects (a module's mode, a counter, a branch on the epoch) happen at the capture
-only. tests/recorded_graph.py holds functions to this without a GPU.
+A replay runs the recorded kernels on the recorded addresses and nothing else. A captured function must therefore follow
+these rules:
+
+- Every value that changes between calls is an input, or a tensor that is updated in place, learning rates included.
+- No value is read on the host or used as a shape.
+- Tensors are written in place; a replaced tensor goes unnoticed.
+- Random numbers come from generators that the graph knows.
+- Effects in Python (a module's mode, a counter, a branch on the epoch) happen at the capture only.
+
+tests/recorded_graph.py checks these rules without a GPU.
 """
 
 import functools
@@ -16,21 +21,30 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-# Runs the recorded work and returns its outputs, whose tensors are the same at every call.
+# Runs the recorded work and returns its outputs, which are the same tensors at every call.
 Replay = Callable[[], Any]
-# (function without arguments, device of its tensors, generators it draws from) -> its replay, after warm-up runs.
+# (function without arguments, device of its tensors, its generators) -> its replay, after warm-up runs.
 Record = Callable[[Callable[[], Any], torch.device, Sequence[torch.Generator]], Replay]
 
-# As torch.cuda.make_graphed_callables: enough for libraries to pick their kernels and for torch.compile to compile.
+# Same as torch.cuda.make_graphed_callables: enough for libraries to choose kernels and for torch.compile to compile.
 NUM_WARM_UP_RUNS = 3
 
 
 def record_cuda_graph(
     run: Callable[[], Any], device: torch.device, generators: Sequence[torch.Generator] = ()
 ) -> Replay:
-    """`run` as a CUDA graph. Its effects on the device take place NUM_WARM_UP_RUNS times meanwhile.
+    """Captures a function as a CUDA graph, after NUM_WARM_UP_RUNS runs with all their effects on the device.
 
-    Raises ValueError for another device.
+    Args:
+        run: Function to capture.
+        device: CUDA device of its tensors.
+        generators: Generators that it draws from.
+
+    Returns:
+        The replay of the graph.
+
+    Raises:
+        ValueError: The device is not a CUDA device.
     """
     if device.type != "cuda":
         raise ValueError(f"the inputs are on {device}, and CUDA graphs need a CUDA device: set mode=eager")
@@ -43,7 +57,7 @@ def record_cuda_graph(
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         _register(graph, generators)
-        # thread_local: what a data loader's thread does to the device meanwhile does not break the capture.
+        # thread_local: work of a data loader's thread on the device does not break the capture.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             outputs = run()
 
@@ -55,7 +69,7 @@ def record_cuda_graph(
 
 
 def _register(graph: torch.cuda.CUDAGraph, generators: Sequence[torch.Generator]) -> None:
-    """Make the generators the graph's own. torch 2.14 finds them by itself, warns here, and will drop the method."""
+    """Registers the generators. torch 2.14 finds them by itself, warns here, and will drop the method."""
     if hasattr(graph, "register_generator_state"):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*register_generator_state")
@@ -64,19 +78,19 @@ def _register(graph: torch.cuda.CUDAGraph, generators: Sequence[torch.Generator]
 
 
 class CapturedCall:
-    """`function(*inputs)`, captured at the first call for its inputs' shapes, dtypes and devices, then replayed.
+    """Function that is captured at its first call, for the shapes, dtypes and devices of its inputs, then replayed.
 
-    function: takes tensors, returns tensors in tuples, lists or dicts; it follows this module's rules. Grad mode and
-    autocast are those of the first call.
-    state: the tensors that the function changes in place, all of them in existence; they keep their values while the
-    capture runs the function to warm up.
-    generators: those that the function draws from, torch's own for the device among them. Each replay draws anew, and
-    what an eager call would draw.
-    record: what captures; tests have a stand-in.
+    Inputs are copied into static buffers and may have any memory layout. Outputs are static as well: clone them before
+    the next call, which overwrites them. A call with other inputs, such as a smaller last batch, runs the function
+    uncaptured; the first of these calls warns.
 
-    Inputs are copied, in whatever memory layout they come. The outputs are static as well: the next call overwrites
-    them, so clone what has to last. A call with other inputs (a smaller last batch) runs the function itself, and the
-    first of them warns.
+    Args:
+        function: Takes tensors and returns tensors in tuples, lists or dicts, by the rules of this module. Grad mode
+            and autocast are those of the first call.
+        state: Existing tensors that the function changes in place. They keep their values during the warm-up runs.
+        generators: Generators that the function draws from, with torch's own of the device if it is used. Each replay
+            draws the numbers that an eager call would draw.
+        record: Captures the function; tests replace it.
     """
 
     def __init__(
@@ -95,7 +109,7 @@ class CapturedCall:
         self._replay: Replay | None = None
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """The function's outputs for `inputs`, at least one tensor."""
+        """Returns the function's outputs for `inputs`, of which there is at least one."""
         if self._replay is None:
             self._static_inputs = tuple(x.detach().clone() for x in inputs)
             self._replay = self._capture(self._static_inputs)
@@ -104,7 +118,7 @@ class CapturedCall:
         with torch.no_grad():
             for static, x in zip(self._static_inputs, inputs, strict=True):
                 static.copy_(x)
-        # A replay writes behind torch's back: who looks at version counters has to see that the state has changed.
+        # torch does not notice the writes of a replay: increment the version counters that show a change of the state.
         torch.autograd.graph.increment_version(self.state)
         return self._replay()
 
@@ -134,7 +148,7 @@ def _shapes(inputs: Sequence[Tensor]) -> str:
 
 @contextmanager
 def kept_values(tensors: Sequence[Tensor], generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
-    """What happens inside leaves the values of `tensors`, in place, and the positions of `generators` as they were."""
+    """Restores the values of `tensors`, in place, and the positions of `generators` after the context."""
     values = [tensor.detach().clone() for tensor in tensors]
     positions = [generator.get_state() for generator in generators]
     try:
@@ -149,7 +163,7 @@ def kept_values(tensors: Sequence[Tensor], generators: Sequence[torch.Generator]
 
 @contextmanager
 def _no_autocast_cache() -> Iterator[None]:
-    """Autocast converts the weights anew at each use inside: a graph would keep reading a cached conversion."""
+    """Makes autocast convert the weights at each use: a graph would keep reading a cached conversion."""
     enabled = torch.is_autocast_cache_enabled()
     torch.clear_autocast_cache()
     torch.set_autocast_cache_enabled(False)
@@ -166,19 +180,27 @@ Second = TypeVar("Second")
 def run_on_two_streams(
     device: torch.device, on_current: Callable[[], First], on_side: Callable[[], Second]
 ) -> tuple[First, Second]:
-    """Both results; on a CUDA device the second function runs on a side stream, beside the first.
+    """Runs two functions at the same time on two streams of a CUDA device; on other devices one after the other.
 
-    Tensors of on_side's are its result or stand in it as a tuple. Neither function reads what the other writes.
-    Elsewhere one runs after the other. A backward pass through both results runs on both streams too: autograd takes
-    the stream of each operation's forward.
+    A backward pass through both results runs on both streams too, since autograd uses the stream of each operation's
+    forward pass.
+
+    Args:
+        device: Device of both functions.
+        on_current: Function for the current stream.
+        on_side: Function for a side stream; its result is a tensor or a tuple with tensors. Neither function reads
+            what the other writes.
+
+    Returns:
+        Both results.
     """
     if device.type != "cuda":
         on_side_result = on_side()
         return on_current(), on_side_result
     current, side = torch.cuda.current_stream(device), _side_stream(device)
     side.wait_stream(current)
-    # First in the host's order too: memory that on_current frees cannot come back to the side stream before the next
-    # wait_stream, when its last reader on the current stream is done.
+    # The host issues on_side first: memory that on_current frees cannot return to the side stream before the next
+    # wait_stream, when the last reader on the current stream is done.
     with torch.cuda.stream(side):
         on_side_result = on_side()
     on_current_result = on_current()
@@ -191,5 +213,5 @@ def run_on_two_streams(
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One per device, since torch's allocator keeps the memory of each stream apart."""
+    """Returns one stream per device, since torch's allocator keeps separate memory for each stream."""
     return torch.cuda.Stream(device)

@@ -1,4 +1,4 @@
-"""Live progress of anything that takes more than two seconds: images/s, a note, time left."""
+"""Progress bars for work of more than two seconds: images/s, a note, time left."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 class _Elapsed:
-    """`title` and the seconds since now, counted whenever it is shown."""
+    """Title and the seconds since its creation, formatted whenever the bar is drawn."""
 
     def __init__(self, title: str) -> None:
         self._title, self._began_at = title, time.perf_counter()
@@ -26,7 +26,7 @@ class _Elapsed:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What an ImageProgress has counted."""
+    """Counts of an ImageProgress."""
 
     images: int = 0
     timed_images: int = 0
@@ -35,7 +35,10 @@ class Counts:
 
 
 class ImageProgress:
-    """Counts images of one task and shows them; the clock can be stopped, so that images/s is of training alone."""
+    """Counter of the images of one task, shown on a bar.
+
+    The clock can be stopped, so that images/s refers to training alone.
+    """
 
     def __init__(self, progress: Progress, title: str, total_images: int, before: Counts | None = None) -> None:
         before = before or Counts()
@@ -51,29 +54,29 @@ class ImageProgress:
 
     @property
     def counts(self) -> Counts:
-        """So far, for a later process to go on from."""
+        """Counts so far, from which a resumed run continues."""
         return Counts(
             images=self._images, timed_images=self._timed_images, seconds=self.seconds, waited_s=self._waited_s
         )
 
     @property
     def seconds(self) -> float:
-        """Running time so far, without the time the clock stood."""
+        """Running time so far in seconds, without the time for which the clock was stopped."""
         now = time.perf_counter() if self._stopped_at is None else self._stopped_at
         return now - self._started_at - self._stopped_s
 
     @property
     def images_per_s(self) -> float:
-        """Without the images that passed while the clock stood."""
+        """Images per second of running time, without the images that passed while the clock was stopped."""
         return self._timed_images / max(self.seconds, 1e-9)
 
     @property
-    def waited_share(self) -> float:
-        """Of the seconds, those that `waited_for` spent waiting."""
+    def waited_fraction(self) -> float:
+        """Fraction of the running time that `waited_for` spent waiting."""
         return self._waited_s / max(self.seconds, 1e-9)
 
     def waited_for(self, items: Iterable[Item]) -> Iterator[Item]:
-        """`items`, with the time that each of them takes to come counted as waiting."""
+        """Yields `items` and counts the time until each item arrives as waiting."""
         iterator = iter(items)
         while True:
             before = time.perf_counter()
@@ -84,7 +87,7 @@ class ImageProgress:
             yield item
 
     def advance(self, num_images: int, note: str | None = None) -> None:
-        """Count `num_images` more and show `note` beside the bar; None: leave the note."""
+        """Adds `num_images` to the count and shows `note` beside the bar; None keeps the last note."""
         self._images += num_images
         if self._stopped_at is None:
             self._timed_images += num_images
@@ -94,7 +97,7 @@ class ImageProgress:
 
     @contextmanager
     def clock_stopped(self, title: str | None = None) -> Iterator[None]:
-        """The clock stands inside; with a `title`, it and the seconds spent inside are shown beside the bar."""
+        """Stops the clock inside the context; a `title` is shown beside the bar with the seconds spent inside."""
         self._stopped_at = time.perf_counter()
         if title is not None:
             self._progress.update(self._task, note=_Elapsed(title))
@@ -110,9 +113,13 @@ class ImageProgress:
 def image_progress(
     console: Console, title: str, total_images: int, before: Counts | None = None
 ) -> Iterator[ImageProgress]:
-    """A progress bar on `console`; on anything but a terminal it draws nothing until its last line.
+    """Shows a progress bar on `console`; on anything but a terminal only its last line is printed.
 
-    `before`: what an earlier process has counted.
+    Args:
+        console: Console of the bar.
+        title: Text before the bar.
+        total_images: Number of images at the end.
+        before: Counts of an interrupted run, from which the bar continues.
     """
     columns = (
         TextColumn("{task.description}", markup=False),

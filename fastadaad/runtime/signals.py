@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a training finishes its step and saves, all before and after it stops where it is."""
+"""SIGTERM and SIGINT: a training finishes its step and saves; work before and after it stops at once."""
 
 import logging
 import os
@@ -12,23 +12,23 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Interrupted(BaseException):  # as KeyboardInterrupt, so that nobody who expects errors takes it for one
-    """This process was asked to stop; the message says what is saved, and how to go on."""
+class Interrupted(BaseException):  # like KeyboardInterrupt, so that handlers of errors do not catch it
+    """Raised after a signal; the message names what is saved and how to resume."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
-        """As a shell gives it to what a signal has ended: 130 for SIGINT, 143 for SIGTERM."""
+        """Exit code of a shell for a process that a signal has ended: 130 for SIGINT, 143 for SIGTERM."""
 
 
 class Interruption:
-    """Whether this process was asked to stop."""
+    """Signal that this process has received, if any."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
 
     def request(self, signal_number: int) -> None:
-        """What a signal does. Raises KeyboardInterrupt at the second SIGINT."""
+        """Records a signal and logs it. Raises KeyboardInterrupt at the second SIGINT."""
         if self.signal_number == signal_number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = signal_number
@@ -38,15 +38,15 @@ class Interruption:
 
 @contextmanager
 def interruption() -> Iterator[Interruption]:
-    """Signals are noted inside."""
-    noted = Interruption()
-    with _handled_by(noted.request):
-        yield noted
+    """Records signals inside the context, instead of ending the process."""
+    received = Interruption()
+    with _handled_by(received.request):
+        yield received
 
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """A signal raises Interrupted inside, wherever this process is; a second one ends it without a word."""
+    """Raises Interrupted inside the context on a signal; a second signal terminates the process immediately."""
     with _handled_by(_stop):
         yield
 
@@ -54,19 +54,19 @@ def stopped_by_signals() -> Iterator[None]:
 def _stop(signal_number: int) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    raise Interrupted("stopped; what was saved so far is complete (train goes on with --resume)", signal_number)
+    raise Interrupted("stopped; what was saved so far is complete (train --resume continues the run)", signal_number)
 
 
 @contextmanager
 def _handled_by(handle: Callable[[int], None]) -> Iterator[None]:
-    """Signals do what they did before afterwards. Only a main thread gets any."""
+    """Calls `handle` on a signal inside the context, and restores the handlers afterwards; main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     process = os.getpid()
 
     def handle_own(signal_number: int, frame: object) -> None:
-        if os.getpid() == process:  # else a worker that reads data, which Ctrl-C reaches too: its parent ends it
+        if os.getpid() == process:  # Ctrl-C also reaches forked workers that read data, which their parent ends
             handle(signal_number)
 
     before = {number: signal.signal(number, handle_own) for number in SIGNALS}

@@ -1,12 +1,12 @@
-"""Other people's names and texts, in messages: one line of bounded length that no terminal obeys."""
+"""Escapes and truncates untrusted text for one-line messages."""
 
 from rich.console import Console
 
-HEAD, TAIL = 800, 200  # characters that are kept of a longer text: what is wrong is at its front, the remedy at its end
+HEAD, TAIL = 800, 200  # characters kept of a longer text: its start names the mistake, its end the remedy
 
 
 def printable(text: str) -> str:
-    """`text` with escapes for what ends a line or is not shown, and without its middle where it is long."""
+    """Returns `text` with line breaks and unprintable characters escaped, and without the middle of a long text."""
     if len(text) > HEAD + TAIL:
         text = f"{text[:HEAD]}...{text[-TAIL:]}"
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
@@ -23,7 +23,7 @@ class InputError(ValueError):
 
 
 def line_of(error: Exception) -> str:
-    """The message of a mistake in one line; the system's own words name a file, but no remedy."""
+    """Returns the message of an error in one line; errors of the system get a remedy."""
     if isinstance(error, OSError) and error.filename:
         message = f"{error.filename} cannot be used ({error.strerror}): make it possible, or give another place"
     else:

@@ -1,4 +1,4 @@
-"""A thread that ends a process whose main thread makes no progress."""
+"""Thread that reports a main thread without progress."""
 
 import sys
 import threading
@@ -8,9 +8,13 @@ from collections.abc import Callable
 
 
 class Watchdog:
-    """Calls on_hang(seconds, stack of the main thread) once no progress was reported for `timeout_s` seconds.
+    """Calls `on_hang` if no progress is reported for `timeout_s` seconds.
 
-    It looks after `progress` was called first, and not while the process rests.
+    The count begins with the first call of `progress`, and is suspended between `rest` and `resume`.
+
+    Args:
+        timeout_s: Seconds without progress.
+        on_hang: Function of these seconds and the stack of the main thread.
     """
 
     def __init__(self, timeout_s: float, on_hang: Callable[[float, str], None]) -> None:
@@ -21,23 +25,24 @@ class Watchdog:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def progress(self) -> None:
-        """Something was done: count anew."""
+        """Reports progress and restarts the count."""
         self._is_watching = True
         self._since = time.monotonic()
 
     def rest(self) -> None:
-        """Do not count."""
+        """Suspends the count."""
         self._since = None
 
     def resume(self) -> None:
-        """Count anew, if progress has been reported before."""
+        """Restarts the count, if progress has been reported before."""
         self._since = time.monotonic() if self._is_watching else None
 
     def off(self) -> None:
-        """Do not count until progress is reported again."""
+        """Suspends the count until progress is reported again."""
         self._is_watching, self._since = False, None
 
     def stop(self) -> None:
+        """Ends the thread."""
         self._ended.set()
 
     def _watch(self) -> None:

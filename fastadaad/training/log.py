@@ -58,7 +58,7 @@ def epoch_row(
         "robust_accuracy": validation.get("robust_accuracy"),
         "images_per_s": progress.images_per_s,
         "seconds": progress.seconds,
-        "data_wait": progress.waited_share,
+        "data_wait": progress.waited_fraction,
         "skipped_updates": distiller.read_skipped() if distiller.on_nonfinite == "skip" else None,
         "teacher_logit_error": None if error is None else error.logit_error,
         "teacher_kl_error": None if error is None else error.kl_error,

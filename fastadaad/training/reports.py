@@ -61,9 +61,9 @@ def closing_lines(distiller: Distiller, progress: ImageProgress) -> Iterator[str
         yield f"updates skipped, as NaN or inf was in their loss or gradients: {num_skipped}"
     if distiller.maximizer.teacher_policy.kind != "exact":
         yield _policy_line(distiller)
-    if progress.waited_share > REPORTED_DATA_WAIT:
+    if progress.waited_fraction > REPORTED_DATA_WAIT:
         yield (
-            f"{progress.waited_share:.0%} of the time was spent waiting for data: raise data.num_workers, or run "
+            f"{progress.waited_fraction:.0%} of the time was spent waiting for data: raise data.num_workers, or run "
             "fastadaad pack once and train from what it writes"
         )
 

@@ -153,7 +153,7 @@ def test_a_teacher_that_stays_behind_at_a_radius_several_times_too_large_warns_a
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert usual.read_teacher_error().kl_error < 0.25
-    with pytest.warns(UserWarning, match="of its top classes are wrong; ask more often or use exact") as caught:
+    with pytest.warns(UserWarning, match="of its top classes are wrong; query more often or use exact") as caught:
         assert too_large.read_teacher_error().kl_error > 0.5
     assert len(caught) == 1
     assert "\n" not in str(caught[0].message)

@@ -107,7 +107,7 @@ def test_only_the_message_about_a_missing_gpu_is_left_out(caplog):
     one_graph(torch.sin)
     logger = logging.getLogger("torch.utils.cpp_extension")
     one_graph(torch.cos)
-    assert logger.filters.count(compilation._is_of_use) == 1
+    assert logger.filters.count(compilation._is_useful) == 1
     with caplog.at_level("WARNING"):
         logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local/cuda")
         logger.warning("something else")

@@ -43,7 +43,7 @@ def test_the_time_in_which_items_come_is_waiting_and_that_between_them_is_not():
             seen.append(item)
             now += 5.0
         assert seen == ["a", "b", "c"]
-        assert progress.waited_share == pytest.approx(3.5 / 18.5)
+        assert progress.waited_fraction == pytest.approx(3.5 / 18.5)
 
 
 def test_images_that_pass_while_the_clock_stands_are_not_in_the_rate():

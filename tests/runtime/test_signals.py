@@ -174,7 +174,7 @@ def test_a_signal_before_or_after_the_training_stops_the_command_where_it_is(
     with monkeypatch.context() as stopping:
         stopping.setattr(doing, lambda *arguments, **options: signal.raise_signal(number))
         assert main(WORDS) == 128 + number
-    said = "fastadaad: stopped; what was saved so far is complete (train goes on with --resume)\n"
+    said = "fastadaad: stopped; what was saved so far is complete (train --resume continues the run)\n"
     assert capsys.readouterr().err == said
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert len(list(tmp_path.glob("runs/*"))) == ("experiment" in doing)
