@@ -75,8 +75,10 @@ def test_a_signal_during_the_validation_keeps_the_epoch(tmp_path, monkeypatch):
     trainer(config, tmp_path / "whole").train()
     folder = tmp_path / "stopped"
     run = trainer(config, folder)
-    average = run._average_epoch
-    monkeypatch.setattr(run, "_average_epoch", lambda: (average(), signal.raise_signal(signal.SIGTERM)))
+    average = run.state.average_after_epoch
+    monkeypatch.setattr(
+        run.state, "average_after_epoch", lambda optim: (average(optim), signal.raise_signal(signal.SIGTERM))
+    )
     with pytest.raises(Interrupted):
         run.train()
     resumed = trainer(config, folder, resume=True)
@@ -111,7 +113,9 @@ def test_workers_that_a_signal_reaches_too_live_on_and_the_step_is_finished(tmp_
 
 def test_a_signal_after_the_last_epoch_is_heard(tmp_path, monkeypatch):
     run = trainer(long_run(), tmp_path)
-    monkeypatch.setattr(run, "_report_skipped_images", lambda: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(
+        "fastadaad.training.trainer.report_skipped_images", lambda *given: signal.raise_signal(signal.SIGTERM)
+    )
     with pytest.raises(Interrupted, match="stopped after the last epoch, and saved"):
         run.train()
     assert len(read_metrics(tmp_path)) == 3
@@ -162,8 +166,8 @@ def whole(tmp_path_factory) -> Path:
         (signal.SIGTERM, "fastadaad.training.trainer.training_data"),
         (signal.SIGINT, "fastadaad.training.build.ensure_checked"),
         (signal.SIGTERM, "fastadaad.training.trainer.check_before_training"),
-        (signal.SIGINT, "fastadaad.cli.comparison.experiment.evaluate_on_test_set"),
-        (signal.SIGTERM, "fastadaad.cli.comparison.experiment.evaluate_on_test_set"),
+        (signal.SIGINT, "fastadaad.training.trainer.evaluate_on_test_set"),
+        (signal.SIGTERM, "fastadaad.training.trainer.evaluate_on_test_set"),
     ],
 )
 def test_a_signal_before_or_after_the_training_stops_the_command_where_it_is(
@@ -177,7 +181,7 @@ def test_a_signal_before_or_after_the_training_stops_the_command_where_it_is(
     said = "fastadaad: stopped; what was saved so far is complete (train --resume continues the run)\n"
     assert capsys.readouterr().err == said
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
-    assert len(list(tmp_path.glob("runs/*"))) == ("experiment" in doing)
+    assert len(list(tmp_path.glob("runs/*"))) == ("test_set" in doing)
     assert main(WORDS) == 0
     (folder,) = tmp_path.glob("runs/*")
     assert weights(folder) == weights(whole)

@@ -72,8 +72,8 @@ def by_reference_operations(tmp_path_factory) -> dict[str, Outcome]:
         "import torch, test_twenty_steps as t; "
         f"torch.save({{name: t.distilled(name) for name in t.methods.METHODS}}, {str(file)!r})"
     )
-    tests = Path(__file__).parents[1]
-    environment = {**os.environ, "FASTADAAD_KERNELS": "reference", "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"}
+    folders = [str(folder) for folder in Path(__file__).parents[:3]]  # of this module, its helpers, and bench
+    environment = {**os.environ, "FASTADAAD_KERNELS": "reference", "PYTHONPATH": os.pathsep.join(folders)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
     return torch.load(file)
 
