@@ -1,4 +1,4 @@
-"""Other people's programs: their modes, their wrappers around networks, their devices, and what is left to them."""
+"""Programs of users: their modes, wrappers around networks, devices, and the global state that must not change."""
 
 import contextlib
 import copy
@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, adaad_inner_loss, methods
-from fastadaad.inner import folded_cache as inner_networks
+from fastadaad.inner import folded_cache
 
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=16 / 255), step_size=4 / 255, num_steps=4)
 METHODS = ("adaad", "pgd-at", "trades", "rslad", "adaiad", "saad", "adaad+igdm")
@@ -42,7 +42,7 @@ def losses_of(distiller: Distiller, num_steps: int = 3) -> list[float]:
 
 
 def assert_same_weights(network: nn.Module, expected: nn.Module) -> None:
-    """Bit by bit, by the order of the tensors, whose names a wrapper changes."""
+    """Compares all bits in the order of the tensors, whose names a wrapper changes."""
     for tensor, wanted in zip(network.state_dict().values(), expected.state_dict().values(), strict=True):
         assert torch.equal(tensor, wanted)
 
@@ -50,7 +50,7 @@ def assert_same_weights(network: nn.Module, expected: nn.Module) -> None:
 # Modes
 
 
-def test_a_first_search_under_autocast_folds_as_any_other_and_comes_as_far():
+def test_a_first_search_under_autocast_folds_and_reaches_nearly_the_same_kl():
     student, teacher = student_and_teacher()
     x_natural, _ = images_and_labels()
     with bf16(), warnings.catch_warnings():
@@ -63,15 +63,15 @@ def test_a_first_search_under_autocast_folds_as_any_other_and_comes_as_far():
         assert mean_kl(student, teacher, found) > 0.95 * in_full > 1.1 * mean_kl(student, teacher, x_natural)
 
 
-def test_a_layout_is_measured_outside_of_a_callers_autocast(monkeypatch):
-    """What is remembered is for all callers."""
+def test_a_layout_is_measured_outside_of_the_callers_autocast(monkeypatch):
+    """The cached choice is for all callers."""
     under_autocast = []
 
     def choose(*_, **__) -> torch.memory_format:
         under_autocast.append(torch.is_autocast_enabled("cpu"))
         return torch.contiguous_format
 
-    monkeypatch.setattr(inner_networks, "choose_memory_format", choose)
+    monkeypatch.setattr(folded_cache, "choose_memory_format", choose)
     with bf16():
         InnerMaximizer(*student_and_teacher(), inner=INNER)(images_and_labels()[0])
     assert under_autocast == [False, False]
@@ -79,7 +79,7 @@ def test_a_layout_is_measured_outside_of_a_callers_autocast(monkeypatch):
 
 @pytest.mark.parametrize("options", [{}, {"awp_gamma": 0.05}, {"micro_batch": 8}], ids=str)
 def test_steps_in_one_region_of_autocast_train_on_the_weights_of_each_step(options):
-    """autocast keeps the bf16 weights of its first pass until its region ends."""
+    """autocast caches the bf16 weights of its first pass until its region ends."""
     student, teacher = student_and_teacher()
     expected = copy.deepcopy(student)
     with bf16():
@@ -115,7 +115,7 @@ def test_a_step_trains_whatever_grad_mode_the_caller_is_in(context, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_inference_tensors_are_searched_around_outside_of_inference_mode_too(method):
+def test_inference_tensors_can_be_searched_outside_of_inference_mode(method):
     student, teacher = student_and_teacher()
     maximizer = InnerMaximizer(student, teacher, method=method, inner=INNER)
     expected = maximizer(*images_and_labels(), generator=seeded())
@@ -127,7 +127,7 @@ def test_inference_tensors_are_searched_around_outside_of_inference_mode_too(met
     assert not x_adv.is_inference()
 
 
-def test_networks_made_in_inference_mode_can_teach_and_be_attacked_and_not_be_trained():
+def test_networks_made_in_inference_mode_can_teach_and_be_attacked_but_not_be_trained():
     student, teacher = student_and_teacher()
     wanted = losses_of(make_distiller(copy.deepcopy(student), teacher))
     with torch.inference_mode():
@@ -202,9 +202,9 @@ def test_wrapped_networks_train_as_bare_ones(wrapper):
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("make", [lambda network: network, Branching], ids=["folded", "as it is"])
+@pytest.mark.parametrize("make", [lambda network: network, Branching], ids=["folded", "unfolded"])
 @pytest.mark.filterwarnings("ignore:Branching")
-def test_a_step_of_a_distributed_student_passes_through_its_wrapper_in_the_training_passes_alone(make):
+def test_a_distributed_student_runs_through_its_wrapper_in_the_training_passes_only(make):
     student, teacher = student_and_teacher()
     expected = copy.deepcopy(student)
     wanted = losses_of(make_distiller(make(expected), teacher))
@@ -212,7 +212,7 @@ def test_a_step_of_a_distributed_student_passes_through_its_wrapper_in_the_train
     passes: Counter = Counter()
     distributed.register_forward_hook(lambda *_: passes.update(["forward"]))
     assert losses_of(make_distiller(distributed, teacher)) == wanted
-    assert passes == {"forward": 2 * 3}  # in each step x_natural for the running statistics, and x_adv
+    assert passes == {"forward": 2 * 3}  # each step: x_natural for the running statistics, and x_adv
     assert_same_weights(student, expected)
     assert all(parameter.requires_grad and parameter.grad is not None for parameter in student.parameters())
 
@@ -241,8 +241,8 @@ def test_a_compiled_step_takes_a_compiled_student():
 
 
 @pytest.mark.parametrize("options", [{}, {"mode": "compiled", "compile_options": {"backend": "aot_eager"}}], ids=str)
-def test_a_search_in_a_compiled_function_of_the_callers_is_that_outside_of_it(options):
-    """Traced by torch.compile, student and teacher get the same twin, and no image moves."""
+def test_a_search_inside_a_compiled_function_equals_one_outside(options):
+    """If torch.compile traced the search, student and teacher would share one folded copy, and no image would move."""
     torch._dynamo.reset()
     student, teacher = student_and_teacher()
     method = methods.get("adaad")
@@ -259,7 +259,7 @@ def test_a_search_in_a_compiled_function_of_the_callers_is_that_outside_of_it(op
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
-# What the caller finds afterwards
+# Global state after a call
 
 
 def facts_of_the_process() -> dict:
@@ -294,7 +294,7 @@ def facts_of(network: nn.Module) -> list:
 
 @contextlib.contextmanager
 def unusual_settings():
-    """Each of them is the other one of two."""
+    """Sets every switch to the opposite of its default."""
     torch.set_default_dtype(torch.float64)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = True
@@ -338,10 +338,12 @@ def test_global_state_and_the_teacher_stay_as_they_were(method, call, settings):
         assert facts_of(student) == student_before
 
 
-def test_the_drop_in_function_draws_its_start_once_and_leaves_the_rest():
+def test_the_drop_in_function_draws_its_start_once_and_nothing_else():
     student, teacher = student_and_teacher()
     x_natural, _ = images_and_labels()
-    adaad_inner_loss(student, teacher.eval(), x_natural)  # folds and measures first, which must draw nothing either
+    adaad_inner_loss(
+        student, teacher.eval(), x_natural
+    )  # the first call folds and measures, which must draw nothing either
     torch.manual_seed(5)
     torch.randn(x_natural.shape)
     expected = facts_of_the_process()

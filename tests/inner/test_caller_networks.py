@@ -1,4 +1,4 @@
-"""Other people's networks and images: they train as in a plain loop, or are refused in one line."""
+"""Networks and images of users: they train as in a plain loop, or are refused in one line."""
 
 import copy
 import warnings
@@ -19,7 +19,7 @@ INNER = InnerConfig(threat_model=ThreatModel(epsilon=16 / 255), step_size=4 / 25
 
 
 def plain_losses(student: nn.Module, teacher: nn.Module, x_natural: Tensor, num_steps: int) -> list[float]:
-    """AdaAD in plain torch, with a pass of x_natural for batch-norm, as its authors' program has one."""
+    """AdaAD in plain torch, with a pass of x_natural for batch-norm, as in the authors' program."""
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
     teacher.eval()
     losses = []
@@ -53,7 +53,7 @@ class Shared(nn.Module):
 
 
 class Casting(nn.Module):
-    """A network in bf16 that takes and gives fp32."""
+    """Network in bf16 with fp32 input and output."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Casting(nn.Module):
 
 
 def with_layers(normalise: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], nn.Module]:
-    """The network with `normalise` on its second convolution and on its last layer."""
+    """Applies `normalise` to the second convolution and to the last layer of a network."""
 
     def changed(network: nn.Module) -> nn.Module:
         normalise(network[3])
@@ -120,7 +120,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("images", IMAGES)
-def test_odd_images_are_trained_on_as_in_a_plain_loop_and_stay_as_they_are(images):
+def test_odd_images_train_as_in_a_plain_loop_and_stay_unchanged(images):
     x_natural, expected = IMAGES[images](images_and_labels()[0]), IMAGES[images](images_and_labels()[0]).detach()
     networks = student_and_teacher()
     distiller = Distiller(*networks, inner=INNER, optimizer=torch.optim.SGD(networks[0].parameters(), 0.05, 0.9))
@@ -131,7 +131,7 @@ def test_odd_images_are_trained_on_as_in_a_plain_loop_and_stay_as_they_are(image
 
 
 class FirstPixels(nn.Module):
-    """A network without parameters and buffers."""
+    """Network without parameters and buffers."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 5 * x.flatten(1)[:, :5].square()
@@ -146,7 +146,7 @@ def test_a_network_without_tensors_is_attacked():
 
 
 class InPlace(nn.Module):
-    """Normalises the images that it is given where they are."""
+    """Normalises its input in place."""
 
     def __init__(self, network: nn.Module, *, normalise: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -162,14 +162,14 @@ class Detached(Branching):
             return super().forward(x)
 
 
-# What is done to student and teacher, and the words that tell it.
+# Change of student and teacher, and a part of the message.
 MISTAKES = {
     "function": (lambda s, t: (s, t.forward), "teacher is a method: give a torch.nn.Module"),
     "no student": (lambda s, t: (None, t), "student is a NoneType: give a torch.nn.Module"),
     "in place": (
         lambda s, t: (InPlace(s, normalise=lambda x: x.sub_(0.5)), t), "InPlace changes the images that it is given",
     ),
-    "twice the same in place": (
+    "idempotent in place": (
         lambda s, t: (s, InPlace(t, normalise=lambda x: x.clamp_(0.1, 0.9))), "InPlace changes the images",
     ),
     "no_grad": (lambda s, t: (Detached(s), t), "have no gradient to its images: leave torch.no_grad and detach out"),
@@ -178,7 +178,7 @@ MISTAKES = {
 
 @pytest.mark.filterwarnings("ignore:Detached. batch-norm was not folded")
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_networks_that_cannot_be_searched_are_named_and_the_images_stay(mistake):
+def test_networks_that_cannot_be_searched_are_named_and_the_images_stay_unchanged(mistake):
     change, words = MISTAKES[mistake]
     x_natural, _ = images_and_labels()
     before = x_natural.clone()
@@ -190,7 +190,7 @@ def test_networks_that_cannot_be_searched_are_named_and_the_images_stay(mistake)
 
 
 class DetachedLogits(Detached):
-    """What torch.fx can trace."""
+    """Like Detached, but traceable by torch.fx."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x).detach()
@@ -198,7 +198,7 @@ class DetachedLogits(Detached):
 
 @pytest.mark.filterwarnings("ignore:.*was not folded")
 @pytest.mark.parametrize("detached", [Detached, DetachedLogits])
-def test_a_teacher_without_gradient_teaches_where_the_search_asks_it_for_none(detached):
+def test_a_teacher_without_gradient_is_accepted_if_the_search_needs_no_gradient_of_it(detached):
     student, teacher = student_and_teacher()
     batch = images_and_labels()
     expected = InnerMaximizer(student, teacher, method="rslad", inner=INNER)(*batch)
@@ -209,7 +209,7 @@ def test_a_teacher_without_gradient_teaches_where_the_search_asks_it_for_none(de
 
 
 def test_an_outer_loss_takes_no_teacher_in_train_mode():
-    """As teacher and student are after the train() of a module that holds both."""
+    """A train() of a module that holds both networks sets the teacher to train mode."""
     both = nn.ModuleList(student_and_teacher()).train()
     x_natural, _ = images_and_labels()
     with pytest.raises(ValueError, match=r"^teacher is in train mode and .*: call teacher.eval\(\)$"):
@@ -218,7 +218,7 @@ def test_an_outer_loss_takes_no_teacher_in_train_mode():
 
 
 class Auxiliary(Branching):
-    """As GoogLeNet: in train mode it has another answer beside its logits."""
+    """Returns a second output in train mode, like GoogLeNet."""
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         logits = super().forward(x)
@@ -242,14 +242,14 @@ def test_networks_in_another_dtype_than_the_images_are_named_with_the_remedy(dty
         InnerMaximizer(student, teacher.to(dtype), inner=INNER)(images_and_labels()[0])
 
 
-def test_networks_and_images_without_numbers_are_refused():
+def test_networks_and_images_on_meta_are_refused():
     student, teacher = (network.to("meta") for network in student_and_teacher())
     x_natural, _ = images_and_labels()
     with pytest.raises(ValueError, match=r"^x_natural is on meta, which holds no numbers: move"):
         InnerMaximizer(student, teacher, inner=INNER)(x_natural.to("meta"))
 
 
-def test_the_drop_in_function_warns_where_the_authors_would_have_changed_a_mode():
+def test_the_drop_in_function_warns_if_a_network_is_in_another_mode_than_the_authors_leave_it_in():
     """Their function leaves the student in train mode and the teacher in eval mode."""
     student, teacher = student_and_teacher()
     x_natural, _ = images_and_labels()
@@ -262,7 +262,7 @@ def test_the_drop_in_function_warns_where_the_authors_would_have_changed_a_mode(
         adaad_inner_loss(student.train(), teacher.eval(), x_natural)
 
 
-def test_networks_that_an_update_would_not_reach_or_both_are_refused():
+def test_an_optimizer_that_misses_the_student_or_reaches_the_teacher_is_refused():
     student, teacher = student_and_teacher()
     of_student, of_teacher = (torch.optim.SGD(network.parameters(), lr=0.1) for network in (student, teacher))
     with pytest.raises(ValueError, match="the optimizer has no parameter of the student: make it of"):
@@ -286,7 +286,7 @@ def test_a_step_on_no_images_is_refused(method):
         distiller.step(*images_and_labels(0))
 
 
-def test_networks_that_were_moved_after_the_distiller_was_made_are_named():
+def test_a_student_that_was_moved_after_the_distiller_was_made_is_named():
     student, teacher = student_and_teacher()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     distiller = Distiller(student, teacher, inner=INNER, optimizer=optimizer)

@@ -1,4 +1,4 @@
-"""The twins that the inner loop runs on: always the networks' present weights, shared, and gone with their networks."""
+"""Folded copies: they have the present weights, are shared between searches, and go when their networks go."""
 
 import copy
 import gc
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel
 from fastadaad.config import PrecisionConfig, TeacherPolicy
-from fastadaad.inner import folded_cache as inner_networks
+from fastadaad.inner import folded_cache
 from fastadaad.inner.folded_cache import Form, folded_copy
 from fastadaad.inner.folding import FoldedNetwork
 
@@ -24,13 +24,13 @@ FP32 = Form(layout="contiguous")
 
 
 def plain_x_adv(student: nn.Module, teacher: nn.Module, x_natural: Tensor) -> Tensor:
-    """By autograd through copies of the networks as they are now."""
+    """Searches by autograd through copies of the networks with their present weights."""
     networks = [copy.deepcopy(network).eval() for network in (student, teacher)]
     return inner_loop(kl_to_teacher(*networks), x_natural, x_natural, norm="linf", **SETTINGS)
 
 
 def shift(network: nn.Module, amount: float = 0.05) -> None:
-    """An update in place, as an optimiser's."""
+    """Updates all parameters in place, as an optimizer does."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -38,7 +38,7 @@ def shift(network: nn.Module, amount: float = 0.05) -> None:
 
 
 def train_forward(network: nn.Module) -> None:
-    """Moves the running statistics and nothing else."""
+    """Changes the running statistics and nothing else."""
     network.train()
     with torch.no_grad():
         for _ in range(10):
@@ -102,24 +102,24 @@ def test_a_change_between_two_compiled_searches_is_seen(change):
     assert fraction_equal(after, plain_x_adv(*networks, x_natural)) >= 0.999
 
 
-def test_the_twin_of_a_frozen_network_is_refreshed_after_a_change_and_only_then(monkeypatch):
+def test_the_copy_of_a_frozen_network_is_refreshed_after_a_change_and_only_then(monkeypatch):
     refreshed = []
     own_refresh = FoldedNetwork.refresh
-    monkeypatch.setattr(FoldedNetwork, "refresh", lambda twin: refreshed.append(twin) or own_refresh(twin))
+    monkeypatch.setattr(FoldedNetwork, "refresh", lambda copied: refreshed.append(copied) or own_refresh(copied))
     network, (x, _) = tiny_network(1).requires_grad_(False), images_and_labels()
-    twin = folded_copy(network, x, FP32)
+    copied = folded_copy(network, x, FP32)
     refreshed.clear()
-    assert folded_copy(network, x, FP32) is twin
+    assert folded_copy(network, x, FP32) is copied
     assert refreshed == []
     shift(network)
-    assert folded_copy(network, x, FP32) is twin
-    assert folded_copy(network, x, FP32) is twin
-    assert refreshed == [twin]
+    assert folded_copy(network, x, FP32) is copied
+    assert folded_copy(network, x, FP32) is copied
+    assert refreshed == [copied]
 
 
 @pytest.mark.parametrize("layers", [nn.Identity, lambda: nn.BatchNorm2d(6).eval()], ids=["no batch-norm", "frozen"])
-def test_a_student_that_a_fused_optimizer_trains_is_seen_where_no_running_statistics_change(layers):
-    """torch does not count what fused optimisers change."""
+def test_updates_of_a_fused_optimizer_are_seen_even_if_no_running_statistics_change(layers):
+    """Fused optimizers do not update version counters."""
     student = nn.Sequential(nn.Conv2d(3, 6, 3), layers(), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 5))
     _, teacher = student_and_teacher()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.2, fused=True)
@@ -131,24 +131,24 @@ def test_a_student_that_a_fused_optimizer_trains_is_seen_where_no_running_statis
     assert fraction_equal(x_adv, plain_x_adv(student, teacher, x_natural)) >= 0.999
 
 
-def test_searches_share_a_twin_and_other_forms_and_shapes_have_their_own():
+def test_searches_share_a_copy_and_other_forms_and_shapes_have_their_own():
     network, (x, _) = tiny_network(1), images_and_labels()
-    twin = folded_copy(network, x, FP32)
-    assert folded_copy(network, x[:3], FP32) is twin
-    assert folded_copy(network, x, Form(layout="contiguous")) is twin
+    copied = folded_copy(network, x, FP32)
+    assert folded_copy(network, x[:3], FP32) is copied
+    assert folded_copy(network, x, Form(layout="contiguous")) is copied
     others = [
         folded_copy(network, x, Form(layout="channels_last")),
         folded_copy(network, x, Form(precision="bf16", layout="contiguous")),
         folded_copy(network, torch.rand(2, 3, 12, 12), FP32),
         folded_copy(copy.deepcopy(network), x, FP32),
     ]
-    assert len({id(each) for each in [twin, *others]}) == 5
+    assert len({id(each) for each in [copied, *others]}) == 5
 
 
-def test_maximizers_fold_a_network_once_between_them(monkeypatch):
+def test_several_maximizers_fold_a_network_once(monkeypatch):
     folded = []
-    own_fold = inner_networks._fold
-    monkeypatch.setattr(inner_networks, "_fold", lambda *arguments: folded.append(arguments) or own_fold(*arguments))
+    own_fold = folded_cache._fold
+    monkeypatch.setattr(folded_cache, "_fold", lambda *arguments: folded.append(arguments) or own_fold(*arguments))
     student, teacher = student_and_teacher()
     batch = images_and_labels()
     for method in ("adaad", "pgd-at", "adaad"):
@@ -156,9 +156,9 @@ def test_maximizers_fold_a_network_once_between_them(monkeypatch):
     assert len(folded) == 2
 
 
-@pytest.mark.parametrize("wrap", [lambda network: network, Branching], ids=["folded", "as it is"])
+@pytest.mark.parametrize("wrap", [lambda network: network, Branching], ids=["folded", "unfolded"])
 @pytest.mark.filterwarnings("ignore:Branching")
-def test_nothing_is_kept_of_a_network_that_is_gone(wrap):
+def test_a_deleted_network_is_freed(wrap):
     networks = [wrap(network) for network in student_and_teacher()]
     x_natural, _ = images_and_labels()
     InnerMaximizer(*networks, inner=INNER)(x_natural)
@@ -170,7 +170,7 @@ def test_nothing_is_kept_of_a_network_that_is_gone(wrap):
     assert [reference() is None for reference in kept] == [True] * 6
 
 
-def test_nothing_is_kept_of_networks_whose_steps_were_compiled():
+def test_networks_whose_steps_were_compiled_are_freed():
     networks = list(student_and_teacher())
     maximizer = InnerMaximizer(*networks, inner=INNER, **COMPILED)
     maximizer(images_and_labels()[0])
@@ -184,7 +184,7 @@ def add_hook(network: nn.Module, seen: list) -> None:
     network[1].register_forward_hook(lambda *_: seen.append(1))
 
 
-def test_a_network_with_hooks_runs_as_it_is_with_one_warning_and_the_right_numbers():
+def test_a_network_with_hooks_runs_unfolded_with_one_warning_and_the_right_numbers():
     student, teacher = student_and_teacher()
     seen: list = []
     add_hook(teacher, seen)
@@ -193,13 +193,13 @@ def test_a_network_with_hooks_runs_as_it_is_with_one_warning_and_the_right_numbe
     with pytest.warns(UserWarning, match="Sequential: batch-norm was not folded: the network has hooks") as caught:
         x_adv = [maximizer(x_natural), maximizer(x_natural)]
     assert len(caught) == 1
-    assert len(seen) == 1 + 2 * INNER.num_steps  # the first call counts the classes too
+    assert len(seen) == 1 + 2 * INNER.num_steps  # the first call determines the classes too
     assert torch.equal(*x_adv)
     assert fraction_equal(x_adv[0], plain_x_adv(student, teacher, x_natural)) >= 0.999
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
-def test_a_hook_that_comes_later_runs_and_one_that_goes_is_forgotten(kind):
+def test_a_hook_that_is_added_later_runs_and_a_removed_one_is_forgotten(kind):
     student, teacher = student_and_teacher()
     x_natural, _ = images_and_labels()
     maximizer = InnerMaximizer(student, teacher, inner=INNER)
@@ -214,13 +214,15 @@ def test_a_hook_that_comes_later_runs_and_one_that_goes_is_forgotten(kind):
 
 
 @pytest.mark.parametrize("policy", ["exact", "refreshed(every=2)", "linearized(every=2)"])
-def test_an_untraceable_teacher_gives_the_same_search_and_says_so_once(policy):
+def test_an_untraceable_teacher_gives_the_same_search_and_warns_once(policy):
     student, teacher = student_and_teacher()
     options = {"inner": INNER, "teacher_policy": TeacherPolicy.parse(policy)}
     x_natural, _ = images_and_labels(32)
     expected = InnerMaximizer(student, teacher, **options)(x_natural)
     maximizer = InnerMaximizer(student, Branching(teacher), **options)
-    with pytest.warns(UserWarning, match="Branching: batch-norm was not folded: .*; the inner loop runs it") as caught:
+    with pytest.warns(
+        UserWarning, match="Branching: batch-norm was not folded: .*; the inner loop runs it unfolded"
+    ) as caught:
         x_adv = [maximizer(x_natural), maximizer(x_natural)]
     assert len(caught) == 1
     assert "\n" not in str(caught[0].message)
@@ -228,7 +230,7 @@ def test_an_untraceable_teacher_gives_the_same_search_and_says_so_once(policy):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_low_precision_is_refused_for_what_cannot_be_folded(precision):
+def test_low_precision_is_refused_for_a_network_that_cannot_be_folded(precision):
     student, teacher = student_and_teacher()
     maximizer = InnerMaximizer(student, Branching(teacher), inner=INNER, precision=PrecisionConfig(teacher=precision))
     with pytest.raises(ValueError, match=rf"precision {precision} needs a folded network, and .*: set it to fp32") as e:
@@ -243,7 +245,7 @@ def facts(network: nn.Module) -> list:
 
 @pytest.mark.parametrize("method", ["adaad", "rslad", "pgd-at"])
 @pytest.mark.filterwarnings("ignore:Branching")
-def test_modes_requires_grad_gradients_and_version_counters_stay(method):
+def test_modes_requires_grad_gradients_and_version_counters_stay_unchanged(method):
     student, teacher = student_and_teacher()
     for network in (student, teacher):
         network[1].eval()
@@ -255,14 +257,14 @@ def test_modes_requires_grad_gradients_and_version_counters_stay(method):
         assert [facts(network) for network in networks] == before
 
 
-def test_a_twin_stays_in_eval_mode_and_has_no_parameters_whatever_the_student_is_in():
+def test_a_copy_stays_in_eval_mode_and_has_no_parameters_whatever_the_mode_of_the_student():
     student = tiny_network(1)
     x, _ = images_and_labels()
-    twin = folded_copy(student, x, FP32)
+    copied = folded_copy(student, x, FP32)
     student.train()
-    assert folded_copy(student, x, FP32) is twin
-    assert not any(module.training for module in twin.modules())
-    assert list(twin.parameters()) == []
+    assert folded_copy(student, x, FP32) is copied
+    assert not any(module.training for module in copied.modules())
+    assert list(copied.parameters()) == []
 
 
 @pytest.mark.parametrize("policy", ["exact", "refreshed(every=2)", "linearized(every=2)"])
@@ -279,35 +281,35 @@ def test_both_layouts_give_the_same_x_adv(policy):
     assert fraction_equal(found[0], x_natural) < 0.2
 
 
-@pytest.mark.parametrize("remembered", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_layout_auto_is_the_remembered_one_and_asked_for_once(monkeypatch, remembered):
-    asked = []
+@pytest.mark.parametrize("stored", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_layout_auto_is_the_stored_one_and_looked_up_once(monkeypatch, stored):
+    calls = []
 
     def choose(network, x, build, *, compiled):
-        asked.append((network, tuple(x.shape), build(remembered).memory_format, compiled))
-        return remembered
+        calls.append((network, tuple(x.shape), build(stored).memory_format, compiled))
+        return stored
 
-    monkeypatch.setattr(inner_networks, "choose_memory_format", choose)
+    monkeypatch.setattr(folded_cache, "choose_memory_format", choose)
     network, (x, _) = tiny_network(1), images_and_labels()
     form = Form(compiled=True)
-    twin = folded_copy(network, x, form)
-    assert folded_copy(network, x, form) is twin
-    assert twin.memory_format == remembered
-    weight = next(buffer for buffer in twin.buffers() if buffer.dim() == 4)
-    assert weight.is_contiguous(memory_format=remembered)
-    assert asked == [(network, (16, 3, 8, 8), remembered, True)]
+    copied = folded_copy(network, x, form)
+    assert folded_copy(network, x, form) is copied
+    assert copied.memory_format == stored
+    weight = next(buffer for buffer in copied.buffers() if buffer.dim() == 4)
+    assert weight.is_contiguous(memory_format=stored)
+    assert calls == [(network, (16, 3, 8, 8), stored, True)]
 
 
-def test_a_layout_that_is_given_is_not_measured(monkeypatch):
-    monkeypatch.setattr(inner_networks, "choose_memory_format", lambda *_, **__: pytest.fail("measured"))
+def test_a_given_layout_is_not_measured(monkeypatch):
+    monkeypatch.setattr(folded_cache, "choose_memory_format", lambda *_, **__: pytest.fail("measured"))
     x, _ = images_and_labels()
     assert folded_copy(tiny_network(1), x, Form(layout="channels_last")).memory_format == torch.channels_last
 
 
 def test_a_training_step_folds_neither_network_again(monkeypatch):
     folded = []
-    own_fold = inner_networks._fold
-    monkeypatch.setattr(inner_networks, "_fold", lambda *arguments: folded.append(arguments) or own_fold(*arguments))
+    own_fold = folded_cache._fold
+    monkeypatch.setattr(folded_cache, "_fold", lambda *arguments: folded.append(arguments) or own_fold(*arguments))
     student, teacher = student_and_teacher()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
     distiller = Distiller(student, teacher, inner=INNER, optimizer=optimizer)

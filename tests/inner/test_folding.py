@@ -1,4 +1,4 @@
-"""The folded twin against float64 runs of its network, and what must not change or be seen twice."""
+"""The folded copy against float64 runs of its network, which stays unchanged; no weight is held twice."""
 
 import copy
 import random
@@ -18,7 +18,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 
 def trained(network: nn.Module) -> nn.Module:
-    """The network, in train mode, with running statistics, scales and shifts that are not those of a fresh layer."""
+    """Returns the network in train mode, with statistics, scales and shifts that differ from those of a fresh layer."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for module in network.modules():
@@ -38,14 +38,14 @@ def logits_and_pixel_gradient(network: nn.Module, x: Tensor) -> tuple[Tensor, Te
 
 
 def assert_exact(network: nn.Module, x: Tensor, **options) -> FoldedNetwork:
-    """Logits and pixel gradients of the twin are as close to a float64 run as the network's own in eval mode."""
-    twin = FoldedNetwork(network, **options)
+    """Checks that logits and pixel gradients of the copy are as close to float64 as the network's in eval mode."""
+    folded = FoldedNetwork(network, **options)
     plain = copy.deepcopy(network).eval()
     own = logits_and_pixel_gradient(plain, x)
     exact = logits_and_pixel_gradient(copy.deepcopy(plain).double(), x.double())
-    for out, out_torch, ref64 in zip(logits_and_pixel_gradient(twin, x), own, exact, strict=True):
+    for out, out_torch, ref64 in zip(logits_and_pixel_gradient(folded, x), own, exact, strict=True):
         assert_as_accurate_as_torch(out, out_torch, ref64)
-    return twin
+    return folded
 
 
 PRE_ACTIVATION = {
@@ -58,19 +58,19 @@ NAMES = ["resnet18", "mobilenet-v2", "cnn-16", "rescnn-8", "timm/resnet10t", *PR
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", NAMES)
-def test_networks_fold_exactly_and_only_pre_activation_stays(name, layout):
+def test_networks_fold_exactly_and_only_pre_activation_norms_stay(name, layout):
     torch.manual_seed(0)
     network = trained(load_model(name, mean=0.4, std=0.3))
-    twin = assert_exact(network, images_and_labels(4)[0], memory_format=LAYOUTS[layout])
-    assert list(twin.unfolded) == PRE_ACTIVATION.get(name, [])
-    called = [node.target for node in twin.body.graph.nodes if node.op == "call_function"]
+    folded = assert_exact(network, images_and_labels(4)[0], memory_format=LAYOUTS[layout])
+    assert list(folded.unfolded) == PRE_ACTIVATION.get(name, [])
+    called = [node.target for node in folded.body.graph.nodes if node.op == "call_function"]
     assert F.batch_norm not in called
-    assert not [module for module in twin.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert sum("scale_and_shift" in str(target) for target in called) == len(twin.unfolded)
+    assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert sum("scale_and_shift" in str(target) for target in called) == len(folded.unfolded)
 
 
 class SharedConv(nn.Module):
-    """One convolution called before each of two batch-norms, and one whose single output goes to both."""
+    """One convolution called before each of two batch-norms, and one with an output for both of two batch-norms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,12 +126,12 @@ class ManyKinds(nn.Module):
 def test_shared_and_unusual_layers_are_right(make, unfolded, layout):
     torch.manual_seed(0)
     network = trained(make())
-    twin = assert_exact(network, images_and_labels()[0], memory_format=LAYOUTS[layout])
-    assert set(twin.unfolded) == unfolded
+    folded = assert_exact(network, images_and_labels()[0], memory_format=LAYOUTS[layout])
+    assert set(folded.unfolded) == unfolded
 
 
 def disturb(network: nn.Module) -> None:
-    """Other values in all parameters and buffers, in place."""
+    """Changes all floating-point parameters and buffers in place."""
     with torch.no_grad():
         for tensor in (*network.parameters(), *network.buffers()):
             if tensor.is_floating_point():
@@ -139,57 +139,57 @@ def disturb(network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: tiny_network(1), ManyKinds, SharedConv, lambda: load_model("wrn-10-1")])
-def test_refresh_brings_every_tensor_in_place_and_no_parameter_remains(make):
+def test_refresh_updates_every_tensor_in_place_and_no_parameter_remains(make):
     torch.manual_seed(0)
     network = trained(make())
     x = images_and_labels()[0]
-    twin = FoldedNetwork(network, memory_format=torch.channels_last)
-    addresses = [buffer.data_ptr() for buffer in twin.buffers()]
-    before = {name: buffer.clone() for name, buffer in twin.named_buffers()}
+    folded = FoldedNetwork(network, memory_format=torch.channels_last)
+    addresses = [buffer.data_ptr() for buffer in folded.buffers()]
+    before = {name: buffer.clone() for name, buffer in folded.named_buffers()}
     disturb(network)
-    twin.refresh()
-    assert [buffer.data_ptr() for buffer in twin.buffers()] == addresses
-    assert not list(twin.parameters())
-    assert not any(buffer.requires_grad for buffer in twin.buffers())
-    assert set(twin.state_dict()) == set(before)
-    still = [name for name, buffer in twin.named_buffers() if torch.equal(buffer, before[name])]
-    assert still == [name for name in before if name.endswith(".order")]  # which is not disturbed
-    torch.testing.assert_close(twin(x), copy.deepcopy(network).eval()(x), rtol=1e-4, atol=1e-5)
+    folded.refresh()
+    assert [buffer.data_ptr() for buffer in folded.buffers()] == addresses
+    assert not list(folded.parameters())
+    assert not any(buffer.requires_grad for buffer in folded.buffers())
+    assert set(folded.state_dict()) == set(before)
+    still = [name for name, buffer in folded.named_buffers() if torch.equal(buffer, before[name])]
+    assert still == [name for name in before if name.endswith(".order")]  # integers, which disturb() leaves out
+    torch.testing.assert_close(folded(x), copy.deepcopy(network).eval()(x), rtol=1e-4, atol=1e-5)
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_the_weights_are_held_once_and_lie_in_the_layout():
+def test_the_weights_are_held_once_and_have_the_layout():
     network = load_model("mobilenet-v2")
-    twin = FoldedNetwork(network, memory_format=torch.channels_last)
+    folded = FoldedNetwork(network, memory_format=torch.channels_last)
     num_weights = sum(p.numel() for p in network.parameters() if p.dim() > 1)
-    assert sum(b.numel() for b in twin.buffers() if b.dim() in (2, 4)) == num_weights
-    assert all(b.is_contiguous(memory_format=torch.channels_last) for b in twin.buffers() if b.dim() == 4)
+    assert sum(b.numel() for b in folded.buffers() if b.dim() in (2, 4)) == num_weights
+    assert all(b.is_contiguous(memory_format=torch.channels_last) for b in folded.buffers() if b.dim() == 4)
     own = {tensor.data_ptr() for tensor in (*network.parameters(), *network.buffers())}
-    assert not own & {buffer.data_ptr() for buffer in twin.buffers()}
+    assert not own & {buffer.data_ptr() for buffer in folded.buffers()}
     gray = FoldedNetwork(load_model("cnn-16", in_channels=1), memory_format=torch.channels_last)
     seen = seen_by_convolutions(gray, torch.rand(2, 1, 16, 16))
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x, *_ in seen)
-    # One input channel fits both layouts; the strides say which one the convolution takes.
+    # One input channel fits both layouts; the strides show which one the convolution gets.
     assert seen[0][1].stride() == (9, 1, 3, 1)
 
 
-def test_the_networks_own_modes_and_tensors_stay_as_they_are():
+def test_modes_and_tensors_of_the_network_stay_unchanged():
     network = trained(load_model("cnn-16"))
     network.features[1].eval()
     network.fc.weight.requires_grad_(False)
     modes = [module.training for module in network.modules()]
     state = copy.deepcopy(network.state_dict())
     requires = [parameter.requires_grad for parameter in network.parameters()]
-    twin, note = fold(network, torch.rand(2, 3, 16, 16))
+    folded, note = fold(network, torch.rand(2, 3, 16, 16))
     assert note is None
     assert [module.training for module in network.modules()] == modes
     assert [parameter.requires_grad for parameter in network.parameters()] == requires
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
-    assert not any(module.training for module in twin.modules())
+    assert not any(module.training for module in folded.modules())
 
 
-def seen_by_convolutions(twin: FoldedNetwork, x: Tensor) -> list[tuple]:
-    """The arguments of each convolution, in whichever of its two forms, in the twin's graph at x."""
+def seen_by_convolutions(folded: FoldedNetwork, x: Tensor) -> list[tuple]:
+    """Returns the arguments of each convolution, in either of its two forms, in the copy's graph at x."""
     calls = []
 
     class Recorder(Interpreter):
@@ -199,7 +199,7 @@ def seen_by_convolutions(twin: FoldedNetwork, x: Tensor) -> list[tuple]:
             return super().run_node(n)
 
     with torch.no_grad():
-        Recorder(twin.body).run(x.contiguous(memory_format=twin.memory_format))
+        Recorder(folded.body).run(x.contiguous(memory_format=folded.memory_format))
     return calls
 
 
@@ -208,28 +208,28 @@ def seen_by_convolutions(twin: FoldedNetwork, x: Tensor) -> list[tuple]:
 def test_low_precision_begins_behind_the_first_convolution(name, dtype):
     torch.manual_seed(0)
     network = trained(load_model(name, mean=0.4, std=0.3))
-    twin, note = fold(network, x := 0.9 + 0.1 * torch.rand(4, 3, 8, 8), dtype=dtype)
+    folded, note = fold(network, x := 0.9 + 0.1 * torch.rand(4, 3, 8, 8), dtype=dtype)
     assert note is None
-    first, *others = seen_by_convolutions(twin, x)
+    first, *others = seen_by_convolutions(folded, x)
     assert {argument.dtype for argument in first[:3] if argument is not None} == {torch.float32}
     assert {arg.dtype for call in others for arg in call[:3] if arg is not None} == {dtype}
-    (moved,) = seen_by_convolutions(twin, x + 1e-6)[:1]
+    (moved,) = seen_by_convolutions(folded, x + 1e-6)[:1]
     torch.testing.assert_close(moved[0] - first[0], torch.full_like(x, 1e-6 / 0.3), rtol=0.2, atol=0)
-    assert twin(x).dtype == torch.float32
-    assert {buffer.dtype for buffer in twin.buffers()} == {torch.float32, dtype}
+    assert folded(x).dtype == torch.float32
+    assert {buffer.dtype for buffer in folded.buffers()} == {torch.float32, dtype}
     with torch.no_grad():
         expected = copy.deepcopy(network).eval().double()(x.double())
         cast = copy.deepcopy(network).eval().to(dtype)(x.to(dtype))
-        assert_as_accurate_as_torch(twin(x).to(dtype), cast, expected)
+        assert_as_accurate_as_torch(folded(x).to(dtype), cast, expected)
 
 
 def test_fp32_has_no_casts():
-    twin = FoldedNetwork(load_model("cnn-16"))
-    assert not [node for node in twin.body.graph.nodes if "_cast" in str(node.target)]
+    folded = FoldedNetwork(load_model("cnn-16"))
+    assert not [node for node in folded.body.graph.nodes if "_cast" in str(node.target)]
 
 
 class StemOfTwo(nn.Module):
-    """Two convolutions on the pixels; the first one's weight and a buffer before it are used again behind it."""
+    """Two convolutions on the pixels; the weight of the first and a buffer before it are used again later."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -241,51 +241,55 @@ class StemOfTwo(nn.Module):
         return (self.conv(y) + self.other(x) + x[:, :, : x.shape[2]]).mean((2, 3))
 
 
-def test_low_precision_fits_together_where_the_pixels_are_used_twice():
+def test_low_precision_works_if_the_pixels_are_used_twice():
     network = StemOfTwo()
     x = torch.rand(4, 3, 8, 8)
-    twin = FoldedNetwork(network, dtype=torch.bfloat16)
-    assert [call[0].dtype for call in seen_by_convolutions(twin, x)] == [torch.float32, torch.bfloat16, torch.bfloat16]
-    torch.testing.assert_close(twin(x), network(x), rtol=0, atol=2e-2)
+    folded = FoldedNetwork(network, dtype=torch.bfloat16)
+    assert [call[0].dtype for call in seen_by_convolutions(folded, x)] == [
+        torch.float32,
+        torch.bfloat16,
+        torch.bfloat16,
+    ]
+    torch.testing.assert_close(folded(x), network(x), rtol=0, atol=2e-2)
 
 
-def pixel_gradient(twin: nn.Module, x: Tensor) -> Tensor:
-    logits, pull_back = torch.func.vjp(twin, x)
+def pixel_gradient(folded: nn.Module, x: Tensor) -> Tensor:
+    logits, pull_back = torch.func.vjp(folded, x)
     return pull_back(logits)[0]
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
-def test_a_compiled_twin_sees_what_refresh_brings_without_compiling_again(dtype, precision):
+def test_a_compiled_copy_sees_a_refresh_without_compiling_again(dtype, precision):
     network = trained(load_model("wrn-10-1"))
     x = images_and_labels()[0]
-    twin = FoldedNetwork(network, memory_format=torch.channels_last, dtype=dtype)
+    folded = FoldedNetwork(network, memory_format=torch.channels_last, dtype=dtype)
     compiled = torch.compile(pixel_gradient, fullgraph=True, backend="aot_eager")
-    previous = compiled(twin, x)
+    previous = compiled(folded, x)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for _ in range(3):
             disturb(network)
-            twin.refresh()
-            grad_x = compiled(twin, x)
+            folded.refresh()
+            grad_x = compiled(folded, x)
             expected = pixel_gradient(FoldedNetwork(network, dtype=dtype), x)
             assert (grad_x - expected).norm() <= precision * expected.norm()
             assert (grad_x - previous).norm() > 0.1 * previous.norm()
             previous = grad_x
 
 
-def test_a_copied_twin_has_buffers_of_its_own_and_refreshes_from_the_same_network():
+def test_a_deep_copy_has_its_own_buffers_and_refreshes_from_the_same_network():
     network = tiny_network(1)
     x = images_and_labels()[0]
-    twin = FoldedNetwork(network)
-    other = copy.deepcopy(twin)
-    assert torch.equal(other(x), twin(x))
-    assert not {b.data_ptr() for b in other.buffers()} & {b.data_ptr() for b in twin.buffers()}
-    before = twin(x)
+    folded = FoldedNetwork(network)
+    other = copy.deepcopy(folded)
+    assert torch.equal(other(x), folded(x))
+    assert not {b.data_ptr() for b in other.buffers()} & {b.data_ptr() for b in folded.buffers()}
+    before = folded(x)
     disturb(network)
     other.refresh()
-    assert torch.equal(twin(x), before)
-    twin.refresh()
-    assert torch.equal(other(x), twin(x))
-    assert not torch.allclose(before, twin(x))
+    assert torch.equal(folded(x), before)
+    folded.refresh()
+    assert torch.equal(other(x), folded(x))
+    assert not torch.allclose(before, folded(x))
 
 
 class Branches(nn.Module):
@@ -294,7 +298,7 @@ class Branches(nn.Module):
 
 
 class Drawn(nn.Module):
-    """Takes a number of its own at each call, which tracing keeps."""
+    """Draws a number at each call, which tracing would freeze."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) * random.random()
@@ -305,7 +309,7 @@ class ByBatch(nn.Sequential):
         super().__init__(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten())
 
 
-def test_one_line_says_why_a_network_was_not_folded():
+def test_the_reason_why_a_network_was_not_folded_is_one_line():
     x = images_and_labels()[0]
     for network, reason in (
         (Branches(), "symbolically traced variables"),
@@ -317,12 +321,12 @@ def test_one_line_says_why_a_network_was_not_folded():
         assert "\n" not in note
 
 
-def test_batch_norm_without_running_statistics_takes_the_batchs():
+def test_batch_norm_without_running_statistics_uses_those_of_the_batch():
     network = ByBatch()
     x = images_and_labels()[0]
-    twin, note = fold(network, x)
+    folded, note = fold(network, x)
     assert note is None
-    torch.testing.assert_close(twin(x[:3]), network.eval()(x[:3]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(folded(x[:3]), network.eval()(x[:3]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -343,11 +347,11 @@ def test_a_convolution_of_pixels_is_a_product_of_patches_on_the_cpu(
     channels, kernel, options, is_product, memory_format
 ):
     network = nn.Sequential(nn.Conv2d(channels, 6, kernel, **options), nn.ReLU(), nn.Flatten())
-    twin = FoldedNetwork(network, memory_format=memory_format)
-    targets = [node.target for node in twin.body.graph.nodes]
+    folded = FoldedNetwork(network, memory_format=memory_format)
+    targets = [node.target for node in folded.body.graph.nodes]
     assert (F.conv2d in targets) is not is_product
     x = torch.rand(3, channels, 9, 8, requires_grad=True)
-    for ours, theirs in zip(logits_and_gradient(twin, x), logits_and_gradient(network, x), strict=True):
+    for ours, theirs in zip(logits_and_gradient(folded, x), logits_and_gradient(network, x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 

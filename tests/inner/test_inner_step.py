@@ -1,4 +1,4 @@
-"""One inner step as a graph: what is in it, what is kept for its backward pass, and how often it is compiled."""
+"""One inner step as a graph: its operations, the tensors kept for its backward pass, and the number of compilations."""
 
 import copy
 import inspect
@@ -60,7 +60,7 @@ class CountingBackend:
 
 
 class RecordingBackend:
-    """Runs inference graphs as they are and keeps them; a graph for training would need a tape, and is refused."""
+    """Runs inference graphs unchanged and keeps them; refuses a training graph, which would need a tape."""
 
     def __init__(self) -> None:
         self.graphs: list[GraphModule] = []
@@ -75,7 +75,7 @@ class RecordingBackend:
 
 
 def operations(graph: GraphModule) -> Counter:
-    """What a graph calls, by name; an operation in place by its own name, not by that of its functional wrapper."""
+    """Counts the calls of a graph by name; in-place operations by their own name, not by that of their wrapper."""
     calls = graph.graph.find_nodes(op="call_function", target=torch.ops.higher_order.auto_functionalized_v2)
     names = Counter(str(node.args[0]) for node in calls)
     names.update(str(node.target) for node in graph.graph.nodes if node.op == "call_function" and node not in calls)
@@ -83,7 +83,7 @@ def operations(graph: GraphModule) -> Counter:
 
 
 def recorded_steps(kind: str, norm: str = "linf") -> list[GraphModule]:
-    """The graph of a step that asks the teacher, and that of one that does not."""
+    """Returns the graph of a step that queries the teacher, and of one that does not."""
     backend = RecordingBackend()
     query, reuse = (one_graph(step, backend=backend.compile) for step in (POLICIES[kind].query, POLICIES[kind].reuse))
     inner = InnerConfig(threat_model=ThreatModel(norm=norm, epsilon=16 / 255), step_size=4 / 255)
@@ -97,14 +97,14 @@ def recorded_steps(kind: str, norm: str = "linf") -> list[GraphModule]:
     return backend.graphs
 
 
-# Of a step that asks the teacher and of one that reuses what it said: forward and backward passes of all networks, seen
-# at their two ReLUs each.
+# Forward and backward passes of all networks, of a step that queries the teacher and of one that reuses its state. Each
+# network has two ReLUs, by which the passes are counted.
 PASSES = {"exact": [(2, 2)], "refreshed": [(2, 2), (1, 1)], "linearized": [(2, 1 + 2), (1, 1)]}
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("kind", POLICIES)
-def test_a_step_is_one_graph_with_our_operations_in_it_and_no_more_passes_than_it_needs(kind, norm):
+def test_a_step_is_one_graph_with_the_operations_of_the_package_and_no_extra_passes(kind, norm):
     graphs = recorded_steps(kind, norm)
     assert len(graphs) == len(PASSES[kind])
     for graph, (forwards, backwards) in zip(graphs, PASSES[kind], strict=True):
@@ -120,7 +120,7 @@ def test_a_step_is_one_graph_with_our_operations_in_it_and_no_more_passes_than_i
 
 @pytest.mark.parametrize("kind", POLICIES)
 def test_a_graph_computes_no_weight_gradient_and_holds_no_constant(kind):
-    """Weights are its inputs: an update in place is seen, and the graph serves every student of this shape."""
+    """Weights are inputs of the graph: it sees updates in place, and serves every student of this shape."""
     for graph in recorded_steps(kind):
         calls = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution_backward.default)
         assert calls
@@ -129,7 +129,7 @@ def test_a_graph_computes_no_weight_gradient_and_holds_no_constant(kind):
 
 
 def kept_for_the_backward_pass(network: nn.Module, x: Tensor) -> list[Tensor]:
-    """One tensor per storage that autograd keeps, beside the network's own buffers and x."""
+    """Returns one tensor per storage that autograd keeps, except the network's own tensors and x."""
     saved: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -150,13 +150,13 @@ def conv_relu_conv() -> nn.Module:
 
 
 def test_an_eager_step_keeps_the_output_of_each_relu_and_nothing_else():
-    """A convolution needs its weight to send a gradient to its input; its input is what the ReLU before it keeps."""
+    """The pixel gradient of a convolution needs its weight only, and that of a ReLU its output."""
     x, _ = images_and_labels()
     kept = kept_for_the_backward_pass(*folded(conv_relu_conv()), x)
     assert [tuple(tensor.shape) for tensor in kept] == [(16, 6, 6, 6)]
     kept = kept_for_the_backward_pass(*folded(tiny_network(1)), x)
     assert [tuple(tensor.shape) for tensor in kept] == [(16, 6, 8, 8), (16, 12, 3, 3)]
-    # In its own form the network keeps what each batch-norm sees as well.
+    # Unfolded, the network keeps the input of each batch-norm as well.
     unfolded = tiny_network(1).eval().requires_grad_(False)
     assert len(kept_for_the_backward_pass(unfolded, x)) > 2
 
@@ -176,7 +176,7 @@ def test_each_kind_of_step_is_compiled_once_per_batch_shape(policy, kinds):
         assert backend.num_graphs == kinds * graphs
 
 
-def test_modes_and_updates_of_the_student_do_not_compile_again_and_are_seen():
+def test_modes_and_updates_of_the_student_are_seen_and_do_not_compile_again():
     student, teacher = student_and_teacher()
     backend = CountingBackend()
     maximizer = compiled(student, teacher, backend, teacher_policy=REFRESHED)
@@ -197,7 +197,7 @@ def test_modes_and_updates_of_the_student_do_not_compile_again_and_are_seen():
     assert backend.num_graphs == 2
 
 
-def test_an_interval_that_changes_does_not_compile_again():
+def test_a_new_interval_does_not_compile_again():
     backend = CountingBackend()
     maximizer = compiled(*student_and_teacher(), backend, teacher_policy=TeacherPolicy(kind="linearized"))
     for interval in (2, 4, 3, 1, 2):
@@ -206,7 +206,7 @@ def test_an_interval_that_changes_does_not_compile_again():
     assert backend.num_graphs == 2
 
 
-def test_gradient_modes_of_the_caller_do_not_compile_again():
+def test_grad_modes_of_the_caller_do_not_compile_again():
     backend = CountingBackend()
     maximizer = compiled(*student_and_teacher(), backend)
     x_natural, _ = images_and_labels()
@@ -234,8 +234,8 @@ def distiller(backend, method: str = "adaad", **options) -> Distiller:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ramp", [0, 4, 200])
-def test_twelve_epochs_with_a_smaller_last_batch_compile_a_few_graphs_in_the_first_two_alone(ramp):
-    """The epoch is a number of IGDM's loss: the first is a constant of its graph, and any other a variable."""
+def test_twelve_epochs_with_a_smaller_last_batch_compile_a_few_graphs_in_the_first_two_only(ramp):
+    """IGDM's loss depends on the epoch: the first graph has it as a constant, the second one as a variable."""
     backend = CountingBackend()
     each = distiller(backend, "adaad+igdm", igdm_ramp_epochs=ramp)
     seen = []
@@ -253,7 +253,7 @@ def test_twelve_epochs_with_a_smaller_last_batch_compile_a_few_graphs_in_the_fir
     "isolate_recompiles" not in inspect.signature(torch.compile).parameters,
     reason="this torch counts the recompilations of a function over the whole process",
 )
-def test_nine_students_in_one_process_do_not_meet_the_limit_of_recompilations():
+def test_nine_students_in_one_process_do_not_reach_the_recompilation_limit():
     assert torch._dynamo.config.recompile_limit < 9
     for _ in range(9):
         backend = CountingBackend()

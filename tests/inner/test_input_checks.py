@@ -1,4 +1,4 @@
-"""What people's own loops are told at their first call, and that later calls neither wait nor look again."""
+"""Checks at the first call of a search, which later calls neither repeat nor wait for."""
 
 import copy
 import gc
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from bench.host_sync import HostSyncWatch
 from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, adaad_inner_loss
-from fastadaad.inner import checks as input_checks
+from fastadaad.inner import checks
 
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=0.1), step_size=0.05, num_steps=2)
 COMPILED = {"mode": "compiled", "compile_options": {"backend": "aot_eager"}}
 
-# What is checked is the same in any mode.
+# The checks are the same in every mode.
 pytestmark = pytest.mark.filterwarnings("ignore:teacher_model is not in eval mode")
 
 
@@ -36,12 +36,12 @@ def drop_in(student: nn.Module, teacher: nn.Module, x_natural: Tensor, labels: T
 
 
 def wide(teacher: nn.Module) -> nn.Module:
-    """With one class more."""
+    """Gives the teacher one class more."""
     teacher[-1] = nn.Linear(teacher[-1].in_features, NUM_CLASSES + 1)
     return teacher
 
 
-# What is wrong with the arguments (student, teacher, x_natural, labels), and the words that tell it.
+# Mistake in the arguments (student, teacher, x_natural, labels), and a part of its message.
 MISTAKES = {
     "bytes": (lambda s, t, x, y: (s, t, (255 * x).byte(), y), "x_natural is torch.uint8: give pixels"),
     "0..255": (lambda s, t, x, y: (s, t, 255 * x, y), "outside [0, 1]: divide them by 255"),
@@ -82,14 +82,14 @@ def refusal(call, *arguments, **options) -> str:
 @pytest.mark.filterwarnings("ignore:Sequential. batch-norm was not folded")
 @pytest.mark.parametrize("call", [distil, maximize, drop_in])
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_the_first_call_names_what_is_wrong(call, mistake):
+def test_the_first_call_names_the_mistake(call, mistake):
     change, words = MISTAKES[mistake]
     assert words in refusal(call, *change(*student_and_teacher(), *images_and_labels()))
 
 
 @pytest.mark.parametrize("call", [distil, maximize])
 @pytest.mark.parametrize("mistake", LABELS)
-def test_the_first_call_names_labels_that_are_none(call, mistake):
+def test_the_first_call_names_invalid_labels(call, mistake):
     change, words = LABELS[mistake]
     x_natural, _ = images_and_labels()
     labels = torch.arange(16) % NUM_CLASSES
@@ -97,18 +97,18 @@ def test_the_first_call_names_labels_that_are_none(call, mistake):
 
 
 @pytest.mark.parametrize("call", [distil, maximize])
-def test_a_compiled_step_is_asked_the_same_before_it_compiles(call):
+def test_a_compiled_step_is_checked_before_it_compiles(call):
     x_natural, labels = images_and_labels()
     assert "divide them by 255" in refusal(call, *student_and_teacher(), 255 * x_natural, labels, **COMPILED)
     call(*student_and_teacher(), x_natural, labels, **COMPILED)
 
 
-def test_labels_that_a_method_does_not_read_may_be_anything():
+def test_unused_labels_may_be_anything():
     x_natural, _ = images_and_labels()
     InnerMaximizer(*student_and_teacher(), inner=INNER)(x_natural, torch.zeros(16, 7))
 
 
-def test_an_l2_radius_is_compared_with_the_images():
+def test_an_l2_radius_is_compared_with_the_size_of_the_images():
     """Images of 3 x 8 x 8 pixels in [0, 1] are at most sqrt(192) = 13.86 apart."""
     x_natural, _ = images_and_labels()
 
@@ -121,7 +121,7 @@ def test_an_l2_radius_is_compared_with_the_images():
         search(14)
 
 
-def test_rounding_and_a_range_of_the_callers_own_are_no_mistake():
+def test_rounding_and_another_pixel_range_are_accepted():
     x_natural, _ = images_and_labels()
     networks = student_and_teacher()
     adaad_inner_loss(*networks, x_natural * (1 + 5e-7) - 5e-7)
@@ -133,7 +133,7 @@ def test_rounding_and_a_range_of_the_callers_own_are_no_mistake():
 
 @pytest.fixture
 def num_reads(monkeypatch) -> list:
-    """An entry for each time that the values of a batch are read."""
+    """List with one entry per read of the values of a batch."""
     reads: list = []
     tolist = Tensor.tolist
     monkeypatch.setattr(Tensor, "tolist", lambda tensor: reads.append(1) or tolist(tensor))
@@ -141,12 +141,12 @@ def num_reads(monkeypatch) -> list:
 
 
 def test_only_the_first_call_waits_for_the_device(num_reads):
-    """The drop-in function is a new search at each call, and so is each batch of an evaluation."""
+    """The drop-in function makes a new search at each call, as an evaluation does for each batch."""
     networks, batch = student_and_teacher(), images_and_labels()
     optimizer = torch.optim.SGD(networks[0].parameters(), lr=0.1)
     distiller = Distiller(*networks, method="ard", inner=INNER, optimizer=optimizer)
     calls = (lambda: distiller.step(*batch), lambda: maximize(*networks, *batch), lambda: drop_in(*networks, *batch))
-    for call, expected in zip(calls, (1, 0, 1), strict=True):  # the second has the same radius, range and labels
+    for call, expected in zip(calls, (1, 0, 1), strict=True):  # the second shares radius, range and labels
         num_reads.clear()
         call()
         assert len(num_reads) == expected
@@ -157,7 +157,7 @@ def test_only_the_first_call_waits_for_the_device(num_reads):
     assert watch.seen + num_reads == []
 
 
-def test_other_images_another_radius_and_another_teacher_are_looked_at_again():
+def test_other_images_another_radius_and_another_teacher_are_checked_again():
     student, teacher = student_and_teacher()
     x_natural, _ = images_and_labels()
     drop_in(student, teacher, x_natural, None)
@@ -169,28 +169,28 @@ def test_other_images_another_radius_and_another_teacher_are_looked_at_again():
     assert "x_natural is torch.uint8" in refusal(drop_in, student, teacher, x_natural.byte(), None)  # in every call
 
 
-def test_an_empty_batch_tells_nothing_and_settles_nothing():
+def test_an_empty_batch_does_not_count_as_checked():
     student, teacher = student_and_teacher()
     x_natural, _ = images_and_labels()
     drop_in(student, teacher, x_natural[:0], None)
     assert "divide them by 255" in refusal(drop_in, student, teacher, 255 * x_natural, None)
 
 
-def test_what_was_looked_at_goes_with_the_networks():
+def test_the_record_of_a_check_goes_when_its_networks_go():
     student, teacher = student_and_teacher()
     drop_in(student, teacher, images_and_labels()[0], None)
-    assert student in input_checks._passed
+    assert student in checks._passed
     gone = [weakref.ref(student), weakref.ref(teacher)]
-    before = len(input_checks._passed)
+    before = len(checks._passed)
     del student, teacher
     gc.collect()
     assert [reference() for reference in gone] == [None, None]
-    assert len(input_checks._passed) < before
+    assert len(checks._passed) < before
 
 
 @pytest.mark.parametrize("call", [distil, maximize])
-def test_a_teacher_in_train_mode_gives_what_one_in_eval_mode_gives(call):
-    """It is put into eval mode for the step, and comes back in its own."""
+def test_a_teacher_in_train_mode_gives_the_results_of_one_in_eval_mode(call):
+    """The step sets it to eval mode and restores its mode."""
     found = []
     for training in (True, False):
         student, teacher = student_and_teacher()

@@ -1,4 +1,4 @@
-"""The choice between contiguous and channels-last, with networks that advance the clock they are timed by."""
+"""The choice between contiguous and channels-last, with networks that advance the clock that times them."""
 
 import io
 
@@ -52,7 +52,7 @@ def choose(
     return choose_memory_format(network or tiny_network(1), x, clock.build, clock=clock, **options)
 
 
-def test_the_faster_layout_is_chosen_and_remembered_with_its_milliseconds():
+def test_the_faster_layout_is_chosen_and_stored_with_its_milliseconds():
     clock = FakeClock([0.01], [0.004])
     assert choose(clock) is torch.channels_last
     assert clock.passes.count("channels_last") == clock.passes.count("contiguous_format") == 1 + MAX_ROUNDS
@@ -109,7 +109,7 @@ def test_contiguous_where_neither_is_faster_or_there_is_nothing_to_choose():
         lambda network, x: (network, x.double()),
     ],
 )
-def test_another_network_or_batch_is_measured_anew(change):
+def test_another_network_or_batch_is_measured_again(change):
     choose(FakeClock([0.01], [0.004]))
     clock = FakeClock([0.004], [0.01])
     network, x = change(tiny_network(1), images_and_labels(4)[0])

@@ -1,4 +1,4 @@
-"""The inner maximisation against the plain loop, and the promises it makes about networks and callers."""
+"""The inner maximisation against the plain loop, and its guarantees about networks and callers."""
 
 import copy
 from collections import Counter
@@ -31,7 +31,7 @@ def seeded(seed: int = 3) -> torch.Generator:
 
 
 def start_point(start: str, x_natural: Tensor, epsilon: float) -> Tensor:
-    """The starts of the methods' table (uniform: in the l-infinity ball)."""
+    """Draws the starts of the table of methods (uniform: in the l-infinity ball)."""
     if start == "natural":
         return x_natural
     if start == "gaussian":
@@ -40,7 +40,7 @@ def start_point(start: str, x_natural: Tensor, epsilon: float) -> Tensor:
 
 
 def state(network: nn.Module) -> dict:
-    """Everything about a network that the loop must leave as it was."""
+    """Everything about a network that the loop must not change."""
     return {
         "weights": {name: tensor.clone() for name, tensor in network.state_dict().items()},
         "gradients": {name: parameter.grad for name, parameter in network.named_parameters()},
@@ -59,7 +59,7 @@ def assert_same_state(network: nn.Module, before: dict) -> None:
 
 
 def mixed_networks() -> tuple[nn.Module, nn.Module]:
-    """Networks in train mode with a frozen batch-norm, a fixed parameter and a gradient of earlier work each."""
+    """Networks in train mode, each with a frozen batch-norm, a fixed parameter and an earlier gradient."""
     networks = student_and_teacher()
     for network in networks:
         network[1].eval()
@@ -82,7 +82,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("method", "norm", "options"), CASES, ids=str)
-def test_x_adv_is_that_of_the_plain_loop(method, norm, options):
+def test_x_adv_equals_that_of_the_plain_loop(method, norm, options):
     student, teacher = student_and_teacher()
     student.train(not options.get("student_eval", True))
     plain_student, plain_teacher = copy.deepcopy(student), copy.deepcopy(teacher).eval()
@@ -112,7 +112,7 @@ def test_x_adv_is_that_of_the_plain_loop(method, norm, options):
 
 
 def test_the_gradient_goes_through_the_teacher():
-    """A loop that detaches the teacher ends elsewhere, at a smaller kl: the comparisons above would notice."""
+    """The comparisons above would notice a loop that detaches the teacher: it reaches another point, and less kl."""
     student, teacher = (network.eval() for network in student_and_teacher())
     x_natural, _ = images_and_labels(64)
 
@@ -139,14 +139,14 @@ def test_a_step_takes_one_forward_and_one_backward_of_each_network_it_needs():
     x_natural, labels = images_and_labels()
     for method, names in (("adaad", ("student", "teacher")), ("pgd-at", ("student",))):
         maximizer = InnerMaximizer(student, teacher, method=method, inner=inner_config())
-        maximizer(x_natural, labels)  # the first call asks each for the logits of one image, which tell its classes
+        maximizer(x_natural, labels)  # the first call evaluates one image, which shows the number of classes
         counts.clear()
         maximizer(x_natural, labels)
         assert counts == {f"{name} {way}": NUM_STEPS for name in names for way in ("forward", "backward")}
 
 
 def saved_tensors(run) -> int:
-    """How many tensors autograd keeps for a backward pass while `run()` runs."""
+    """Counts the tensors that autograd keeps for a backward pass during `run()`."""
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(None) or tensor, lambda tensor: tensor):
         run()
@@ -171,12 +171,12 @@ def test_autograd_keeps_nothing_outside_the_networks_and_no_weight_gradient_exis
 
 @pytest.mark.parametrize("method", ["adaad", "pgd-at"])
 @pytest.mark.parametrize("student_eval", [True, False])
-def test_networks_and_images_come_back_as_they_were(method, student_eval):
+def test_networks_and_images_stay_unchanged(method, student_eval):
     student, teacher = mixed_networks()
     x_natural, labels = images_and_labels()
     given, before = x_natural.clone(), (state(student), state(teacher))
     if not student_eval:
-        # Running statistics follow the batches then, as they do in the plain loop above: stop them here.
+        # The loop would update the running statistics, as the plain loop does: stop them here.
         student[4].momentum, student[4].num_batches_tracked = 0.0, None
         before[0]["weights"].pop("4.num_batches_tracked")
     seen = []
@@ -195,7 +195,7 @@ def test_networks_and_images_come_back_as_they_were(method, student_eval):
 
 
 @pytest.mark.parametrize("broken", [0, 1], ids=["student", "teacher"])
-def test_networks_come_back_as_they_were_when_one_raises_in_the_middle(broken):
+def test_networks_are_restored_if_one_raises_in_the_middle(broken):
     networks = mixed_networks()
     before = [state(network) for network in networks]
     calls = Counter()
@@ -223,7 +223,7 @@ def test_one_network_may_be_both_student_and_teacher():
 
 @pytest.mark.parametrize("method", ["adaad", "pgd-at"])
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
-def test_the_callers_gradient_mode_makes_no_difference(method, context):
+def test_the_callers_grad_mode_makes_no_difference(method, context):
     student, teacher = student_and_teacher()
     maximizer = InnerMaximizer(student, teacher, method=method, inner=inner_config())
     expected = maximizer(*images_and_labels(), generator=seeded())
@@ -286,7 +286,7 @@ def test_x_adv_never_leaves_the_ball_or_the_box(method, norm, start, epsilon, re
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_with_epsilon_0_the_images_stay(norm):
+def test_with_epsilon_0_the_images_stay_unchanged(norm):
     x_natural, labels = images_and_labels()
     inner = InnerConfig(threat_model=ThreatModel(norm=norm, epsilon=0.0), start="natural", num_steps=2)
     for method in ("adaad", "pgd-at"):
@@ -301,16 +301,16 @@ def test_an_empty_batch_gives_an_empty_batch():
 
 
 @pytest.mark.parametrize(("method", "norm"), [("adaad", "linf"), ("pgd-at", "l2")])
-def test_nothing_in_the_loop_makes_the_host_wait(method, norm):
+def test_the_loop_never_waits_for_the_device(method, norm):
     maximizer = InnerMaximizer(*student_and_teacher(), method=method, inner=inner_config(norm))
     batch = images_and_labels()
-    maximizer(*batch)  # the first folds the networks, and compares the twins with them
+    maximizer(*batch)  # the first call folds the networks and compares the copies with them
     with HostSyncWatch() as watch:
         maximizer(*batch)
     assert watch.seen == []
 
 
-def test_the_watch_for_host_synchronisation_sees_each_kind():
+def test_the_watch_sees_each_kind_of_host_synchronisation():
     x = torch.ones(3)
     offences = {
         "item": lambda: x[0].item(),

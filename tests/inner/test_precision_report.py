@@ -1,4 +1,4 @@
-"""Shares of gradient signs and zeros, against an independent gradient and with planted faults."""
+"""Fractions of gradient signs and zeros, against an independent gradient and with planted faults."""
 
 import copy
 
@@ -41,12 +41,12 @@ def test_bf16_agrees_with_fp32_on_most_pixels_but_not_on_all():
 
 def test_fp32_agrees_with_itself():
     report = report_of(maximizer(*student_and_teacher(), "fp32"))
-    assert report.same_sign > 0.999  # the twin is folded, so rounding differs
+    assert report.same_sign > 0.999  # the copy is folded, so rounding differs
     assert report.zeros == pytest.approx(report.zeros_in_fp32, abs=1e-3)
 
 
 @pytest.mark.parametrize("known", [0.3, 0.8])
-def test_both_shares_are_those_of_a_gradient_that_is_known(monkeypatch, known):
+def test_both_fractions_are_those_of_a_known_gradient(monkeypatch, known):
     student, teacher = student_and_teacher()
     x_natural, _ = images_and_labels(64)
     expected = float64_gradient(student, teacher, x_natural).float()
@@ -82,8 +82,8 @@ class WithoutGradient(nn.Module):
 def test_a_lost_teacher_gradient_shows():
     search = maximizer(*student_and_teacher(), "bf16")
     right = report_of(search)
-    twin_of_teacher = search.teacher_network
-    search.teacher_network = lambda x: WithoutGradient(twin_of_teacher(x))
+    folded_teacher = search.teacher_network
+    search.teacher_network = lambda x: WithoutGradient(folded_teacher(x))
     assert report_of(search).same_sign < right.same_sign - 0.1
 
 

@@ -1,4 +1,4 @@
-"""The measured error of a teacher policy against float64, what an adaptive one does about it, and its warning."""
+"""The measured error of a teacher policy against float64, the adaptation of its interval, and its warning."""
 
 import warnings
 
@@ -35,7 +35,7 @@ def three_logits(seed: int, num_images: int) -> tuple[Tensor, Tensor, Tensor]:
     return logits(seed + 100, num_images), teacher_logits, teacher_logits + logits(seed + 200, num_images, scale=0.8)
 
 
-def test_the_errors_are_those_of_all_images_since_the_last_read_whatever_their_batches():
+def test_the_errors_cover_all_images_since_the_last_read_however_they_were_batched():
     meter = TeacherErrorMeter(REFRESHED, CPU)
     batches = [three_logits(seed, num_images) for seed, num_images in ((1, 40), (2, 7), (3, 1))]
     for batch in batches:
@@ -52,7 +52,7 @@ def test_the_errors_are_those_of_all_images_since_the_last_read_whatever_their_b
     assert error.query_interval == 8
 
 
-def test_a_read_begins_anew_and_without_images_there_is_no_error():
+def test_a_read_resets_the_sums_and_without_images_there_is_no_error():
     meter = TeacherErrorMeter(REFRESHED, CPU)
     assert meter.read(1) is None
     meter.add(*three_logits(1, 20))
@@ -105,25 +105,25 @@ def test_the_interval_goes_through_its_choices_one_at_a_time_and_stays_at_the_en
 
 
 @pytest.mark.parametrize("num_steps", range(1, 40))
-def test_every_choice_lies_between_each_step_and_once_in_a_search(num_steps):
+def test_the_choices_reach_from_every_step_to_once_in_a_search(num_steps):
     choices = intervals(num_steps)
     assert (choices[0], choices[-1]) == (num_steps, 1)
     assert choices == sorted(set(choices), reverse=True)
 
 
 @pytest.mark.parametrize("interval", [5, 100])
-def test_an_interval_that_is_no_choice_goes_to_one_near_it(interval):
+def test_an_interval_outside_the_choices_goes_to_a_near_one(interval):
     assert adapted(error_of(0.1, interval), 10) == {5: 4, 100: 10}[interval]
 
 
-def test_an_adaptive_policy_begins_with_one_question_per_search():
+def test_an_adaptive_policy_begins_with_one_query_per_search():
     assert first_interval(REFRESHED, 7) == 7
     assert first_interval(TeacherPolicy(kind="linearized", every=3), 7) == 3
     assert first_interval(TeacherPolicy(), 7) == 1
 
 
 def alike() -> tuple[nn.Module, nn.Module]:
-    """A student near its teacher, as after some training: what the teacher says then decides where the kl grows."""
+    """A student near its teacher, as after some training: the teacher then decides in which direction the kl grows."""
     student, teacher = tiny_network(2, channels=8), tiny_network(2, channels=8)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def distiller(policy: str, epsilon: float, num_steps: int = 10) -> Distiller:
 
 
 @pytest.mark.parametrize("policy", ["linearized(top=3,every=10)", "linearized", "refreshed(every=10)"])
-def test_a_teacher_that_stays_behind_at_a_radius_several_times_too_large_warns_and_at_the_usual_one_does_not(policy):
+def test_an_outdated_teacher_warns_at_a_radius_several_times_too_large_and_not_at_the_usual_one(policy):
     usual, too_large = (distiller(policy, factor * USUAL_EPSILON) for factor in (1, 8))
     for each in (usual, too_large):
         for seed in range(3):
@@ -160,7 +160,7 @@ def test_a_teacher_that_stays_behind_at_a_radius_several_times_too_large_warns_a
     assert str(too_large.maximizer.teacher_policy) in str(caught[0].message)
 
 
-def test_the_distillers_error_is_that_of_its_last_search_at_x_adv():
+def test_the_error_of_a_distiller_is_that_of_its_last_search_at_x_adv():
     each = distiller("refreshed(every=10)", USUAL_EPSILON)
     student, teacher = alike()
     student.train()
@@ -170,7 +170,7 @@ def test_the_distillers_error_is_that_of_its_last_search_at_x_adv():
     error = each.read_teacher_error()
     assert error == each.teacher_error
     with torch.no_grad():
-        student(x_natural)  # the clean pass, for the running statistics alone
+        student(x_natural)  # the clean pass, for the running statistics only
         expected_kl, assumed_kl = (kl64(student(x_adv), teacher(x)) for x in (x_adv, x_natural))
         logit_error = (teacher(x_adv) - teacher(x_natural)).abs().mean().item()
     assert error.logit_error == pytest.approx(logit_error, rel=1e-4)
@@ -181,7 +181,7 @@ def test_the_distillers_error_is_that_of_its_last_search_at_x_adv():
     assert each.teacher_error == error
 
 
-def test_asking_more_often_makes_the_error_smaller_and_the_exact_search_has_none():
+def test_more_queries_make_the_error_smaller_and_the_exact_search_has_none():
     errors = []
     for policy in ("linearized(every=10)", "linearized(every=6)", "linearized(every=1)"):
         each = distiller(policy, 2 * USUAL_EPSILON)
@@ -195,7 +195,7 @@ def test_asking_more_often_makes_the_error_smaller_and_the_exact_search_has_none
 
 
 @pytest.mark.filterwarnings("ignore:teacher policy:UserWarning")
-def test_an_adaptive_distiller_asks_more_often_where_the_error_is_large_and_seldom_where_it_is_small(monkeypatch):
+def test_an_adaptive_distiller_queries_more_often_if_the_error_is_large_and_less_often_if_it_is_small(monkeypatch):
     monkeypatch.setattr(distiller_module, "ADAPT_EVERY", 2)
     seen: dict[float, list[int]] = {}
     for factor, interval in ((8, 10), (0.05, 3)):

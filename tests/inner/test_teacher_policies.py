@@ -1,4 +1,4 @@
-"""Teacher policies against plain restatements by autograd, what they ask of the teacher, and where they are refused."""
+"""Teacher policies against plain restatements by autograd, their passes through the teacher, and refused methods."""
 
 import copy
 from collections import Counter
@@ -26,7 +26,7 @@ def inner_config(norm: str = "linf", num_steps: int = 10) -> InnerConfig:
 
 
 def search(policy: str, *, method: str = "adaad", norm: str = "linf", num_steps: int = 10, **options) -> Tensor:
-    """x_adv of the engine."""
+    """Returns x_adv of InnerMaximizer."""
     student, teacher = student_and_teacher()
     maximizer = InnerMaximizer(
         student,
@@ -49,14 +49,14 @@ def gradient(value, x: Tensor) -> Tensor:
 
 
 def plain_refreshed(student: nn.Module, teacher: nn.Module, x: Tensor):
-    """x -> gradient, with the teacher's logits and its part of the gradient from the point x given here."""
+    """Returns x -> gradient, with the teacher's logits and its part of the gradient from the given point."""
     teacher_logits = teacher(x).detach()
     teacher_part = gradient(lambda x: kl_sum(student(x).detach(), teacher(x)), x)
     return lambda x: gradient(lambda x: kl_sum(student(x), teacher_logits), x) + teacher_part
 
 
 def plain_linearized(student: nn.Module, teacher: nn.Module, x: Tensor, top: int):
-    """x -> gradient, the teacher's most likely classes by its directional derivative from the point x given here."""
+    """Returns x -> gradient, with the teacher's most likely classes by its directional derivative at the point x."""
     expanded_at, logits = x, teacher(x).detach()
     is_top = logits >= logits.sort(dim=1, descending=True).values[:, [min(top, NUM_CLASSES) - 1]]
 
@@ -68,7 +68,7 @@ def plain_linearized(student: nn.Module, teacher: nn.Module, x: Tensor, top: int
 
 
 def plain_search(policy: str, *, norm: str = "linf", num_steps: int = 10) -> Tensor:
-    """x_adv of a loop that builds the gradient anew at every `every`-th step."""
+    """Returns x_adv of a loop that rebuilds the gradient function at every `every`-th step."""
     settings = TeacherPolicy.parse(policy)
     student, teacher = (network.eval().requires_grad_(False) for network in student_and_teacher())
     x_natural, _ = images_and_labels()
@@ -98,7 +98,7 @@ def assert_same_search(x_adv: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("policy", ["exact", "refreshed(every=1)", f"linearized(top={NUM_CLASSES},every=1)"])
-def test_a_policy_that_asks_for_everything_in_every_step_is_the_exact_search(policy, norm):
+def test_a_policy_with_a_full_query_in_every_step_is_the_exact_search(policy, norm):
     assert_same_search(search(policy, norm=norm), plain_exact(norm))
 
 
@@ -118,7 +118,7 @@ CASES = [
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(("policy", "num_steps"), CASES)
-def test_x_adv_is_that_of_the_plain_restatement(policy, num_steps, norm):
+def test_x_adv_equals_that_of_the_plain_restatement(policy, num_steps, norm):
     expected = plain_search(policy, norm=norm, num_steps=num_steps)
     assert_same_search(search(policy, norm=norm, num_steps=num_steps), expected)
 
@@ -130,12 +130,12 @@ def test_adaiad_searches_as_adaad_under_a_policy_too(policy):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("policy", ["refreshed(every=3)", "linearized(top=2,every=5)"])
-def test_x_adv_is_that_of_the_plain_restatement_in_compiled_steps(policy, norm):
+def test_x_adv_equals_that_of_the_plain_restatement_in_compiled_steps(policy, norm):
     x_adv = search(policy, norm=norm, mode="compiled", compile_options={"backend": "aot_eager"})
     assert_same_search(x_adv, plain_search(policy, norm=norm))
 
 
-def test_the_settings_make_a_difference_that_the_comparisons_above_would_notice():
+def test_the_settings_differ_by_more_than_the_comparisons_above_tolerate():
     policies = ["exact", "refreshed(every=3)", "refreshed(every=8)", "linearized(top=1,every=10)"]
     policies += ["linearized(top=2,every=10)", "linearized(top=2,every=3)"]
     found = [search(policy) for policy in policies]
@@ -143,7 +143,7 @@ def test_the_settings_make_a_difference_that_the_comparisons_above_would_notice(
         assert all(fraction_equal(x_adv, other) < 0.99 for other in found[:number]), policies[number]
 
 
-# Which argument of an operation is the convolution's weight, and the way it goes through.
+# Position of the convolution's weight among the arguments of an operation, and the direction of the pass.
 WEIGHT_OF = {
     torch.ops.aten.convolution.default: (1, "forward"),
     torch.ops.aten.convolution_backward.default: (2, "backward"),
@@ -180,11 +180,11 @@ class PassCounts(TorchDispatchMode):
         ("linearized(top=99,every=10)", 1, NUM_CLASSES),
     ],
 )
-def test_how_often_each_network_is_asked(policy, teacher_forwards, teacher_backwards):
+def test_the_number_of_passes_through_each_network(policy, teacher_forwards, teacher_backwards):
     student, teacher = student_and_teacher()
     maximizer = InnerMaximizer(student, teacher, inner=inner_config(), teacher_policy=TeacherPolicy.parse(policy))
     x_natural, _ = images_and_labels()
-    maximizer(x_natural)  # the first folds the networks, and compares the twins with them
+    maximizer(x_natural)  # the first call folds the networks and compares the copies with them
     with PassCounts() as passes:
         maximizer(x_natural)
     assert passes.counts == {
@@ -195,7 +195,7 @@ def test_how_often_each_network_is_asked(policy, teacher_forwards, teacher_backw
     }
 
 
-def test_the_error_of_a_policy_costs_a_training_step_no_pass():
+def test_measuring_the_error_of_a_policy_costs_no_extra_pass():
     student, teacher = student_and_teacher()
     policy = TeacherPolicy(kind="refreshed", every=10)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01)
@@ -204,7 +204,7 @@ def test_the_error_of_a_policy_costs_a_training_step_no_pass():
     distiller.step(*batch)
     with PassCounts() as passes:
         distiller.step(*batch)
-    assert passes.counts["teacher forward"] == 1 + 1  # one of the search, and the outer loss's
+    assert passes.counts["teacher forward"] == 1 + 1  # of the search, and of the outer loss
     assert passes.counts["teacher backward"] == 1
     assert distiller.read_teacher_error() is not None
 
@@ -233,7 +233,7 @@ def test_the_interval_may_be_changed_between_searches():
 
 
 def assumed_at_x_adv(policy: str, teacher: nn.Module) -> tuple[Tensor, Tensor]:
-    """What the policy takes for T(x_adv), and T(x_adv)."""
+    """Returns the policy's approximation of T(x_adv), and T(x_adv)."""
     student, _ = student_and_teacher()
     maximizer = InnerMaximizer(student, teacher, inner=inner_config(), teacher_policy=TeacherPolicy.parse(policy))
     result = maximizer.search(images_and_labels()[0])
@@ -241,7 +241,7 @@ def assumed_at_x_adv(policy: str, teacher: nn.Module) -> tuple[Tensor, Tensor]:
         return result.teacher_logits_assumed, copy.deepcopy(teacher).eval()(result.x_adv)
 
 
-def test_what_is_assumed_of_the_teacher_is_what_it_said_when_asked():
+def test_refreshed_assumes_the_logits_of_the_last_query():
     _, teacher = student_and_teacher()
     assumed, _ = assumed_at_x_adv("refreshed(every=10)", teacher)
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_what_is_assumed_of_the_teacher_is_what_it_said_when_asked():
     assert (assumed - before_the_last_step).abs().max() < 0.02 * before_the_last_step.abs().max()
 
 
-def test_the_expansion_of_a_teacher_that_is_linear_is_exact_in_the_classes_that_it_has():
+def test_the_expansion_of_a_linear_teacher_is_exact_in_its_classes():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         teacher = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, NUM_CLASSES))

@@ -28,7 +28,7 @@ ALL_METHODS = [*methods.METHODS, "adaad+igdm", "pgd-at+igdm"]
 
 @dataclass(kw_only=True)
 class Float64:
-    """The logits of both networks in float64; n: at x_natural, a: at x_adv, o: at 2 x_natural - x_adv."""
+    """Logits of both networks in float64; n: at x_natural, a: at x_adv, o: at 2 x_natural - x_adv."""
 
     student: nn.Module
     teacher: nn.Module
@@ -163,7 +163,7 @@ def linear_teacher_at(x: Tensor, teacher: nn.Module) -> Tensor:
     return logits
 
 
-# What each method's inner loop maximises at x, in float64, with both networks in eval mode.
+# Value that the inner loop of a method maximises at x, in float64, with both networks in eval mode.
 INNER_VALUES: dict[str, Callable[[Tensor, nn.Module, nn.Module], Tensor]] = {
     "kl to the teacher": lambda x, s, t: kl(s(x), t(x)).sum(),
     "kl to the teacher at x_natural": lambda x, s, t: kl(s(x), t(X_NATURAL.double()).detach()).sum(),
@@ -212,7 +212,7 @@ def test_a_method_reads_the_options_that_its_row_names_and_no_others(name):
     read = set()
     for changes in ({}, {"adversarial_weight": 0.5, "teacher_weight": 0.5, "natural_weight": 0.5}):
         options = Recorder(**changes)
-        seen.clear()  # of what the check of the values read
+        seen.clear()  # forget the reads of the check of values
         for epoch in (0, 100):
             method = replace(methods.get(name), options=options)
             method.outer_loss(student, teacher.eval(), X_NATURAL, X_ADV, LABELS, epoch)
@@ -220,7 +220,7 @@ def test_a_method_reads_the_options_that_its_row_names_and_no_others(name):
     assert read & {field.name for field in fields(MethodOptions)} == set(methods.get(name).reads)
 
 
-def test_an_outer_loss_gives_the_teacher_no_gradient_and_does_not_run_it_in_vain():
+def test_an_outer_loss_gives_the_teacher_no_gradient_and_skips_unused_passes():
     student, teacher = (copy.deepcopy(network) for network in NETWORKS)
     calls = []
     teacher.eval().register_forward_hook(lambda module, inputs, output: calls.append(inputs[0]))
@@ -272,7 +272,7 @@ def test_igdm_makes_a_row_of_any_row():
         methods.get("saad+igdm")
 
 
-def test_get_changes_options_of_the_copy_and_refuses_what_it_does_not_know():
+def test_get_changes_options_of_a_copy_and_refuses_unknown_ones():
     changed = methods.get("adaad", adversarial_weight=0.5, clean_statistics=False)
     assert (changed.options.adversarial_weight, changed.options.clean_statistics) == (0.5, False)
     assert methods.get("adaad").options.adversarial_weight == 1.0
@@ -299,7 +299,7 @@ def test_get_changes_options_of_the_copy_and_refuses_what_it_does_not_know():
         ("kl_reduction", "sum", "choose batchmean or mean"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused(option, value, words):
+def test_an_invalid_option_is_refused(option, value, words):
     with pytest.raises(ValueError, match=f"{option} is .*{words}"):
         MethodOptions(**{option: value})
 

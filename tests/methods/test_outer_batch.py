@@ -1,4 +1,4 @@
-"""How often and on how many images each outer loss asks the networks, and that one forward for two points is as two."""
+"""Forward passes of each outer loss and their batch sizes, and one pass for two points against two passes."""
 
 import copy
 
@@ -17,7 +17,8 @@ X_ADV = (X_NATURAL + 0.1 * torch.randn(X_NATURAL.shape, generator=torch.Generato
 B = len(LABELS)
 LATE = 100  # an epoch after introspection_begin
 
-# Method, options, epoch; images per forward of a student that sees the batch, of one that does not, of the teacher.
+# Method, options, epoch; images per forward of a student that depends on the batch, of one that does not, of the
+# teacher.
 PASSES = [
     ("adaad", {}, 0, [B, B], [B], [B]),
     ("adaad", {"clean_statistics": False}, 0, [B], [B], [B]),
@@ -55,7 +56,7 @@ PASSES = [
 
 
 class Counted(nn.Module):
-    """A network that writes down how many images each of its forwards is given."""
+    """Network that records the number of images of each forward pass."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class Counted(nn.Module):
 
 
 def freeze_statistics(network: nn.Module) -> nn.Module:
-    """In train mode, but for its batch-norm layers."""
+    """Sets the network to train mode, except its batch-norm layers."""
     network.train()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -88,9 +89,9 @@ def loss_of(name: str, options: dict, epoch: int, student: nn.Module, teacher: n
 IDS = [f"{name} {options} {epoch}" for name, options, epoch, *_ in PASSES]
 
 
-@pytest.mark.parametrize(("name", "options", "epoch", "seeing", "blind", "teachers"), PASSES, ids=IDS)
-def test_a_loss_asks_for_no_pass_in_vain_and_for_one_where_one_is_enough(name, options, epoch, seeing, blind, teachers):
-    for frozen_statistics, expected in ((False, seeing), (True, blind)):
+@pytest.mark.parametrize(("name", "options", "epoch", "dependent", "independent", "teachers"), PASSES, ids=IDS)
+def test_a_loss_makes_no_unused_pass_and_joins_passes(name, options, epoch, dependent, independent, teachers):
+    for frozen_statistics, expected in ((False, dependent), (True, independent)):
         student, teacher = networks(frozen_statistics=frozen_statistics)
         loss_of(name, options, epoch, student, teacher).backward()
         assert student.rows == expected
@@ -106,7 +107,7 @@ def test_every_method_is_counted_here():
     ("name", "options", "epoch"),
     [("trades", {}, 0), ("iad", {}, LATE), ("saad", {"natural_weight": 1.0}, 0), ("trades+igdm", {}, 0)],
 )
-def test_one_forward_for_several_points_gives_what_one_for_each_gives(name, options, epoch, monkeypatch):
+def test_one_forward_for_several_points_equals_one_forward_for_each(name, options, epoch, monkeypatch):
     together, teacher = networks(frozen_statistics=True)
     apart = copy.deepcopy(together)
     loss = loss_of(name, options, epoch, together, teacher)
@@ -122,7 +123,7 @@ def test_one_forward_for_several_points_gives_what_one_for_each_gives(name, opti
 
 
 class HomeMadeBatchNorm(nn.Module):
-    """What other people's networks may have in the place of torch's."""
+    """Third-party batch-norm, without torch's class."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +145,7 @@ class HomeMadeBatchNorm(nn.Module):
         (nn.InstanceNorm2d(3), False, False),
     ],
 )
-def test_layers_that_see_the_batch_are_known(layer, in_train_mode, in_eval_mode):
+def test_layers_that_depend_on_the_batch_are_known(layer, in_train_mode, in_eval_mode):
     network = nn.Sequential(nn.Conv2d(3, 3, 1), layer)
     assert depends_on_batch(network.train()) == in_train_mode
     assert depends_on_batch(network.eval()) == in_eval_mode

@@ -1,4 +1,4 @@
-"""What is compiled is found again by the next process, and nothing is said that nobody needs."""
+"""The next process finds compiled code in the cache, and torch's useless warning is dropped."""
 
 import json
 import logging
@@ -38,16 +38,16 @@ print(json.dumps({{name: count for name, count in counts.items() if "cache" in n
 
 @pytest.fixture
 def no_folder_chosen(monkeypatch, tmp_path):
-    """Neither by the user nor by an earlier compilation; the machine's memory is in tmp_path / "memory"."""
-    monkeypatch.setenv(COMPILE_CACHE_VARIABLE, "")  # so that what the test sets does not stay
+    """Unsets the choice of the user and of an earlier compilation; the machine cache is tmp_path / "cache"."""
+    monkeypatch.setenv(COMPILE_CACHE_VARIABLE, "")  # so that monkeypatch undoes what the test sets
     monkeypatch.delenv(COMPILE_CACHE_VARIABLE)
-    monkeypatch.setenv("FASTADAAD_CACHE", str(tmp_path / "memory"))
+    monkeypatch.setenv("FASTADAAD_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.slow
 def test_the_second_start_of_a_compiled_run_compiles_nothing(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != COMPILE_CACHE_VARIABLE}
-    environment |= {"FASTADAAD_CACHE": str(tmp_path / "memory"), "OMP_NUM_THREADS": "1"}
+    environment |= {"FASTADAAD_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
     def start() -> dict[str, int]:
         program = RUN.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path))
@@ -59,14 +59,14 @@ def test_the_second_start_of_a_compiled_run_compiles_nothing(tmp_path):
 
     first, second = start(), start()
     assert first["autograd_cache_miss"] == first["autograd_cache_saved"] >= 2  # the inner step and the outer loss
-    assert first["fxgraph_cache_miss"] >= 3  # the latter's backward pass is a graph of its own
+    assert first["fxgraph_cache_miss"] >= 3  # the backward pass of the outer loss is a third graph
     for count in ("autograd_cache_hit", "autograd_cache_bypass", "fxgraph_cache_hit", "fxgraph_cache_bypass"):
         assert first.get(count, 0) == 0, count
     assert second == {
         "autograd_cache_hit": first["autograd_cache_miss"],
         "fxgraph_cache_hit": first["fxgraph_cache_miss"],
     }
-    assert list((tmp_path / "memory" / "compile" / "fxgraph").rglob("*"))
+    assert list((tmp_path / "cache" / "compile" / "fxgraph").rglob("*"))
 
 
 def test_torchs_own_caches_are_on():
@@ -75,35 +75,35 @@ def test_torchs_own_caches_are_on():
 
 
 @pytest.mark.usefixtures("no_folder_chosen")
-def test_compiling_goes_to_the_machines_memory(tmp_path):
-    assert compile_cache() == tmp_path / "memory" / "compile"
+def test_compiled_code_goes_to_the_machine_cache(tmp_path):
+    assert compile_cache() == tmp_path / "cache" / "compile"
     one_graph(torch.sin)
-    assert os.environ[COMPILE_CACHE_VARIABLE] == str(tmp_path / "memory" / "compile")
+    assert os.environ[COMPILE_CACHE_VARIABLE] == str(tmp_path / "cache" / "compile")
     assert compile_cache().is_dir()
 
 
-def test_a_folder_that_the_user_chose_stays(monkeypatch, tmp_path):
+def test_a_folder_chosen_by_the_user_is_kept(monkeypatch, tmp_path):
     monkeypatch.setenv(COMPILE_CACHE_VARIABLE, str(tmp_path / "mine"))
     one_graph(torch.sin)
     assert os.environ[COMPILE_CACHE_VARIABLE] == str(tmp_path / "mine")
 
 
 @pytest.mark.usefixtures("no_folder_chosen")
-def test_the_folder_that_torch_sets_when_it_is_imported_is_not_the_users_choice(tmp_path):
+def test_the_default_folder_of_torch_does_not_count_as_the_users_choice(tmp_path):
     os.environ[COMPILE_CACHE_VARIABLE] = default_cache_dir()
     one_graph(torch.sin)
-    assert os.environ[COMPILE_CACHE_VARIABLE] == str(tmp_path / "memory" / "compile")
+    assert os.environ[COMPILE_CACHE_VARIABLE] == str(tmp_path / "cache" / "compile")
 
 
 @pytest.mark.usefixtures("no_folder_chosen")
-def test_a_folder_that_cannot_be_made_is_said_and_left_to_torch(monkeypatch, tmp_path):
-    (tmp_path / "memory").write_text("a file in its place")
-    with pytest.warns(UserWarning, match=r"memory/compile cannot be made .*: .* temporary folder; set FASTADAAD_CACHE"):
+def test_a_folder_that_cannot_be_made_warns_and_leaves_the_choice_to_torch(monkeypatch, tmp_path):
+    (tmp_path / "cache").write_text("a file in its place")
+    with pytest.warns(UserWarning, match=r"cache/compile cannot be made .*: .* temporary folder; set FASTADAAD_CACHE"):
         keep_on_disk()
     assert COMPILE_CACHE_VARIABLE not in os.environ
 
 
-def test_only_the_message_about_a_missing_gpu_is_left_out(caplog):
+def test_only_the_message_about_a_missing_gpu_is_dropped(caplog):
     one_graph(torch.sin)
     logger = logging.getLogger("torch.utils.cpp_extension")
     one_graph(torch.cos)

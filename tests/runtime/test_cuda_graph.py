@@ -1,4 +1,4 @@
-"""Capture's discipline on the CPU, with the recorder of recorded_graph.py in the CUDA graph's place."""
+"""The rules of captured functions on the CPU, with the recorder of recorded_graph.py in place of a CUDA graph."""
 
 import copy
 from collections.abc import Callable
@@ -22,7 +22,7 @@ NUM_STEPS = 20
 
 
 def schedule(step: int) -> float:
-    """A learning rate that changes at every step, and is exact in fp32, as the tensor's form of it is."""
+    """Learning rate that changes at every step and is exact in fp32."""
     return (32 - step) / 1024
 
 
@@ -31,7 +31,7 @@ def sgd(network: nn.Module) -> torch.optim.SGD:
 
 
 class Training:
-    """A student, its optimiser and `step`: batch -> loss, x_adv; eager, or its record replayed."""
+    """A student, its optimizer and `step`: batch -> loss, x_adv; eager or replayed."""
 
     def __init__(self, *, method: str, captured: bool, make_optimizer: Callable = sgd) -> None:
         self.student, teacher = student_and_teacher()
@@ -96,7 +96,7 @@ def test_replayed_steps_of_an_optimizer_with_a_count_equal_eager_ones():
     assert_same_training(*training)
 
 
-def test_a_smaller_batch_runs_uncaptured_and_is_said_once():
+def test_a_smaller_batch_runs_uncaptured_and_warns_once():
     captured, eager = (Training(method="adaad", captured=captured) for captured in (True, False))
     with pytest.warns(UserWarning, match=r"\[16, 3, 8, 8\].*called with \[5, 3, 8, 8\].*drop the last") as warned:
         assert_same_training(captured, eager, last_batch_size=5)
@@ -104,8 +104,8 @@ def test_a_smaller_batch_runs_uncaptured_and_is_said_once():
     assert captured.step.num_uncaptured_calls == 4
 
 
-def test_a_learning_rate_that_is_not_refreshed_is_frozen():
-    """The harness above can fail: this is what it has to see."""
+def test_a_learning_rate_without_refresh_is_frozen():
+    """Shows that assert_same_training can fail."""
     captured, eager = (Training(method="pgd-at", captured=captured) for captured in (True, False))
     captured.refresh = lambda: None
     with pytest.raises(AssertionError, match="step 1"):
@@ -135,7 +135,7 @@ def test_an_optimizer_that_cannot_be_captured_is_refused(optimizer, message):
         CapturableOptimizer(optimizer(tiny_network(1).parameters()))
 
 
-def test_the_state_of_a_resumed_optimizer_stays():
+def test_the_state_of_a_resumed_optimizer_is_kept():
     network = tiny_network(1)
     optimizer = sgd(network)
     network(images_and_labels()[0]).square().mean().backward()
@@ -158,7 +158,7 @@ def test_outputs_are_overwritten_by_the_next_call_and_inputs_are_not():
     assert first.tolist() == [1, 2]
 
 
-def test_a_capture_leaves_state_and_generators_where_they_were():
+def test_a_capture_restores_state_and_generators():
     count, generator = torch.zeros(()), torch.Generator().manual_seed(3)
 
     def draw(x: Tensor) -> Tensor:
@@ -172,8 +172,8 @@ def test_a_capture_leaves_state_and_generators_where_they_were():
     assert all(map(torch.equal, results, expected))
 
 
-def test_a_replay_moves_the_version_counters_of_the_state():
-    """What is derived from the weights and kept, such as a folded network, is renewed by them."""
+def test_a_replay_increments_the_version_counters_of_the_state():
+    """Folded copies and other caches are refreshed by these counters."""
     count = torch.zeros(())
     captured = CapturedCall(lambda x: x + count.add_(1), state=[count], record=lambda run, *_: lambda: None)
     captured(torch.zeros(1))
@@ -182,7 +182,7 @@ def test_a_replay_moves_the_version_counters_of_the_state():
     assert count._version > version
 
 
-def test_a_failed_capture_leaves_the_state_where_it_was():
+def test_a_failed_capture_restores_the_state():
     count = torch.zeros(())
 
     def read(x: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def test_a_failed_capture_leaves_the_state_where_it_was():
     assert count.item() == 0
 
 
-def test_a_weight_that_autocast_has_converted_before_is_not_frozen():
+def test_a_weight_in_the_cache_of_autocast_is_not_frozen():
     layer, x = nn.Linear(4, 4), torch.ones(2, 4)
     captured = CapturedCall(lambda x: layer(x), record=record_with_make_fx)
     with torch.autocast("cpu", torch.bfloat16):
@@ -213,7 +213,7 @@ def test_a_cuda_graph_is_refused_on_the_cpu():
         record_cuda_graph(lambda: None, torch.device("cpu"))
 
 
-def test_two_streams_on_the_cpu_are_one_after_the_other():
+def test_two_streams_on_the_cpu_run_one_after_the_other():
     student, teacher = student_and_teacher()
     x = images_and_labels()[0]
     outputs = run_on_two_streams(x.device, lambda: student.eval()(x), lambda: teacher.eval()(x))
@@ -221,7 +221,7 @@ def test_two_streams_on_the_cpu_are_one_after_the_other():
     assert torch.equal(outputs[1], teacher(x))
 
 
-# What a graph would freeze, planted.
+# Planted mistakes that a graph would freeze.
 
 WEIGHT = torch.tensor([2.0, -1.0, 3.0])
 
@@ -255,7 +255,7 @@ class Reassigned:
     ],
     ids=["item", "float", "if", "tolist", "numpy", "mask", "nonzero", "masked_select", "constant", "generator"],
 )
-def test_what_a_graph_cannot_hold_is_seen(read, message):
+def test_code_that_a_graph_cannot_capture_is_detected(read, message):
     with pytest.raises(AssertionError, match=message):
         assert_replayable(planted(read), [WEIGHT])
 
@@ -293,14 +293,14 @@ def test_a_parameter_that_is_replaced_is_frozen_and_one_that_is_written_to_is_no
 
 
 def tensors_of(maximizer: InnerMaximizer, x_natural: Tensor) -> list[Tensor]:
-    """Those of the networks that the inner loop runs, with the present weights."""
+    """Returns the tensors of the networks that the inner loop runs, with the present weights."""
     with maximizer.networks(x_natural) as networks:
         return [tensor for network in networks for tensor in chain(network.parameters(), network.buffers())]
 
 
 @pytest.mark.parametrize("start", ["gaussian", "uniform", "natural"])
 def test_the_inner_loop_is_replayable(start):
-    # Without trainable parameters, whose twin every search refreshes: a captured loop has that outside.
+    # No trainable parameters: every search would refresh their folded copy, which a captured loop does outside.
     student, teacher = (network.requires_grad_(False) for network in student_and_teacher())
     generator = torch.Generator().manual_seed(0)
     inner = InnerConfig(threat_model=INNER.threat_model, step_size=2 / 255, num_steps=2, start=start)

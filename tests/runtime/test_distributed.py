@@ -1,4 +1,4 @@
-"""What a process says that cannot join the others, or has lost them; several_processes.py has whole trainings."""
+"""Reports of a rank that cannot join the others or has lost contact; several_processes.py has whole trainings."""
 
 import threading
 from datetime import timedelta
@@ -10,12 +10,12 @@ import torch.distributed as dist
 from fastadaad.runtime import distributed
 from fastadaad.runtime.distributed import FailureReporter, joined_process_group
 
-LONG_S = 30.0  # what waits so long has failed
+LONG_S = 30.0  # a longer wait has failed
 
 
 @pytest.fixture(autouse=True)
 def ended(monkeypatch):
-    """The end of a process is SystemExit, after little patience."""
+    """Replaces the end of a process by SystemExit, and shortens the waits."""
 
     def end(code: int) -> None:
         raise SystemExit(code)
@@ -27,7 +27,7 @@ def ended(monkeypatch):
 
 @pytest.fixture
 def store(monkeypatch) -> dist.HashStore:
-    """In the place of torchrun's, which has started this process as the second of three."""
+    """Replaces the store of torchrun, which has started this process as the second of three."""
     store = dist.HashStore()
     store.set_timeout(timedelta(seconds=0.2))
     monkeypatch.setattr(distributed.dist, "rendezvous", lambda *arguments, **options: iter([(store, 1, 3)]))
@@ -36,8 +36,8 @@ def store(monkeypatch) -> dist.HashStore:
     return store
 
 
-def test_who_has_not_come_is_named(store, capsys):
-    """Rank 2 has waited too."""
+def test_a_missing_rank_is_named(store, capsys):
+    """Rank 2 has noticed the loss too, so rank 0 is missing."""
     store.set("start 0/noticed/2", "1")
     with pytest.raises(SystemExit) as end, joined_process_group("cpu", 0.1):
         pass
@@ -45,7 +45,7 @@ def test_who_has_not_come_is_named(store, capsys):
     assert capsys.readouterr().err == "fastadaad: lost contact, as rank 1 noticed, with rank 0\n"
 
 
-def test_a_process_without_a_gpu_says_so_whichever_it_is(store, capsys, monkeypatch):
+def test_any_rank_without_a_gpu_reports_it(store, capsys, monkeypatch):
     monkeypatch.setattr(distributed, "_own_prefix", lambda store, *_: store)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(SystemExit) as end, joined_process_group("cuda", 0.1):
@@ -56,7 +56,7 @@ def test_a_process_without_a_gpu_says_so_whichever_it_is(store, capsys, monkeypa
 
 
 class DeafStore:
-    """Behind a link that is cut."""
+    """Store behind a cut link."""
 
     def __init__(self) -> None:
         self.mended = threading.Event()
@@ -70,7 +70,7 @@ class DeafStore:
     check = add
 
 
-def test_a_process_ends_where_the_store_does_not_answer(capsys):
+def test_a_rank_ends_even_if_the_store_does_not_answer(capsys):
     store = DeafStore()
     with pytest.raises(SystemExit):
         FailureReporter(store, 1, 2).failed(dist.DistNetworkError("timed out"))
@@ -78,7 +78,7 @@ def test_a_process_ends_where_the_store_does_not_answer(capsys):
     assert capsys.readouterr().err == "fastadaad: lost contact, as rank 1 noticed, with rank unknown\n"
 
 
-def test_only_the_first_speaks(capsys):
+def test_only_the_first_failing_rank_prints(capsys):
     store = dist.HashStore()
     for rank in (1, 0):
         with pytest.raises(SystemExit) as end:

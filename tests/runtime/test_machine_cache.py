@@ -1,4 +1,4 @@
-"""What is remembered comes back, also after another process wrote; a memory out of order is said and harmless."""
+"""Stored values are loaded again, also by other processes; an unusable cache warns and is ignored."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_a_value_comes_back_and_the_last_one_counts():
+def test_a_stored_value_is_loaded_and_the_last_one_counts():
     assert load("numbers", "a") is None
     store("numbers", "a", 1)
     store("numbers", "a", {"b": [2.5, None]})
@@ -46,14 +46,14 @@ def test_a_value_comes_back_and_the_last_one_counts():
         ({"FASTADAAD_CACHE": "", "XDG_CACHE_HOME": "", "HOME": "/c"}, "/c/.cache/fastadaad"),
     ],
 )
-def test_the_folder_is_the_users(monkeypatch, environment, expected):
+def test_the_folder_is_in_the_users_cache(monkeypatch, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert str(machine_cache.cache_folder()) == expected
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"key": "a"}', b"\xff\xfe", b'{"other": 1}'])
-def test_a_corrupt_entry_is_said_once_and_counts_as_empty(folder, content):
+def test_a_corrupt_entry_warns_once_and_counts_as_empty(folder, content):
     store("numbers", "a", 1)
     (path,) = (folder / "numbers").glob("*.json")
     path.write_bytes(content)
@@ -67,7 +67,7 @@ def test_a_corrupt_entry_is_said_once_and_counts_as_empty(folder, content):
     assert load("numbers", "a") == 2
 
 
-def test_a_folder_that_cannot_be_written_is_said_once(folder):
+def test_a_folder_that_cannot_be_written_warns_once(folder):
     folder.write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match=r"cannot be written .*: set FASTADAAD_CACHE to a folder that can"):
         store("numbers", "a", 1)
@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_written_is_said_once(folder):
         store("numbers", "b", 1)
 
 
-def test_two_processes_that_write_at_once_lose_nothing(folder):
+def test_two_processes_that_store_at_once_lose_nothing(folder):
     writers = [subprocess.Popen([sys.executable, "-W", "error", "-c", WRITER, name]) for name in ("a", "b")]
     assert [writer.wait() for writer in writers] == [0, 0]
     assert {load("numbers", f"{name} {index}") for name in ("a", "b") for index in range(40)} == set(range(40))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastadaad import InnerConfig, InnerMaximizer, ThreatModel
 from fastadaad.config import PrecisionConfig, TeacherPolicy
-from fastadaad.inner import maximizer as inner_maximization
+from fastadaad.inner import maximizer as maximizer_module
 from fastadaad.inner.folded_cache import Form, folded_copy
 from fastadaad.inner.search import tape_vjp, traceable_vjp
 from fastadaad.methods.objectives import KL_TO_TEACHER, kl_of_both
@@ -22,19 +22,19 @@ from fastadaad.runtime.precision import FP16_GRADIENT_SCALE, gradient_scale, ten
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=16 / 255), step_size=4 / 255, num_steps=5, start="natural")
 CUDA = torch.device("cuda")
 
-# Signs of the pixel gradient that agree with fp32's, at least.
+# Least fraction of pixel gradients that have the sign of fp32.
 AGREEMENT = {"bf16": 0.99, "fp16": 0.998}
 
 
 def grad_x(precision: str, scale: float, networks=None, vjp=tape_vjp, objective=KL_TO_TEACHER) -> Tensor:
-    """The pixel gradient of the objective with both networks in this precision."""
+    """Returns the pixel gradient of the objective with both networks in this precision."""
     networks = networks or student_and_teacher()
     x, _ = images_and_labels(32)
     folded = [folded_copy(network, x, Form(precision=precision, layout="contiguous")) for network in networks]
     return pixel_gradient(vjp, folded, objective, x, gradient_scale=scale)
 
 
-def share_of_zeros(x: Tensor) -> float:
+def fraction_of_zeros(x: Tensor) -> float:
     return (x == 0).double().mean().item()
 
 
@@ -75,7 +75,7 @@ def test_each_network_has_its_own_precision():
         precision = PrecisionConfig(student=student_precision, teacher=teacher_precision)
         maximizer = InnerMaximizer(*student_and_teacher(), inner=INNER, precision=precision, layout="contiguous")
         with maximizer.networks(x_natural) as networks:
-            dtypes = [{buffer.dtype for buffer in twin.buffers()} for twin in networks]
+            dtypes = [{buffer.dtype for buffer in network.buffers()} for network in networks]
         for dtype, name in zip(dtypes, (student_precision, teacher_precision), strict=True):
             assert (torch.bfloat16 in dtype) == (name == "bf16")
         found.append(maximizer(x_natural))
@@ -84,25 +84,25 @@ def test_each_network_has_its_own_precision():
 
 
 def confident(logits: tuple, target: None) -> tuple:
-    """AdaAD's objective where both networks are all but sure of the same class: its gradients are this small."""
+    """Scales the gradients of AdaAD's objective to their size when both networks are nearly sure of the same class."""
     value, gradients = kl_of_both(logits, target)
     return value, tuple(1e-6 * gradient for gradient in gradients)
 
 
-def test_gradients_that_fp16_cannot_hold_survive_with_the_scale():
-    """fp16 ends at 6e-8."""
+def test_gradients_too_small_for_fp16_survive_with_the_scale():
+    """The smallest fp16 number is 6e-8."""
     objective = replace(KL_TO_TEACHER, logit_gradients=confident)
     exact = grad_x("fp32", 1.0, objective=objective)
     without, with_scale = (grad_x("fp16", scale, objective=objective) for scale in (1.0, FP16_GRADIENT_SCALE))
-    assert share_of_zeros(exact) == 0
-    assert share_of_zeros(without) > 0.8
-    assert share_of_zeros(with_scale) < 0.01
+    assert fraction_of_zeros(exact) == 0
+    assert fraction_of_zeros(without) > 0.8
+    assert fraction_of_zeros(with_scale) < 0.01
     assert sign_agreement(with_scale, exact) > 0.95
 
 
 @pytest.mark.parametrize("vjp", [tape_vjp, traceable_vjp])
-def test_the_scale_changes_nothing_where_no_number_is_small(vjp):
-    """It is a power of two, and the gradient is divided by it at the end."""
+def test_the_scale_changes_nothing_if_no_number_is_small(vjp):
+    """The scale is a power of two, and the gradient is divided by it at the end."""
     assert math.log2(FP16_GRADIENT_SCALE).is_integer()
     assert torch.equal(grad_x("fp32", FP16_GRADIENT_SCALE, vjp=vjp), grad_x("fp32", 1.0, vjp=vjp))
 
@@ -118,15 +118,15 @@ def test_no_gradient_of_the_usual_size_becomes_infinite_with_the_scale():
     ("student", "teacher", "scale"),
     [("fp32", "fp32", 1.0), ("bf16", "tf32", 1.0), ("fp16", "fp32", 1024.0), ("fp32", "fp16", 1024.0)],
 )
-def test_the_scale_is_for_fp16_alone_and_the_search_uses_it(student, teacher, scale, monkeypatch):
+def test_the_scale_is_for_fp16_only_and_the_search_uses_it(student, teacher, scale, monkeypatch):
     seen = []
-    own_search = inner_maximization.Search
+    own_search = maximizer_module.Search
 
     def record(**values):
         seen.append(values["gradient_scale"])
         return own_search(**values)
 
-    monkeypatch.setattr(inner_maximization, "Search", record)
+    monkeypatch.setattr(maximizer_module, "Search", record)
     precision = PrecisionConfig(student=student, teacher=teacher)
     assert gradient_scale(precision) == scale
     InnerMaximizer(*student_and_teacher(), inner=INNER, precision=precision)(images_and_labels()[0])
@@ -150,7 +150,7 @@ def switches() -> list[str]:
 
 
 def readable(read) -> bool | None:
-    """allow_tf32, or None where torch refuses to say."""
+    """Returns allow_tf32, or None if torch refuses to read it."""
     try:
         return read()
     except RuntimeError:
@@ -189,7 +189,7 @@ def by_newer_names() -> None:
     ],
     ids=str,
 )
-def test_tf32_is_on_where_a_network_asks_for_it_and_the_switches_come_back(precision, allowed, user_sets):
+def test_tf32_is_on_if_a_network_is_in_tf32_and_the_switches_are_restored(precision, allowed, user_sets):
     user_sets()
     before, before_older = switches(), older_names()
     with tensor_cores(precision, CUDA):
@@ -205,7 +205,7 @@ def test_tf32_is_on_where_a_network_asks_for_it_and_the_switches_come_back(preci
 
 
 @pytest.mark.usefixtures("torchs_own_switches")
-def test_the_switches_come_back_after_an_exception_and_are_not_touched_for_other_devices():
+def test_the_switches_are_restored_after_an_exception_and_unchanged_for_other_devices():
     before = switches()
     with pytest.raises(RuntimeError, match="planted"), tensor_cores(PrecisionConfig(student="tf32"), CUDA):
         raise RuntimeError("planted")

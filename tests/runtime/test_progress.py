@@ -7,7 +7,7 @@ from rich.console import Console
 from fastadaad.runtime.progress import image_progress
 
 
-def test_rate_leaves_out_the_time_in_which_the_clock_stood():
+def test_the_rate_excludes_the_time_for_which_the_clock_was_stopped():
     now = 0.0
     with (
         mock.patch("fastadaad.runtime.progress.time.perf_counter", side_effect=lambda: now),
@@ -24,7 +24,7 @@ def test_rate_leaves_out_the_time_in_which_the_clock_stood():
         assert progress.images_per_s == pytest.approx(6.0)
 
 
-def test_the_time_in_which_items_come_is_waiting_and_that_between_them_is_not():
+def test_the_time_until_an_item_arrives_is_waiting_and_the_time_between_items_is_not():
     now = 0.0
 
     def slow_items():
@@ -46,7 +46,7 @@ def test_the_time_in_which_items_come_is_waiting_and_that_between_them_is_not():
         assert progress.waited_fraction == pytest.approx(3.5 / 18.5)
 
 
-def test_images_that_pass_while_the_clock_stands_are_not_in_the_rate():
+def test_images_that_pass_while_the_clock_is_stopped_are_not_in_the_rate():
     now = 0.0
     with (
         mock.patch("fastadaad.runtime.progress.time.perf_counter", side_effect=lambda: now),

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the step is finished and saved, and the run goes on; before and after it, all stops at once."""
+"""SIGTERM and SIGINT: a training finishes its step, saves and can resume; other work stops at once."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ from fastadaad.training.trainer import Trainer
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
-def test_a_signal_finishes_the_step_saves_and_the_run_goes_on(tmp_path, number, code):
+def test_a_signal_finishes_the_step_and_saves_and_the_run_can_resume(tmp_path, number, code):
     config = replace(long_run(), checkpoint_every=100)
     trainer(config, tmp_path / "whole").train()
     folder = tmp_path / "stopped"
@@ -57,7 +57,7 @@ def test_a_signal_in_the_last_step_of_an_epoch_leaves_its_end_to_the_next_proces
     assert untimed_rows(folder) == untimed_rows(tmp_path / "whole")
 
 
-def test_a_stop_that_cannot_be_saved_says_so(tmp_path, monkeypatch):
+def test_a_stop_that_cannot_be_saved_is_reported(tmp_path, monkeypatch):
     run = trainer(long_run(), tmp_path)
 
     def fill_the_disk_and_stop() -> None:
@@ -89,16 +89,16 @@ def test_a_signal_during_the_validation_keeps_the_epoch(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_workers_that_a_signal_reaches_too_live_on_and_the_step_is_finished(tmp_path, capfd, number):
-    """Of the engine torch, as of Ctrl-C in a terminal and of a batch system that ends all processes of a job."""
+def test_workers_survive_a_signal_and_the_step_is_finished(tmp_path, capfd, number):
+    """Ctrl-C in a terminal, or a batch system, signals all processes of a job, the workers of the engine torch too."""
     config = long_run()
     config = replace(config, data=replace(config.data, engine="torch"), checkpoint_every=100)
-    run = Trainer(config, tmp_path, Console(width=200))  # on the output that the workers have too
+    run = Trainer(config, tmp_path, Console(width=200))  # on the output of the workers
 
     def press() -> None:
         workers = multiprocessing.active_children()
         assert workers
-        # Not from here: torch's workers obey their parent.
+        # By another process: torch's workers obey their parent.
         subprocess.run(["kill", f"-{number}", *(str(worker.pid) for worker in workers)], check=True)
         for worker in workers:
             worker.join(timeout=0.1)
@@ -111,7 +111,7 @@ def test_workers_that_a_signal_reaches_too_live_on_and_the_step_is_finished(tmp_
     assert capfd.readouterr().out.count(f"{number.name}: finishing the step") == 1
 
 
-def test_a_signal_after_the_last_epoch_is_heard(tmp_path, monkeypatch):
+def test_a_signal_after_the_last_epoch_is_handled(tmp_path, monkeypatch):
     run = trainer(long_run(), tmp_path)
     monkeypatch.setattr(
         "fastadaad.training.trainer.report_skipped_images", lambda *given: signal.raise_signal(signal.SIGTERM)
@@ -170,7 +170,7 @@ def whole(tmp_path_factory) -> Path:
         (signal.SIGTERM, "fastadaad.training.trainer.evaluate_on_test_set"),
     ],
 )
-def test_a_signal_before_or_after_the_training_stops_the_command_where_it_is(
+def test_a_signal_before_or_after_the_training_stops_the_command_at_once(
     tmp_path, whole, monkeypatch, capsys, number, doing
 ):
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
@@ -178,8 +178,8 @@ def test_a_signal_before_or_after_the_training_stops_the_command_where_it_is(
     with monkeypatch.context() as stopping:
         stopping.setattr(doing, lambda *arguments, **options: signal.raise_signal(number))
         assert main(WORDS) == 128 + number
-    said = "fastadaad: stopped; what was saved so far is complete (train --resume continues the run)\n"
-    assert capsys.readouterr().err == said
+    message = "fastadaad: stopped; what was saved so far is complete (train --resume continues the run)\n"
+    assert capsys.readouterr().err == message
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert len(list(tmp_path.glob("runs/*"))) == ("test_set" in doing)
     assert main(WORDS) == 0
@@ -192,12 +192,12 @@ def stop_twice(number: int) -> None:
     with stopped_by_signals():
         try:
             signal.raise_signal(number)
-        finally:  # as what is closed then, and may take long
+        finally:  # stands for cleaning up, which may take long
             signal.raise_signal(number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_does_not_wait_for_what_the_first_one_ends(number):
+def test_a_second_signal_does_not_wait_for_the_cleaning_up_after_the_first(number):
     process = multiprocessing.get_context("fork").Process(target=stop_twice, args=(number,))
     process.start()
     process.join()

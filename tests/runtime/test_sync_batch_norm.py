@@ -1,4 +1,4 @@
-"""Batch-norm over several processes against torch's own over the whole batch."""
+"""Batch-norm over several ranks against torch's own over the whole batch."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ SETTINGS = [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": F
 
 
 class Halves(ProcessGroup):
-    """Both halves of a batch in one process: each sum is doubled, as of two equal shares."""
+    """Two ranks with equal shards, in one process: each sum is doubled."""
 
     def all_reduce(self, tensor):
         return tensor.mul_(2)
@@ -29,7 +29,7 @@ def norm_and_copy(**settings) -> tuple[nn.Module, nn.Module]:
 
 
 def outputs(forward: Callable, norm: nn.Module, x: torch.Tensor, cotangent: torch.Tensor) -> list[torch.Tensor]:
-    """The result of three passes with the gradients of the last, and what the layer keeps."""
+    """Returns the output of three passes, the gradients of the last one, and the buffers of the layer."""
     for _ in range(3):
         x = x.detach().requires_grad_()
         y = forward(x)
@@ -38,9 +38,12 @@ def outputs(forward: Callable, norm: nn.Module, x: torch.Tensor, cotangent: torc
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_one_process_computes_what_torch_computes(settings):
+def test_one_rank_computes_what_torch_computes(settings):
     norm, own = norm_and_copy(**settings)
-    x, cotangent = 100 + torch.randn(7, 5, 3, 4), torch.randn(7, 5, 3, 4)  # a mean that sums of squares would drown in
+    x, cotangent = (
+        100 + torch.randn(7, 5, 3, 4),
+        torch.randn(7, 5, 3, 4),
+    )  # sums of squares would lose the variance beside this mean
     expected = outputs(norm, norm, x, cotangent)
     network = nn.Sequential(own)
     with synced_batch_norm(network, ProcessGroup()):
@@ -50,16 +53,16 @@ def test_one_process_computes_what_torch_computes(settings):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_two_equal_shares_are_the_batch_twice(settings):
-    """Also the gradients: of a loss over both shares, half of which each process backpropagates."""
+def test_two_equal_shards_are_the_batch_twice(settings):
+    """Gradients too: each rank backpropagates its half of a loss over both shards."""
     norm, own = norm_and_copy(**settings)
     x, cotangent = torch.randn(6, 5, 3, 4), torch.randn(6, 5, 3, 4)
     whole = outputs(norm, norm, torch.cat([x, x]), torch.cat([cotangent, cotangent]))
     with synced_batch_norm(nn.Sequential(own), Halves()):
-        share = outputs(own, own, x, cotangent)
+        shard = outputs(own, own, x, cotangent)
     num_parameters = len(list(norm.parameters()))
-    for index, (value, other) in enumerate(zip(whole, share, strict=True)):
-        if index < 2:  # y and the gradient of x: the first share's rows
+    for index, (value, other) in enumerate(zip(whole, shard, strict=True)):
+        if index < 2:  # y and the gradient of x: the rows of the first shard
             torch.testing.assert_close(other, value[:6], rtol=1e-4, atol=1e-5)
         elif index < 2 + num_parameters:  # summed by the exchange of gradients
             torch.testing.assert_close(2 * other, value, rtol=1e-4, atol=1e-4)
@@ -67,7 +70,7 @@ def test_two_equal_shares_are_the_batch_twice(settings):
             torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-5)
 
 
-def test_a_layer_in_eval_mode_and_the_network_afterwards_are_as_before():
+def test_a_layer_in_eval_mode_and_the_network_afterwards_are_unchanged():
     norm, own = norm_and_copy()
     x = torch.randn(4, 5, 3, 3)
     own.eval()

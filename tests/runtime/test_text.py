@@ -1,4 +1,4 @@
-"""What strangers name their files and tensors, in messages."""
+"""Untrusted names of files and tensors in messages."""
 
 import io
 import pickle
@@ -29,7 +29,7 @@ from fastadaad.runtime.text import HEAD, TAIL, line_of, printable
         ("a" * HEAD + "b" * 10**6 + "c" * TAIL, "a" * HEAD + "..." + "c" * TAIL),
     ],
 )
-def test_text_as_it_is_shown(text, shown):
+def test_text_is_escaped_and_truncated(text, shown):
     assert printable(text) == shown
     assert printable(shown[:100]) == shown[:100]
 
@@ -62,8 +62,8 @@ def test_names_of_tensors_do_not_break_the_line(tmp_path):
 NAME = "\x1b[2J[/bold][red]"
 
 
-def test_inspect_shows_names_as_they_are(tmp_path, capsys, monkeypatch):
-    """Of tensors, and of a folder: neither is markup, and no terminal obeys them."""
+def test_inspect_shows_names_literally(tmp_path, capsys, monkeypatch):
+    """Names of tensors and folders are escaped, and are not markup."""
     monkeypatch.chdir(tmp_path)
     save_file({NAME: torch.ones(1)}, "w.safetensors")
     assert cli.main(["inspect", "w.safetensors"]) == 0
@@ -82,18 +82,18 @@ def test_inspect_shows_names_as_they_are(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [["evaluate", "\x1b[2J"], ["evaluate", "a\0"], ["train", "demo", "--a\nb"]], ids=str)
-def test_what_was_typed_is_told_in_one_line(capsys, words):
+def test_a_wrong_argument_is_reported_in_one_line(capsys, words):
     try:
         code = cli.main(words)
     except SystemExit as stop:  # argparse leaves this way
         code = stop.code
-    said = capsys.readouterr().err
+    error = capsys.readouterr().err
     assert code == 2
-    assert repr(words[-1])[1:-1] in said
-    assert said.removesuffix("\n").isprintable()
+    assert repr(words[-1])[1:-1] in error
+    assert error.removesuffix("\n").isprintable()
 
 
-def test_a_progress_bar_shows_its_title_as_it_is():
+def test_a_progress_bar_shows_its_title_literally():
     console = Console(file=io.StringIO(), width=100)
     with image_progress(console, NAME, 1):
         pass

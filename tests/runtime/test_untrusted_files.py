@@ -1,4 +1,4 @@
-"""What every reader asks of its files."""
+"""Web pages in place of data files, and one-line reasons."""
 
 import pytest
 

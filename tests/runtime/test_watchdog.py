@@ -4,11 +4,11 @@ import threading
 
 from fastadaad.runtime.watchdog import Watchdog
 
-LONG_S = 30.0  # a test that waits so long has failed
+LONG_S = 30.0  # a longer wait has failed
 
 
 def watchdog(timeout_s: float) -> tuple[Watchdog, threading.Event, list[tuple[float, str]]]:
-    """With what it reports, and the event of the first report."""
+    """Returns a watchdog, the event of its first report, and its reports."""
     reports, barked = [], threading.Event()
 
     def note(seconds: float, stack: str) -> None:
