@@ -7,6 +7,7 @@ classes are checked once for each pair of networks and each shape of images.
 import math
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from fastadaad.methods.outer_batch import check_network_output
 PIXEL_TOLERANCE = 1e-6  # rounding in an augmentation
 
 # Combinations that passed; an entry goes when its student goes.
-_passed: weakref.WeakKeyDictionary[nn.Module, set[tuple]] = weakref.WeakKeyDictionary()
+_passed: weakref.WeakKeyDictionary[nn.Module, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
 
 
 def check_batch(x_natural: Tensor, labels: Tensor | None) -> None:

@@ -85,6 +85,7 @@ class FoldedNetwork(nn.Module):
         self.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps pixels fp32 [B, C, H, W] to logits fp32 [B, N]."""
         return self.body(x.contiguous(memory_format=self.memory_format))
 
     def refresh(self) -> None:
@@ -188,7 +189,9 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Conv2d | nn.Linear)
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict) -> Any:
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if not (isinstance(m, _BatchNorm) and self.is_leaf_module(m, "")):
             return super().call_module(m, forward, args, kwargs)
         by_batch = m.running_mean is None  # without running statistics it uses the batch's in eval mode too

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ def architecture(network: nn.Module) -> str:
 
 def _measured(
     key_network: nn.Module, x: Tensor, build: Callable[[torch.memory_format], nn.Module], clock: Clock
-) -> dict:
+) -> dict[str, Any]:
     """Returns both times in milliseconds and the choices, with network, shape, dtype and hardware."""
     generator = torch.Generator(x.device).manual_seed(0)  # a measurement must not advance torch's own generator
     pixels = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)

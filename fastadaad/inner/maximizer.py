@@ -120,7 +120,7 @@ class InnerMaximizer:
         else:
             self._vjp = traceable_vjp
             self._query, self._reuse = (one_graph(step, **options) for step in (self._policy.query, self._policy.reuse))
-        self._captured: dict[tuple, CapturedCall] = {}
+        self._captured: dict[tuple[Any, ...], CapturedCall] = {}
 
     def __repr__(self) -> str:
         teacher = "" if self.teacher is None else f" from {type(self.teacher).__name__}"

@@ -27,7 +27,9 @@ class PullBack(Protocol):
     `retain_graph` keeps the tape for another call.
     """
 
-    def __call__(self, gradient: Tensor, *, retain_graph: bool = False) -> Tensor: ...
+    def __call__(self, gradient: Tensor, *, retain_graph: bool = False) -> Tensor:
+        """Pulls a gradient of the logits back to the pixels."""
+        ...
 
 
 # (function, x [B, C, H, W]) -> function(x) [B, N], and the pull-back of its gradients to x.

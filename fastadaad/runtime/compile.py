@@ -17,7 +17,7 @@ from fastadaad.runtime.machine_cache import CACHE_VARIABLE, cache_folder
 COMPILE_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
-def one_graph(function: Callable, **options: Any) -> Callable:
+def one_graph(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compiles a function by torch.compile as one graph per shape of its inputs.
 
     If torch supports it, the result of each call counts its own recompilations: otherwise a process that trains nine

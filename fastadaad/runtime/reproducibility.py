@@ -39,7 +39,7 @@ def random_states() -> dict[str, Any]:
 
     They are numbers, strings, lists and tensors.
     """
-    name, keys, position, has_gauss, cached = cast(tuple, np.random.get_state())
+    name, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state())
     version, internal, next_gauss = random.getstate()
     return {
         "python": [version, list(internal), next_gauss],

@@ -42,7 +42,7 @@ NUM_START_BYTES = 256
 """Bytes from the start of a file that show its kind."""
 
 
-def size_of(path: str | os.PathLike) -> int:
+def size_of(path: str | os.PathLike[str]) -> int:
     """Returns the size of a file in bytes.
 
     Raises:
@@ -54,14 +54,14 @@ def size_of(path: str | os.PathLike) -> int:
     return found.st_size
 
 
-def check_size(path: str | os.PathLike, limit: int) -> None:
+def check_size(path: str | os.PathLike[str], limit: int) -> None:
     """Raises ValueError if `path` has more than `limit` bytes, or is not a regular file."""
     size = size_of(path)
     if size > limit:
         raise ValueError(f"it has {size} bytes and at most {limit} are read")
 
 
-def check_unpacked(path: str | os.PathLike, unpacked: int) -> None:
+def check_unpacked(path: str | os.PathLike[str], unpacked: int) -> None:
     """Raises ValueError if `unpacked` bytes are more than the file `path` may unpack to."""
     size = os.stat(path).st_size
     if unpacked > max(UNPACKED_BYTES, UNPACKED_RATIO * size):
