@@ -45,6 +45,7 @@ class ImageFiles:
         return len(self.names)
 
     def path(self, index: int) -> Path:
+        """Returns the path of an image file."""
         return self.root / self.names[index]
 
 

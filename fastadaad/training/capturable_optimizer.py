@@ -62,6 +62,7 @@ class CapturableOptimizer:
             rate.fill_(group["lr"])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients."""
         self.optimizer.zero_grad(set_to_none=set_to_none)
 
     def step(self) -> None:

@@ -41,10 +41,12 @@ class TrainingData:
 
     @property
     def num_classes(self) -> int:
+        """Number of classes of the data set."""
         return len(self.dataset.class_names)
 
     @property
     def num_channels(self) -> int:
+        """Number of channels of an image."""
         return image_shape(self.dataset.train_images)[2]
 
     @cached_property

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ class CapturedStep:
     def __init__(self, update: Update, maximizer: InnerMaximizer, optimizer: Optimizer, sums: Sequence[Tensor]) -> None:
         self.update, self.maximizer, self.optimizer, self.sums = update, maximizer, optimizer, sums
         self._capturable = CapturableOptimizer(optimizer)
-        self._frozen: tuple = ()
+        self._frozen: tuple[Any, ...] = ()
         self._call: CapturedCall | None = None
         self._shape: torch.Size | None = None
         self._epoch: int = 0
@@ -106,7 +107,7 @@ class CapturedStep:
         """Returns all tensors that a step changes."""
         return [*self._capturable.state, *self.maximizer.student.buffers(), *self.sums]
 
-    def _frozen_values(self, x_natural: Tensor, epoch_key: Hashable) -> tuple:
+    def _frozen_values(self, x_natural: Tensor, epoch_key: Hashable) -> tuple[Any, ...]:
         """Values that a capture freezes, for comparison with the present ones."""
         student = self.maximizer.student
         return (

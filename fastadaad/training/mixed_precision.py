@@ -20,6 +20,7 @@ class MixedPrecision(nn.Module):
         self.network, self.dtype = network, dtype
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x fp32 [B, C, H, W] to logits fp32 [B, N], under autocast."""
         with torch.autocast(x.device.type, self.dtype):
             return self.network(x).float()
 

@@ -89,6 +89,7 @@ class Experiment:
 
     @property
     def is_finished(self) -> bool:
+        """True if the training and all attacks are finished."""
         trained = self.is_teacher or self.training is not None
         return trained and len(self.results) == len(self.config.evaluation.attacks)
 

@@ -28,6 +28,7 @@ class Summary:
     train_seconds: float | None
 
     def mean(self, attack: int) -> float:
+        """Mean accuracy under an attack over the seeds."""
         return statistics.fmean(result.accuracy for result in self.results[attack])
 
     def spread(self, attack: int) -> float | None:
@@ -64,6 +65,7 @@ def comparison_title(summaries: Sequence[Summary]) -> str:
 
 
 def table_columns(summaries: Sequence[Summary]) -> list[str]:
+    """Returns the titles of the columns."""
     attacks = [attack_title(results[0]) for results in summaries[0].results]
     return ["student", "method", *attacks, "training"]
 
@@ -112,6 +114,7 @@ def plot_comparison(path: Path, summaries: Sequence[Summary], title: str) -> Non
 
 
 def print_table(console: Console, summaries: Sequence[Summary]) -> None:
+    """Prints the table."""
     table = Table(title=comparison_title(summaries))
     for column in table_columns(summaries):
         table.add_column(column, justify="left" if column in ("student", "method") else "right")
@@ -151,4 +154,5 @@ def result_rows(experiments: Iterable[Experiment]) -> list[dict[str, object]]:
 
 
 def write_csv(path: Path, experiments: Iterable[Experiment]) -> None:
+    """Writes one row per experiment and attack."""
     write_atomically(path, csv_bytes(result_rows(experiments)))

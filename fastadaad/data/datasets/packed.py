@@ -56,6 +56,7 @@ class Origin:
 
     @property
     def image_bytes(self) -> int:
+        """Bytes of one image."""
         return 3 * self.image_size**2
 
     def check_same(self, found: "Origin", folder: Path) -> None:
@@ -94,6 +95,7 @@ class PackedSplit:
 
     @property
     def num_files(self) -> int:
+        """Number of files, skipped ones included."""
         return self.num_images + len(self.skipped)
 
 
@@ -113,6 +115,7 @@ class Pack:
     splits: dict[str, PackedSplit]
 
     def to_json(self) -> bytes:
+        """Returns the content of pack.json."""
         return json.dumps(asdict(self), indent=1).encode()
 
     @classmethod
@@ -129,10 +132,12 @@ class Pack:
 
 
 def images_path(folder: Path, split: str) -> Path:
+    """Path of the pixels of a split."""
     return folder / f"{split}_images.u8"
 
 
 def labels_path(folder: Path, split: str) -> Path:
+    """Path of the labels of a split."""
     return folder / f"{split}_labels.npy"
 
 
@@ -234,4 +239,5 @@ def _labels(root: Path, pack: Pack, split: str) -> Tensor:
 
 
 def remedy(root: Path) -> str:
+    """Returns the remedy for a damaged pack."""
     return f"delete {root} and run fastadaad pack again"

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastadaad.data.dataset import ImageFiles, Images
 from fastadaad.data.mapped_images import is_mapped, read_ahead
 from fastadaad.data.pipeline import Batch, Pipeline
-from fastadaad.ops import crop_flip
+from fastadaad.ops.crop_flip import crop_flip
 
 # The networks and their activations need the rest.
 FRACTION_OF_FREE_MEMORY = 0.5

@@ -4,7 +4,7 @@ import copy
 import importlib
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,16 +25,16 @@ class OpCase(NamedTuple):
     """Arguments of one call of an operation, and a title that describes them."""
 
     title: str
-    arguments: tuple
+    arguments: tuple[Any, ...]
 
 
-def reference(op: str) -> Callable:
+def reference(op: str) -> Callable[..., Any]:
     """Returns the reference in plain torch of an operation, by its name in torch.ops.fastadaad."""
     stem = op.removesuffix("_")
     return getattr(importlib.import_module(f"fastadaad.ops.{stem}"), f"{stem}_ref")
 
 
-def failing_cases(op: str, device: torch.device | str, run: Callable | None = None) -> list[str]:
+def failing_cases(op: str, device: torch.device | str, run: Callable[..., Any] | None = None) -> list[str]:
     """Compares an operation with its reference.
 
     Args:
@@ -87,7 +87,7 @@ def _largest(x: Tensor) -> float:
     return finite.abs().max().item() if len(finite) else 0.0
 
 
-def _outcome(op: str, run: Callable, arguments: tuple) -> tuple[Tensor, ...]:
+def _outcome(op: str, run: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """Returns the outputs of a call on copies of the arguments; of an in-place operation, its first argument."""
     arguments = copy.deepcopy(arguments)  # unlike clone, keeps the strides
     result = run(*arguments)
@@ -96,7 +96,7 @@ def _outcome(op: str, run: Callable, arguments: tuple) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def _to(argument, device: torch.device | str):
+def _to(argument: Any, device: torch.device | str) -> Any:
     """Moves a tensor to the device with its strides; returns other arguments unchanged."""
     if not isinstance(argument, Tensor):
         return argument
@@ -217,7 +217,7 @@ def _random_start(generator: torch.Generator) -> Iterator[OpCase]:
 
 
 def _crop_flip(generator: torch.Generator) -> Iterator[OpCase]:
-    def draw(num_images: int, height: int, width: int, channels: int, padding: int) -> tuple:
+    def draw(num_images: int, height: int, width: int, channels: int, padding: int) -> tuple[Any, ...]:
         images = torch.randint(256, (num_images, height, width, channels), dtype=torch.uint8, generator=generator)
         indices = torch.randint(num_images, (37,), generator=generator)
         top, left = torch.randint(2 * padding + 1, (2, 37), generator=generator)

@@ -28,7 +28,7 @@ Values = dict[str, Tensor]
 Run = Callable[[Values], Mapping[str, Tensor]]
 
 
-def compiled_difference(device: torch.device | str, compile_options: dict | None = None) -> str | None:
+def compiled_difference(device: torch.device | str, compile_options: dict[str, Any] | None = None) -> str | None:
     """Describes a difference between compiled and eager inner loop, also after an update in place; None if equal."""
     student, teacher = _networks(device)
     inner = InnerConfig(num_steps=NUM_STEPS, start="natural")
