@@ -43,6 +43,7 @@ def test_pages_with_an_example():
     assert {name for name, examples in EXAMPLES.items() if examples} == guides | set(QUICK_STARTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK_STARTS)
 def test_the_examples_of_a_quick_start_run_one_after_the_other(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -52,6 +52,7 @@ def plain_adaad_inner_loss(
     return inner_loop(kl_to_teacher(net, teacher), x_natural, start, **settings)
 
 
+@pytest.mark.slow
 def test_an_adaad_script_trains_the_same_network_with_either_inner_loss(monkeypatch):
     losses, network = adaad_script.main(epochs=1)
     monkeypatch.setattr(adaad_script, "adaad_inner_loss", plain_adaad_inner_loss)
@@ -72,6 +73,7 @@ def test_the_plain_loop_trains_as_the_reference_of_its_method():
     assert loss == pytest.approx(torch.stack(losses).mean().item(), rel=2e-3)
 
 
+@pytest.mark.slow
 def test_the_plain_loop_makes_a_robust_student():
     losses, (natural, pgd20) = plain_loop.main()
     assert losses[-1] < 0.4 * losses[0]
@@ -115,6 +117,7 @@ def test_lightning_trains_and_evaluates_the_student_of_a_plain_loop_in_either_mo
     assert trainer.callback_metrics["loss"].item() == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_accelerate_trains_the_student_of_a_plain_loop():
     losses, student = accelerate_loop.main(epochs=1)
     expected, loss = trained_without_a_library(epochs=1)
@@ -130,6 +133,7 @@ def test_a_student_of_timm_becomes_robust():
     assert pgd20.accuracy > 0.35
 
 
+@pytest.mark.slow
 def test_foolbox_and_our_evaluation_agree_on_robust_accuracy():
     accuracies = foolbox_evaluation.main()
     assert accuracies["fastadaad"] == pytest.approx(accuracies["foolbox"], abs=0.025)  # 9 of 360 images

@@ -41,6 +41,7 @@ def test_without_a_compiler_the_wheel_is_pure_and_one_line_names_the_reason(tree
     assert ".cpp" not in names
 
 
+@pytest.mark.slow
 def test_without_the_library_the_reference_runs_and_the_report_names_the_reason(tree):
     (tree / "fastadaad" / "kernels").mkdir()
     shutil.copy(tree / "kernels" / "__init__.py", tree / "fastadaad" / "kernels")

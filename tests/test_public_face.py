@@ -46,6 +46,7 @@ def test_settings_are_imported_without_torch(module):
     assert len(imported) < 250
 
 
+@pytest.mark.slow
 def test_a_run_that_imports_torch_is_noticed():
     result = subprocess.run([sys.executable, "-c", RUN, "teachers"], capture_output=True, text=True)
     assert "torch was imported" in result.stderr

@@ -33,6 +33,7 @@ def entries(site: Path) -> set[str]:
     return set(re.findall(r'id="(fastadaad[\w.]*)"', pages))
 
 
+@pytest.mark.slow
 def test_every_public_name_has_an_entry(site):
     missing = []
     for name in fastadaad.__all__:

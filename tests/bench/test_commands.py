@@ -32,6 +32,7 @@ def test_best_is_the_smaller_of_compute_and_memory():
     assert best_images_per_s(StepCost(flops=4e9, num_bytes=1e9), device, "fp32") == pytest.approx(100)
 
 
+@pytest.mark.slow
 def test_roofline_of_the_paper_recipe(tmp_path):
     rows = {(row["policy"], row["device"], row["precision"]): row for row in roofline.rows_of("cifar10-rn18")}
     exact = rows["exact", "A100-SXM-80GB", "tf32"]
@@ -43,6 +44,7 @@ def test_roofline_of_the_paper_recipe(tmp_path):
     assert linearized["flops_gain"] == pytest.approx((24 * 1.111 + 21 * 53.16) / (24 * 1.111 + 5 * 53.16), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_roofline_covers_every_recipe_and_overwrites_its_file(tmp_path):
     path = tmp_path / "roofline.csv"
     roofline.main(["--output", str(path)])
@@ -53,6 +55,7 @@ def test_roofline_covers_every_recipe_and_overwrites_its_file(tmp_path):
         assert {row["recipe"] for row in csv.DictReader(file)} == RECIPES.keys()
 
 
+@pytest.mark.slow
 def test_step_measures_and_writes_rows(tmp_path):
     path = tmp_path / "step.csv"
     words = ["--pair", "demo", "--modes", "eager", "--policies", "refreshed(every=2)", "--num-steps", "2"]

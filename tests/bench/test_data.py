@@ -198,6 +198,7 @@ def test_the_waiting_fraction_is_measured_by_the_trainer(monkeypatch, tmp_path):
     assert (row["waiting_share_p50"], row["epochs"], row["workers"], row["n"]) == (0.2, 3, 2, 3)
 
 
+@pytest.mark.slow
 def test_small_runs_write_rows_and_the_page(monkeypatch, tmp_path, tree, threads):
     monkeypatch.setattr(data, "TreeSpec", lambda num_images: replace(SMALL, num_images=num_images))
     monkeypatch.setattr(data, "IMAGE_SIZE", 16)

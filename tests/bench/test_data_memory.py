@@ -62,6 +62,7 @@ def test_the_row_reports_a_limit_that_cannot_be_set(monkeypatch, tmp_path):
     assert [words[-1] for words in calls] == [None, None]
 
 
+@pytest.mark.slow
 def test_a_failing_process_raises():
     with pytest.raises(RuntimeError, match=r"does not exist: set data\.root=FOLDER"):
         data_memory._measured(CPU, "pack", Path("nowhere"))

@@ -145,6 +145,7 @@ def test_more_communication_or_faster_steps_scale_worse(rows):
     assert best > efficiency(policy="exact", batch_norm="local", cluster="H100, InfiniBand NDR")
 
 
+@pytest.mark.slow
 def test_the_rows_of_the_results_are_up_to_date(tmp_path):
     path = tmp_path / "scaling.csv"
     scaling.main(["--output", str(path)])

@@ -96,6 +96,7 @@ def test_the_table_has_at_least_80_different_rows():
     assert len({str(row.do) for row in ROWS.values()}) == len(ROWS)
 
 
+@pytest.mark.slow
 def test_the_command_ends_as_a_call_of_main_does(folder):
     before = snapshot(folder)
     rows = [ROWS[name] for name in IN_A_PROCESS]

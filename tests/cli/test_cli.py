@@ -77,6 +77,7 @@ def test_a_run_is_trained_and_evaluated_and_a_second_evaluation_agrees(run, tmp_
     assert "best.safetensors" in out
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_shards_agrees_with_a_whole_one(run, tmp_path):
     assert run("train", "tiny", "--run-folder", "my-run", "optim.epochs=1")[0] == 0
     given = ["evaluate", "my-run", "--attacks", "natural,pgd2,cw5", "-n", "101", "--epsilon", "16/255"]
@@ -132,6 +133,7 @@ def table_lines(path) -> list[tuple[str, ...]]:
         return [(row["student"], row["method"], row["seed"], row["attack"]) for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_compare_trains_each_student_method_and_seed_and_evaluates_the_teacher(run):
     words = ("--students", "cnn-2-s1,cnn-4-s1", "--methods", "pgd-at,adaad", "--seeds", "0,1", "--run-folder", "all")
     code, out, err = run("compare", "tiny", *words, "optim.epochs=1", "--attacks", "natural,fgsm")
@@ -159,6 +161,7 @@ def test_compare_from_scratch_trains_the_teacher_and_distils_from_it(run):
     assert read_config(teacher.parent / "config.json").recipe == "tiny-teacher"
 
 
+@pytest.mark.slow
 def test_compare_takes_the_recipe_as_an_option_and_all_methods(run):
     words = ("--recipe", "tiny", "--methods", "all", "--run-folder", "all", "optim.epochs=1", "--attacks", "natural")
     assert run("compare", *words)[0] == 0
@@ -289,6 +292,7 @@ def test_the_examples_of_the_help_are_commands_that_parse(run, monkeypatch):
         assert cli.parse(example.split()).command == name
 
 
+@pytest.mark.slow
 def test_python_m_fastadaad_is_the_command():
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "fastadaad", "train", "dem"]

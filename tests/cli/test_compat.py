@@ -185,6 +185,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_compat_trains_as_the_command_that_it_prints(run):
     code, out, err = run(f"compat {TINY} --run-folder ours --teacher-check 50")
     assert (code, err) == (0, "")

@@ -134,6 +134,7 @@ def test_an_experiment_that_another_process_runs_is_waited_for(config, tmp_path,
     assert free.folder.stat().st_mtime <= busy.folder.stat().st_mtime
 
 
+@pytest.mark.slow
 def test_a_comparison_killed_with_signal_9_resumes(tmp_path):
     """Kills the process after two experiments; the second call repeats neither."""
     words = ["compare", "demo", "--methods", "pgd-at,trades,adaad", "--attacks", "natural"]

@@ -76,6 +76,7 @@ def test_the_largest_batch_is_all_images_if_they_fit(monkeypatch):
     assert "(all images to train on)" in text
 
 
+@pytest.mark.slow
 def test_on_cuda_a_batch_that_does_not_fit_is_tried_and_shown(monkeypatch):
     """Replaces the driver: checks the errors that count as out of memory, and the table."""
 

@@ -54,6 +54,7 @@ def test_mapped_images_are_distinguished_from_images_in_memory(images):
     assert not is_mapped(images.to("meta"))
 
 
+@pytest.mark.slow
 def test_a_map_ends_with_its_last_tensor(images, tmp_path):
     others = set(mapped_images._maps) - {images.data_ptr()}
     another = map_images(tmp_path / "images", SHAPE)[3:]

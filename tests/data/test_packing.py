@@ -225,6 +225,7 @@ packing.pack(dataset, Path(sys.argv[2]), num_workers=1, console=Console())
 """
 
 
+@pytest.mark.slow
 def test_a_killed_pack_resumes(root, tmp_path, uninterrupted):
     out = tmp_path / "out"
     program = KILLED.format(chunk_bytes=FILES_OF_CHUNK * IMAGE_BYTES, size=SIZE)

@@ -103,6 +103,7 @@ torch.save([whole_epoch(batches) for batches in epochs], {path!r})
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_new_process_resumes_in_the_middle_of_an_epoch(engine, tmp_path):
     run = pipeline(engine)

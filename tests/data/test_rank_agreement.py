@@ -76,6 +76,7 @@ def run(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_that_differ_raise_the_same_error(tmp_path):
     multiprocessing.spawn(run, (tmp_path,), nprocs=2)
     for number, (name, (_, _, difference)) in enumerate(CASES.items()):

@@ -49,6 +49,7 @@ def accuracy_by_the_library(model: nn.Module, x: Tensor, labels: Tensor, threat_
     return (predicted == labels).double().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat_model", [LINF, L2], ids=["linf", "l2"])
 def test_pgd_is_as_strong_as_another_librarys(teacher, digits, threat_model):
     x, labels = digits
@@ -63,6 +64,7 @@ def test_pgd_is_as_strong_as_another_librarys(teacher, digits, threat_model):
     assert ours.accuracy < 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat_model", [LINF, L2], ids=["linf", "l2"])
 def test_apgd_has_the_accuracy_of_the_librarys_own_run(teacher, digits, threat_model):
     x, labels = digits[0][:120], digits[1][:120]
@@ -89,6 +91,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_an_interrupted_attack_resumes_after_its_last_batch(teacher, digits, tmp_path, monkeypatch):
     """The process dies in the second of three batches; the next call attacks the last two, a third call none."""
     x, labels = digits[0][:250], digits[1][:250]
@@ -176,6 +179,7 @@ class Saturated(nn.Module):
         return 1e4 * self.model(x)
 
 
+@pytest.mark.slow
 def test_masked_gradients_are_reported(teacher, digits):
     x, labels = digits[0][:30], digits[1][:30]
     masked = Saturated(teacher)

@@ -25,6 +25,7 @@ def test_the_margin_excludes_the_label_for_negative_logits_too():
     assert margin(logits - 100, torch.tensor([0, 1])).tolist() == [-4.0, 2.0]
 
 
+@pytest.mark.slow
 def test_the_images_are_adversarial_at_the_returned_distance(model):
     x_adv, distance = FULL.perturb(model, X_NATURAL, LABELS)
     found = distance.isfinite()
@@ -53,6 +54,7 @@ def test_a_linear_model_is_broken_at_the_distance_of_its_boundary():
     torch.testing.assert_close(distance, boundary, rtol=0.05, atol=0.07)
 
 
+@pytest.mark.slow
 def test_the_distances_are_those_of_foolbox(model):
     _, distance = FULL.perturb(model, X_NATURAL, LABELS)
     attack = foolbox.attacks.L2CarliniWagnerAttack(
@@ -86,6 +88,7 @@ def test_a_larger_constant_breaks_more_images_and_the_search_shortens_distances(
     assert searched.sum() < 0.95 * once.sum()
 
 
+@pytest.mark.slow
 def test_within_epsilon_an_image_breaks_only_inside_the_radius(model):
     attack = CarliniWagner(num_steps=100, search_steps=4, constant=0.01, confidence=0.0, within_epsilon=True)
     _, distance = attack.perturb(model, X_NATURAL, LABELS)

@@ -27,6 +27,7 @@ def test_a_planted_fault_is_detected(worker, tmp_path, name):
     assert worker.read("none", tmp_path) == ("", "")
 
 
+@pytest.mark.slow
 def test_a_failed_allocation_of_torch_is_detected(tmp_path):
     worker = Worker("planted_targets")
     fault, _ = worker.read("torch", tmp_path)

@@ -180,6 +180,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrapped_networks_train_as_bare_ones(wrapper):
@@ -231,6 +232,7 @@ def test_two_processes_with_half_of_each_batch_train_the_student_of_one_process(
             torch.testing.assert_close(of_ranks[0], tensor, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_takes_a_compiled_student():
     torch._dynamo.reset()
     student, teacher = student_and_teacher()
@@ -240,6 +242,7 @@ def test_a_compiled_step_takes_a_compiled_student():
     assert losses_of(make_distiller(compiled(student), teacher, **options)) == pytest.approx(wanted, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"mode": "compiled", "compile_options": {"backend": "aot_eager"}}], ids=str)
 def test_a_search_inside_a_compiled_function_equals_one_outside(options):
     """If torch.compile traced the search, student and teacher would share one folded copy, and no image would move."""

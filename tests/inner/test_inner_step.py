@@ -102,6 +102,7 @@ def recorded_steps(kind: str, norm: str = "linf") -> list[GraphModule]:
 PASSES = {"exact": [(2, 2)], "refreshed": [(2, 2), (1, 1)], "linearized": [(2, 1 + 2), (1, 1)]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("kind", POLICIES)
 def test_a_step_is_one_graph_with_the_operations_of_the_package_and_no_extra_passes(kind, norm):
@@ -118,6 +119,7 @@ def test_a_step_is_one_graph_with_the_operations_of_the_package_and_no_extra_pas
         assert not [name for name in seen if "batch_norm" in name or "log_softmax" in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", POLICIES)
 def test_a_graph_computes_no_weight_gradient_and_holds_no_constant(kind):
     """Weights are inputs of the graph: it sees updates in place, and serves every student of this shape."""
@@ -166,6 +168,7 @@ def compiled(student: nn.Module, teacher: nn.Module, backend, **options) -> Inne
     return InnerMaximizer(student, teacher, mode="compiled", compile_options={"backend": backend}, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "kinds"), [(TeacherPolicy(), 1), (REFRESHED, 2)], ids=str)
 def test_each_kind_of_step_is_compiled_once_per_batch_shape(policy, kinds):
     student, teacher = student_and_teacher()

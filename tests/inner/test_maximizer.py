@@ -258,6 +258,7 @@ def linear_classifier(seed: int) -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, NUM_CLASSES))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     method=st.sampled_from(["adaad", "pgd-at"]),

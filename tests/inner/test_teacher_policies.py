@@ -128,6 +128,7 @@ def test_adaiad_searches_as_adaad_under_a_policy_too(policy):
     assert_same_search(search(policy, method="adaiad"), plain_search(policy))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("policy", ["refreshed(every=3)", "linearized(top=2,every=5)"])
 def test_x_adv_equals_that_of_the_plain_restatement_in_compiled_steps(policy, norm):

@@ -160,6 +160,7 @@ def test_logits_are_fp32_also_under_autocast():
     assert all(logit.dtype == torch.float32 for logit in logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trades", "iad", "saad", "trades+igdm"])
 def test_one_forward_for_several_points_is_one_graph(name):
     torch._dynamo.reset()

@@ -45,6 +45,7 @@ def test_a_normalisation_becomes_mu_and_sigma(tmp_path):
     torch.testing.assert_close(again(IMAGES), model(IMAGES), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wrn-10-1", "resnet18", "preactresnet18", "mobilenet-v2", "cnn-8"])
 def test_safetensors_and_state_dict_reload_with_the_same_logits(name, tmp_path):
     model = saved(tmp_path, name, mean=0.5, std=0.25)

@@ -40,6 +40,7 @@ def test_file_was_made_by_the_present_recipe(name, tmp_path):
     assert replace(read_config(tmp_path / "config.json"), mode=recipe.mode) == recipe
 
 
+@pytest.mark.slow
 def test_demo_teacher_has_the_accuracy_of_its_page():
     config = recipes.get("demo")
     data = training_data(config, torch.device("cpu"))

@@ -38,6 +38,7 @@ def test_backend_is_the_one_in_the_dispatcher(row):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(op, "CompositeExplicitAutograd")
 
 
+@pytest.mark.slow
 def test_reference_on_request():
     result = report_with("reference")
     rows = [line.split("|") for line in result.stdout.splitlines()]
@@ -45,6 +46,7 @@ def test_reference_on_request():
     assert all(row[2:] == ["reference", "FASTADAAD_KERNELS=reference"] for row in rows)
 
 
+@pytest.mark.slow
 def test_unknown_choice_is_refused():
     result = report_with("fast")
     assert result.returncode != 0

@@ -96,6 +96,7 @@ def test_replayed_steps_of_an_optimizer_with_a_count_equal_eager_ones():
     assert_same_training(*training)
 
 
+@pytest.mark.slow
 def test_a_smaller_batch_runs_uncaptured_and_warns_once():
     captured, eager = (Training(method="adaad", captured=captured) for captured in (True, False))
     with pytest.warns(UserWarning, match=r"\[16, 3, 8, 8\].*called with \[5, 3, 8, 8\].*drop the last") as warned:

@@ -88,7 +88,8 @@ def test_the_workers_of_the_torch_engine_hold_no_lock(tmp_path):
     pipeline = TorchPipeline(images, torch.arange(8), sampling=sampling, num_workers=2)
     with locked(tmp_path):
         batches = pipeline.epoch(0)
-        next(batches)
+        for _ in range(2):  # one batch of each worker
+            next(batches)
     with locked(tmp_path) as own:
         assert own
         assert len(multiprocessing.active_children()) == 2

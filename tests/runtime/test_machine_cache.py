@@ -76,6 +76,7 @@ def test_a_folder_that_cannot_be_written_warns_once(folder):
         store("numbers", "b", 1)
 
 
+@pytest.mark.slow
 def test_two_processes_that_store_at_once_lose_nothing(folder):
     writers = [subprocess.Popen([sys.executable, "-W", "error", "-c", WRITER, name]) for name in ("a", "b")]
     assert [writer.wait() for writer in writers] == [0, 0]

@@ -88,6 +88,7 @@ def test_a_signal_during_the_validation_keeps_the_epoch(tmp_path, monkeypatch):
     assert untimed_rows(folder) == untimed_rows(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_workers_survive_a_signal_and_the_step_is_finished(tmp_path, capfd, number):
     """Ctrl-C in a terminal, or a batch system, signals all processes of a job, the workers of the engine torch too."""
@@ -160,6 +161,7 @@ def whole(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "doing"),
     [

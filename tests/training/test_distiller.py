@@ -199,6 +199,7 @@ class CountingBackend:
 EPOCH_OPTIONS = {"introspection_begin": 2, "igdm_ramp_epochs": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL_METHODS)
 def test_compiled_steps_equal_eager_ones_and_compile_seldom(name):
     torch._dynamo.reset()

@@ -118,6 +118,7 @@ CAPTURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CAPTURES)
 def test_captured_steps_train_as_eager_ones(name):
     options, num_captures = CAPTURES[name]
@@ -150,11 +151,13 @@ def test_a_smaller_batch_with_other_values_does_not_become_the_captured_one():
     assert Recorded.num_captures == 2
 
 
+@pytest.mark.slow
 def test_awp_is_captured_with_and_without():
     assert_same_training(*both("adaad", awp_gamma=0.01, awp_begin=2))
     assert Recorded.num_captures == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["refreshed", "linearized"])
 def test_replays_sum_the_error_of_the_teacher_policy(kind):
     graph, eager = both("adaad", teacher_policy=TeacherPolicy(kind=kind, every=2))
@@ -167,6 +170,7 @@ def test_replays_sum_the_error_of_the_teacher_policy(kind):
     assert graph.distiller.read_teacher_error() is not None
 
 
+@pytest.mark.slow
 def test_a_new_adaptive_interval_is_captured_again():
     graph, eager = both("adaad", teacher_policy=TeacherPolicy(kind="refreshed"))
     for training in (graph, eager):
@@ -193,6 +197,7 @@ def test_a_frozen_learning_rate_is_detected(monkeypatch):
         assert_same_training(*both("pgd-at"))
 
 
+@pytest.mark.slow
 def test_the_epoch_is_frozen_only_if_a_row_denies_to_read_it():
     def loss(batch, options):
         return pgd_at_loss(batch, options) * (batch.epoch + 1)
@@ -236,6 +241,7 @@ def replace_a_teacher_weight(training: Training, step: int) -> None:
         training.teacher[0].weight = nn.Parameter(0.5 * training.teacher[0].weight.detach())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "between",
     [

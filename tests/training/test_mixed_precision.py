@@ -140,6 +140,7 @@ def test_a_wait_for_the_device_warns_and_awp_in_fp16_is_refused():
         distiller(student, teacher, "fp16", awp_gamma=0.005)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_in_bf16_is_close_to_an_eager_one():
     torch._dynamo.reset()
     student, training = trained("bf16")

@@ -71,6 +71,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_planted_value_is_found_at_its_step_and_named(what, mode):

@@ -33,6 +33,7 @@ from fastadaad.training.folders import choose_run_folder
 from fastadaad.training.log import read_metrics
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:teacher policy:UserWarning")
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_run_that_died_in_the_middle_of_an_epoch_ends_bitwise_as_an_uninterrupted_one(tmp_path, name):
@@ -47,6 +48,7 @@ def test_a_run_that_died_in_the_middle_of_an_epoch_ends_bitwise_as_an_uninterrup
     assert untimed_rows(tmp_path / "stopped") == untimed_rows(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_may_die_at_every_step(tmp_path):
     """Each process gets one step further, so that one dies and another one resumes at every step."""
     config = long_run()

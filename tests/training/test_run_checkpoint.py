@@ -78,6 +78,7 @@ def replace_by_a_web_page(path: Path) -> None:
 DAMAGES = [flip_a_bit, flip_a_bit_of_the_header, truncate, replace_by_weights, empty, replace_by_a_web_page]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_detected_and_the_one_before_is_used(tmp_path, damage):
     config = long_run()

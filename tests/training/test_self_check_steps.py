@@ -33,6 +33,7 @@ def test_inductor_passes():
     assert compiled_by("inductor") is None
 
 
+@pytest.mark.slow
 def test_a_compiled_step_with_frozen_weights_is_detected_after_their_update():
     def backend(graph, inputs):
         kept = [x.clone() if isinstance(x, Tensor) and not is_batch_of_images(x) else None for x in inputs]

@@ -111,6 +111,7 @@ def test_unmeasured_errors_of_the_teacher_stay_empty(tmp_path):
         assert not set(TEACHER_METRICS) & set(read_metrics(tmp_path / name)[0])
 
 
+@pytest.mark.slow
 def test_training_raises_accuracy(tmp_path):
     optim = OptimConfig(epochs=6, learning_rate=0.2, nesterov=True, schedule="cosine")
     config = tiny_run(optim=optim, student=ModelConfig(name="cnn-8-s1", normalize=True))
@@ -120,6 +121,7 @@ def test_training_raises_accuracy(tmp_path):
     assert result.best_robust_accuracy > 0.5  # 0.1 is chance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*methods.METHODS, "adaad+igdm"])
 def test_two_epochs_of_each_method_on_digits_beat_chance_under_attack(method, tmp_path):
     changes = ["optim.epochs=2", "data.num_samples=null", "data.batch_size=16", "optim.ema_decay=0"]

@@ -98,6 +98,7 @@ def of_folder(root: Path, *overrides: str) -> RunConfig:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "dali"])
 def test_a_run_on_image_files_learns_dark_from_bright(tmp_path, engine):
     write_tree(tmp_path / "tree")

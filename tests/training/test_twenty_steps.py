@@ -83,6 +83,7 @@ def assert_same_outcome(outcome: Outcome, expected: Outcome) -> None:
     torch.testing.assert_close(outcome[1], expected[1], rtol=0, atol=1e-3 * expected[1].std().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_the_kernels_train_the_student_that_the_reference_operations_train(name, by_reference_operations):
     assert all(row.backend == "c++" for row in ops.report() if row.device == "cpu")

@@ -175,6 +175,7 @@ torch.save(whole_epoch(run.epoch(1, 2)), {path!r})
 """
 
 
+@pytest.mark.slow
 def test_a_new_process_resumes_in_the_middle_of_an_epoch(photos, tmp_path):
     files = ImageFiles(root=photos.root, names=photos.names, image_size=32)
     augmentation = Augmentation(min_crop_scale=0.1, flip=True)
