@@ -31,10 +31,11 @@ demo: setup
 	$(BIN)/fastadaad compare demo $(DEMO)
 
 # make test TESTS=tests/ops/test_kl_grad.py runs part of the suite in one process, as a debugger needs it.
-# The tensors of the tests are small: one thread for each of WORKERS processes. A file runs in one process.
+# The tensors of the tests are small: one thread for each of WORKERS processes. A file runs in one process; files with
+# slow tests come first (tests/conftest.py).
 TESTS ?=
 WORKERS ?= $(if $(TESTS),0,2)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 FAST := -m 'not slow'
 
 test: setup

@@ -62,6 +62,7 @@ def test_an_adaad_script_trains_the_same_network_with_either_inner_loss(monkeypa
     assert_same_network(network, plain_network, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_plain_loop_trains_as_the_reference_of_its_method():
     (loss,), _ = plain_loop.main(epochs=1, method="rslad")
     student, optimizer = student_and_optimizer()

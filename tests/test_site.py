@@ -48,6 +48,7 @@ def test_every_public_name_has_an_entry(site):
     assert missing == [], "add them to docs/api"
 
 
+@pytest.mark.slow
 def test_pages_load_nothing_from_another_server(site):
     loaded = [
         url

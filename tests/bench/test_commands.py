@@ -110,6 +110,7 @@ def test_time_to_accuracy_is_taken_from_the_first_epoch_that_reaches_it():
     assert (missed["seconds"], missed["epoch"]) == ("", "")
 
 
+@pytest.mark.slow
 def test_the_readme_command_changes_only_the_text_between_its_markers(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nafter\n")

@@ -28,6 +28,7 @@ def test_valid_files_are_read(worker, tmp_path, name):
     assert worker.read(name, tmp_path) == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_files_are_read_or_refused(worker, tmp_path, name):
     found, counts = faults(worker, name, TARGETS[name], tmp_path, seed=SEED, num_random=NUM_RANDOM)

@@ -179,6 +179,7 @@ def test_each_kind_of_step_is_compiled_once_per_batch_shape(policy, kinds):
         assert backend.num_graphs == kinds * graphs
 
 
+@pytest.mark.slow
 def test_modes_and_updates_of_the_student_are_seen_and_do_not_compile_again():
     student, teacher = student_and_teacher()
     backend = CountingBackend()
@@ -200,6 +201,7 @@ def test_modes_and_updates_of_the_student_are_seen_and_do_not_compile_again():
     assert backend.num_graphs == 2
 
 
+@pytest.mark.slow
 def test_a_new_interval_does_not_compile_again():
     backend = CountingBackend()
     maximizer = compiled(*student_and_teacher(), backend, teacher_policy=TeacherPolicy(kind="linearized"))

@@ -96,6 +96,7 @@ def test_the_first_call_names_invalid_labels(call, mistake):
     assert words in refusal(call, *student_and_teacher(), x_natural, change(labels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [distil, maximize])
 def test_a_compiled_step_is_checked_before_it_compiles(call):
     x_natural, labels = images_and_labels()

@@ -194,6 +194,7 @@ def test_more_queries_make_the_error_smaller_and_the_exact_search_has_none():
     assert exact.teacher_error is None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:teacher policy:UserWarning")
 def test_an_adaptive_distiller_queries_more_often_if_the_error_is_large_and_less_often_if_it_is_small(monkeypatch):
     monkeypatch.setattr(distiller_module, "ADAPT_EVERY", 2)

@@ -301,6 +301,7 @@ def test_a_pickle_that_would_take_years_is_refused(tmp_path, pickled):
     assert error_of(path) == "is not a torch.save file or is corrupt: fetch it again"
 
 
+@pytest.mark.slow
 def test_a_large_pickle_is_read(tmp_path):
     """The pickle is long and deep, and many of its values share others."""
     shared = (0.9, 0.999)

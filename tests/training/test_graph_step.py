@@ -137,6 +137,7 @@ def test_a_smaller_batch_runs_uncaptured_with_one_warning():
     assert Recorded.num_captures == 1
 
 
+@pytest.mark.slow
 def test_a_smaller_batch_with_other_values_does_not_become_the_captured_one():
     """The interval changes before step 2, the last batch of an epoch; the smaller batch must use it too."""
 

@@ -67,6 +67,7 @@ def test_a_run_may_die_at_every_step(tmp_path):
     assert last["images_per_s"] * last["seconds"] == pytest.approx(NUM_STEPS * config.data.batch_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["metrics.csv", "last.safetensors", "best.safetensors", "checkpoint"])
 def test_a_run_may_die_while_it_writes(tmp_path, monkeypatch, victim):
     """Dies between two files at the end of an epoch: the resumed run writes the missing ones."""

@@ -129,7 +129,9 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("spoil", ["image", "gradient"])
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "compiled")) for name in SETTINGS]
+)
 def test_any_kind_of_step_is_reverted(name, spoil):
     torch._dynamo.reset()
     assert_skipped_without_trace(spoil, (0, 2), **SETTINGS[name])

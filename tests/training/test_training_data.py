@@ -111,6 +111,7 @@ def test_a_run_on_image_files_learns_dark_from_bright(tmp_path, engine):
     assert all(0 <= row["data_wait"] <= 1 for row in read_metrics(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_skipped_files_are_listed_at_the_end_and_beside_the_accuracy(tmp_path):
     write_tree(tmp_path / "tree")
     broken = [tmp_path / "tree" / "train" / "dark" / "003.png", tmp_path / "tree" / "val" / "bright" / "002.png"]
