@@ -24,3 +24,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         slow_files = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow_files)
+
+
+def pytest_report_header() -> str:
+    """Names the tests that this machine cannot run; the processes of pytest-xdist do not report what they deselect."""
+    return "" if torch.cuda.is_available() else "tests/gpu is not run: no CUDA device"
