@@ -1,4 +1,4 @@
-"""Tests of this folder need a CUDA device. Without one they are deselected; the header of the report names the folder."""
+"""Tests of this folder need a CUDA device. Without one they are deselected; the report names the folder in its header."""
 
 from pathlib import Path
 
