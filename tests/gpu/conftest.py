@@ -1,4 +1,4 @@
-"""Tests of this folder need a CUDA device. Without one they are deselected; the report names the folder in its header."""
+"""Tests of this folder need a CUDA device. Without one they are deselected, and the report names the folder."""
 
 from pathlib import Path
 
