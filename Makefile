@@ -46,7 +46,7 @@ test-fast: setup
 
 # make coverage FAST= counts the slow tests too.
 coverage: setup
-	$(PYTEST) $(FAST) --cov=fastadaad --cov-report=term:skip-covered $(TESTS)
+	$(PYTEST) $(FAST) --cov=fastadaad --cov-report=term-missing:skip-covered $(TESTS)
 
 lint: setup
 	$(BIN)/ruff check .
