@@ -1,6 +1,7 @@
 """The build detects what it can compile, and the wheel holds the right files."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,8 +38,16 @@ def test_without_a_compiler_the_wheel_is_pure_and_one_line_names_the_reason(tree
     names = subprocess.run([sys.executable, "-m", "zipfile", "-l", wheel], capture_output=True, text=True).stdout
     assert "fastadaad/ops/kl_grad.py" in names
     assert "fastadaad/kernels/triton/kl_grad.py" in names
+    assert "fastadaad/__init__.pyi" in names
+    assert "fastadaad/py.typed" in names
+    assert "fastadaad/models/shipped/demo-teacher.safetensors" in names
     assert ".so" not in names
     assert ".cpp" not in names
+
+
+def test_the_citation_has_the_version_of_the_package():
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ from fastadaad.data.datasets.packed import (
     splits_of,
 )
 from fastadaad.data.image_decoding import REMEDY, decode_resized
-from fastadaad.data.rank_agreement import fingerprint
+from fastadaad.data.rank_agreement import dataset_digest
 from fastadaad.data.statistics import count_values, statistics_of_counts
 from fastadaad.runtime.files import remove_temporaries, write_atomically
 from fastadaad.runtime.locks import locked
@@ -132,7 +132,7 @@ def pack(dataset: Dataset, folder: Path, *, num_workers: int, console: Console) 
     """
     splits = {"train": _files(dataset.train_images), "test": _files(dataset.test_images)}
     files = splits["train"]
-    origin = Origin(image_size=files.image_size, center_share=files.center_share, files_sha256=fingerprint(dataset))
+    origin = Origin(image_size=files.image_size, center_share=files.center_share, files_sha256=dataset_digest(dataset))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder) as own:

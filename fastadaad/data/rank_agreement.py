@@ -16,8 +16,8 @@ def check_same_on_all_ranks(dataset: Dataset, process_group: ProcessGroup) -> No
     """Raises the same DataError on every rank if the data sets of two ranks differ."""
     if process_group.size == 1:
         return
-    fingerprints = process_group.all_gather(fingerprint(dataset))
-    differing = [rank for rank, other in enumerate(fingerprints) if other != fingerprints[0]]
+    digests = process_group.all_gather(dataset_digest(dataset))
+    differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
     if not differing:
         return
     contents, rank = _contents(dataset), differing[0]
@@ -27,7 +27,7 @@ def check_same_on_all_ranks(dataset: Dataset, process_group: ProcessGroup) -> No
     )
 
 
-def fingerprint(dataset: Dataset) -> str:
+def dataset_digest(dataset: Dataset) -> str:
     """Returns the sha256 of labels, class names, and the names of files or the shape and 256 images of an array."""
     digest = hashlib.sha256(repr((dataset.name, dataset.class_names)).encode())
     for images, labels in _splits(dataset).values():

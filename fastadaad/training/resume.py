@@ -47,7 +47,7 @@ def check_same_run(checkpoint: RunCheckpoint, run_facts: dict[str, Any], process
         log.info(f"the rest of the run may differ in rounding from an uninterrupted one: {', '.join(found)}")
 
 
-def check_same_on_all_ranks(run_facts: dict[str, Any], process_group: ProcessGroup) -> None:
+def check_same_run_on_all_ranks(run_facts: dict[str, Any], process_group: ProcessGroup) -> None:
     """Raises ValueError if a rank has other settings or other teacher weights."""
     facts = process_group.all_gather(run_facts)
     for rank, other in enumerate(facts):

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from fastadaad.data.rank_agreement import fingerprint
+from fastadaad.data.rank_agreement import dataset_digest
 from fastadaad.evaluation import AttackResult, check_attacks
 from fastadaad.models.weights_writing import serialized
 from fastadaad.run_config import ModelConfig, RunConfig
@@ -38,7 +38,13 @@ from fastadaad.training.log import RunLog, epoch_row
 from fastadaad.training.nonfinite import NonFiniteError
 from fastadaad.training.preflight import check_before_training
 from fastadaad.training.reports import closing_lines, report_precision, report_skipped_images
-from fastadaad.training.resume import check_same_on_all_ranks, check_same_run, find_checkpoint, load_state, saved_state
+from fastadaad.training.resume import (
+    check_same_run,
+    check_same_run_on_all_ranks,
+    find_checkpoint,
+    load_state,
+    saved_state,
+)
 from fastadaad.training.schedule import learning_rate
 from fastadaad.training.state import initial_state
 
@@ -120,8 +126,8 @@ class Trainer:
         self._files = RetryingFiles(enabled=self.process_group.is_first)
         self._run_facts = training_facts(self.config)
         # All training images, the extra ones included.
-        self._run_facts[DATA] = fingerprint(replace(self.data.dataset, train_images=self.data.train.images))
-        check_same_on_all_ranks(self._run_facts, self.process_group)
+        self._run_facts[DATA] = dataset_digest(replace(self.data.dataset, train_images=self.data.train.images))
+        check_same_run_on_all_ranks(self._run_facts, self.process_group)
 
     def _resume(self) -> None:
         """Restores the last checkpoint, if there is one."""

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from fastadaad.data import DataError, Dataset, ImageFiles
-from fastadaad.data.rank_agreement import check_same_on_all_ranks, fingerprint
+from fastadaad.data.rank_agreement import check_same_on_all_ranks, dataset_digest
 from fastadaad.runtime.distributed import ProcessGroup
 
 LABELS = torch.arange(6) % 3
@@ -94,12 +94,12 @@ def test_one_rank_is_not_checked():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_fingerprints_differ_if_the_data_sets_do(case):
+def test_digests_differ_if_the_data_sets_do(case):
     dataset, other, difference = CASES[case]
-    assert (fingerprint(dataset) == fingerprint(other)) == (difference is None)
+    assert (dataset_digest(dataset) == dataset_digest(other)) == (difference is None)
 
 
-def test_fingerprint_of_a_large_array_reads_some_of_its_images():
+def test_the_digest_of_a_large_array_reads_some_of_its_images():
     """Reads about 256 of 10,000 images, evenly spaced, and every label."""
     images, labels = torch.zeros(10_000, 1, 1, 3, dtype=torch.uint8), torch.zeros(10_000, dtype=torch.int64)
     dataset = replace(ARRAYS, train_images=images, train_labels=labels)
@@ -107,8 +107,8 @@ def test_fingerprint_of_a_large_array_reads_some_of_its_images():
     for index in range(0, 10_000, 13):
         changed = images.clone()
         changed[index] = 1
-        noticed += fingerprint(replace(dataset, train_images=changed)) != fingerprint(dataset)
+        noticed += dataset_digest(replace(dataset, train_images=changed)) != dataset_digest(dataset)
     assert noticed == len([index for index in range(0, 10_000, 13) if index % 39 == 0])
     changed = labels.clone()
     changed[7_777] = 1
-    assert fingerprint(replace(dataset, train_labels=changed)) != fingerprint(dataset)
+    assert dataset_digest(replace(dataset, train_labels=changed)) != dataset_digest(dataset)

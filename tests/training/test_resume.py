@@ -140,7 +140,7 @@ def test_another_configuration_or_teacher_is_refused_with_the_differences(tmp_pa
 
 def test_other_images_are_refused(tmp_path, monkeypatch):
     run_until(long_run(), tmp_path, step=2)
-    monkeypatch.setattr("fastadaad.training.trainer.fingerprint", lambda dataset: "another")
+    monkeypatch.setattr("fastadaad.training.trainer.dataset_digest", lambda dataset: "another")
     with pytest.raises(CheckpointError, match="data_sha256 has other contents"):
         trainer(long_run(), tmp_path, resume=True)
 
