@@ -262,6 +262,8 @@ class RunConfig:
     """
     layout: Layout = "auto"
     """Memory layout of the folded copies' convolutions; auto: measured once per machine and network."""
+    fold: bool = True
+    """Run searches and attacks on folded copies of the networks; false: on the networks, slower and in fp32 only."""
     log_every: int = 20
     """Number of steps between two reads of the metrics from the device."""
     early_stop_epochs: int | None = None

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastadaad.config import ThreatModel
+from fastadaad.config import Layout, ThreatModel
 from fastadaad.evaluation.attacks import AttackSpec, GradientAttack, check_attacks, correct, parse_attack
 from fastadaad.evaluation.autoattack import AutoAttackStage
 from fastadaad.evaluation.batches import Batches, Images, batches_of, has_fixed_order
 from fastadaad.evaluation.survival import Keeper, attack_survivors, fingerprint
 from fastadaad.inner.caller import bare
 from fastadaad.inner.checks import check_values
-from fastadaad.inner.folding import fold
+from fastadaad.inner.folding import fold as fold_network
 from fastadaad.inner.frozen import frozen
 
 Progress = Callable[[str, int], None]
@@ -89,6 +89,8 @@ def evaluate(
     batch_size: int = 500,
     progress: Progress = lambda stage, num_images: None,
     state: Path | None = None,
+    layout: Layout = "auto",
+    fold: bool = True,
 ) -> list[AttackResult]:
     """Evaluates the accuracy of a network on all images of `data` under each attack.
 
@@ -114,6 +116,8 @@ def evaluate(
         progress: Function that is called with the name of the attack stage and the number of images after each batch.
         state: Folder in which cw, cw-l2 and AutoAttack's stages save their progress after each batch, so that the same
             call resumes them. Needs images in a fixed order.
+        layout: Memory layout of the folded copy's convolutions in gradient attacks; `auto` measures once per machine.
+        fold: Run the attacks on a folded copy of the network (docs/folding.md); accuracy is always the network's own.
 
     Returns:
         One result per attack, in the order of `attacks`.
@@ -139,9 +143,10 @@ def evaluate(
             attack = spec.stages[0][1]
             checked = _checked(batches())
             if isinstance(attack, GradientAttack):  # always the only stage
+                attack = replace(attack, layout=layout, fold=fold)
                 measured = _on_batches(model, attack, threat_model, checked, generators, spec.name, progress)
             else:
-                measured = _on_survivors(model, spec, threat_model, checked, generators, progress, state)
+                measured = _on_survivors(model, spec, threat_model, checked, generators, progress, state, fold)
             results.append(
                 AttackResult(
                     attack=spec.name,
@@ -201,6 +206,7 @@ def _on_survivors(
     generators: Sequence[torch.Generator],
     progress: Progress,
     state: Path | None,
+    is_folded: bool,
 ) -> dict[str, Any]:
     """Returns num_images, accuracy, seconds, parts and notes of an attack whose stages attack the survivors only.
 
@@ -212,7 +218,7 @@ def _on_survivors(
         raise _no_images()
     batch_size = len(pairs[0][1])
     x_natural, labels = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
-    network, unfolded = fold(model, pairs[0][0], dtype=x_natural.dtype)
+    network, unfolded = fold_network(model, pairs[0][0], dtype=x_natural.dtype) if is_folded else (model, None)
     left_out = [attack.note(network, x_natural) for _, attack in spec.stages if isinstance(attack, AutoAttackStage)]
     facts = [
         spec.name, asdict(threat_model), batch_size, [generator.initial_seed() for generator in generators],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad import methods
-from fastadaad.config import InnerConfig, Start, ThreatModel
+from fastadaad.config import InnerConfig, Layout, Start, ThreatModel
 from fastadaad.evaluation.attack_names import AUTOATTACK_STAGES, split_attack_name
 from fastadaad.evaluation.autoattack import AutoAttackStage, import_pyautoattack
 from fastadaad.evaluation.carlini_wagner import CarliniWagner
@@ -29,12 +29,16 @@ class GradientAttack:
         relative_step_size: Step size as a multiple of epsilon.
         start: "natural", or "uniform" in the ball around the image.
         objective: Quantity to maximise: the cross-entropy, or the margin max_{j != y} z_j - z_y of the logits z.
+        layout: Memory layout of the folded copy's convolutions.
+        fold: Run on a folded copy of the network.
     """
 
     num_steps: int
     relative_step_size: float = 0.0
     start: Start = "natural"
     objective: InnerObjective = CROSS_ENTROPY
+    layout: Layout = "auto"
+    fold: bool = True
 
     @property
     def is_random(self) -> bool:
@@ -50,7 +54,7 @@ class GradientAttack:
             start=self.start,
         )
         method = replace(methods.get("pgd-at"), name="attack", objective=self.objective)
-        return InnerMaximizer(model, method=method, inner=inner, mode="eager")
+        return InnerMaximizer(model, method=method, inner=inner, layout=self.layout, fold=self.fold, mode="eager")
 
     def survives(
         self,

@@ -21,6 +21,8 @@ class Form:
 
     precision: Precision = "fp32"
     layout: Layout = "auto"
+    fold: bool = True
+    """False: the network runs unfolded, without a warning."""
     compiled: bool = False
     """The copy is going to be compiled, which decides the layout `auto`."""
 
@@ -29,34 +31,56 @@ class Form:
             raise ValueError(f"layout is {self.layout!r}: choose auto, {' or '.join(FORMATS)}")
 
 
-class _CachedCopy:
-    """Folded copy, or None for a network that cannot be folded, and the tensors that it was made from.
+# Copies that are kept of one network in one form, for a network that switches between some Python states.
+MAX_COPIES = 4
+# Searches in a row with a new Python state, after which a network runs unfolded.
+MAX_MISSES = 8
+
+
+class _Copies:
+    """Folded copies of one network in one form, by the network's Python state.
 
     It holds no reference to the network, which it must not keep alive.
     """
 
-    def __init__(self, network: nn.Module, x: Tensor, form: Form) -> None:
-        self.folded, self.tensors = _fold(network, x, form), _tensors(network)
-        self.versions = _versions(self.tensors)
+    def __init__(self) -> None:
+        self.by_state: dict[Any, tuple[FoldedNetwork | None, list[Tensor]]] = {}
+        """State -> the copy, None if there can be none, and the network's tensors, so that their ids stay unique."""
+        self.num_misses = 0
 
-    def update(self) -> None:
-        """Refreshes the copy if the network may have changed."""
-        versions = _versions(self.tensors)
-        if self.folded is not None and (versions != self.versions or None in versions):
-            self.folded.refresh()
-        self.versions = versions
+    def refreshed(self, network: nn.Module, x: Tensor, form: Form) -> nn.Module:
+        """Returns the copy for the network's present state with its present weights, or the network itself."""
+        if self.num_misses > MAX_MISSES:
+            return network
+        state = _python_state(network)
+        if state in self.by_state:
+            self.num_misses = 0
+            folded, tensors = self.by_state.pop(state)
+            if folded is not None:
+                folded.refresh()
+        else:
+            self.num_misses += 1
+            if self.num_misses > MAX_MISSES:
+                self.by_state.clear()
+                _warn_unfolded(network, form, "batch-norm was not folded: its attributes change all the time")
+                return network
+            folded, tensors = _fold(network, x, form), list(chain(network.parameters(), network.buffers()))
+        self.by_state[state] = folded, tensors  # the latest comes last
+        if len(self.by_state) > MAX_COPIES:
+            del self.by_state[next(iter(self.by_state))]
+        return network if folded is None else folded
 
 
 # Several searches on one network, such as the batches of an evaluation, share its copy; it goes when the network goes.
-_copies: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], _CachedCopy]] = weakref.WeakKeyDictionary()
+_copies: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], _Copies]] = weakref.WeakKeyDictionary()
 
 
 def folded_copy(network: nn.Module, x: Tensor, form: Form) -> nn.Module:
     """Returns the folded copy of a network, or the network itself, with a warning, if it cannot be folded.
 
-    The copy is in eval mode and has the network's present weights. Two changes go unnoticed: one of a network without
-    trainable parameters that bypasses torch's version counters, as writing to `.data` and a fused optimizer do; and
-    the replacement of a layer without tensors by another.
+    The copy is in eval mode, and its buffers are filled with the network's present weights at every call. A copy is
+    made again if a module, a tensor or a plain Python attribute of the network has been replaced; docs/folding.md has
+    the contract.
 
     Args:
         network: Network that returns logits [B, N].
@@ -66,16 +90,39 @@ def folded_copy(network: nn.Module, x: Tensor, form: Form) -> nn.Module:
     Raises:
         ValueError: The network changes its input in place, or cannot be folded and `form` needs a copy.
     """
-    known = _copies.setdefault(network, {})
+    if not form.fold:
+        _check_unfolded(network, form, "fold is False")
+        return network
     key = (form, tuple(x.shape[1:]), x.device, _has_hooks(network))
-    copy = known.get(key)
-    if copy is None or list(map(id, copy.tensors)) != list(map(id, _tensors(network))):
-        # Measurements and comparisons hold for all callers, under autocast or not.
-        with torch.autocast(x.device.type, enabled=False):
-            copy = known[key] = _CachedCopy(network, x, form)
-    else:
-        copy.update()
-    return network if copy.folded is None else copy.folded
+    copies = _copies.setdefault(network, {}).setdefault(key, _Copies())
+    # Measurements and comparisons hold for all callers, under autocast or not.
+    with torch.autocast(x.device.type, enabled=False):
+        return copies.refreshed(network, x, form)
+
+
+def _python_state(network: nn.Module) -> tuple[Any, ...]:
+    """Everything that decides how the network computes, except for the values of its tensors.
+
+    Modules, tensors and other objects by their identities, plain attributes by their values. The mode is left out, as a
+    copy is in eval mode.
+    """
+    return tuple(
+        (name, id(module), *((key, _plain(value)) for key, value in vars(module).items() if key != "training"))
+        for name, module in network.named_modules()
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Returns plain values, also in containers, and other objects by their identities; the result is hashable."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return repr(value)  # NaN is not equal to itself
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((_plain(key), _plain(item)) for key, item in value.items())
+    return id(value)
 
 
 def _has_hooks(network: nn.Module) -> bool:
@@ -91,7 +138,12 @@ def _fold(network: nn.Module, x: Tensor, form: Form) -> FoldedNetwork | None:
         _warn_unfolded(network, form, "batch-norm was not folded: the network has hooks, which would not run")
         return None
     images = x[:2].clone()
-    _, why_not = fold(network, images if len(x) else None, dtype=dtype)
+
+    def folded_in(layout: str) -> tuple[nn.Module, str | None]:
+        return fold(network, images if len(x) else None, memory_format=FORMATS[layout], dtype=dtype)
+
+    layout = "contiguous" if form.layout == "auto" else form.layout
+    folded, why_not = folded_in(layout)
     if images._version:
         raise ValueError(
             f"{type(network).__name__} changes the images that it is given, as x.sub_() or Normalize(inplace=True) do: "
@@ -100,8 +152,13 @@ def _fold(network: nn.Module, x: Tensor, form: Form) -> FoldedNetwork | None:
     if why_not is not None:
         _warn_unfolded(network, form, why_not)
         return None
-    memory_format = FORMATS[form.layout] if form.layout != "auto" else _measured(network, x, dtype, form)
-    return FoldedNetwork(network, memory_format=memory_format, dtype=dtype)
+    if form.layout == "auto":
+        # A network that flattens by view() runs in one layout alone, and there is nothing to choose.
+        other, other_why_not = folded_in("channels_last")
+        if other_why_not is None and _measured(network, x, dtype, form) is torch.channels_last:
+            folded = other
+    assert isinstance(folded, FoldedNetwork)
+    return folded
 
 
 def _measured(network: nn.Module, x: Tensor, dtype: torch.dtype, form: Form) -> torch.memory_format:
@@ -113,23 +170,16 @@ def _measured(network: nn.Module, x: Tensor, dtype: torch.dtype, form: Form) -> 
 
 def _warn_unfolded(network: nn.Module, form: Form, why: str) -> None:
     """Warns that a network runs unfolded, or raises ValueError if it cannot."""
+    _check_unfolded(network, form, why)
+    warnings.warn(f"{type(network).__name__}: {why}; the inner loop runs it unfolded", stacklevel=2)
+
+
+def _check_unfolded(network: nn.Module, form: Form, why: str) -> None:
+    """Raises ValueError if the network cannot run unfolded."""
     if DTYPES[form.precision] != torch.float32:
         raise ValueError(f"precision {form.precision} needs a folded network, and {why}: set it to fp32")
-    if any(tensor.is_inference() for tensor in _tensors(network)):
+    if any(tensor.is_inference() for tensor in chain(network.parameters(), network.buffers())):
         raise ValueError(
             f"{type(network).__name__} was made under torch.inference_mode, which autograd cannot follow, and {why}: "
             "make it outside of it"
         )
-    warnings.warn(f"{type(network).__name__}: {why}; the inner loop runs it unfolded", stacklevel=2)
-
-
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return list(chain(network.parameters(), network.buffers()))
-
-
-def _versions(tensors: list[Tensor]) -> list[int | None]:
-    """Returns version counters; None for a tensor that counts as changed.
-
-    Inference tensors have no counter, and fused optimizers do not update the counters of trainable parameters.
-    """
-    return [None if tensor.is_inference() or tensor.requires_grad else tensor._version for tensor in tensors]

@@ -5,12 +5,15 @@ and bias; otherwise they stay as one multiply-add. torch.fx finds out which laye
 """
 
 import copy
+import random
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -19,6 +22,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 # Error of the copy's logits that counts as rounding, relative to the largest logit of the network. On CUDA fp32 has the
 # tolerance of fp16, since convolutions multiply in TF32 there, whose mantissa is as long.
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+# Error of the copy's pixel gradient that counts as rounding, relative to the norm of the network's. A gradient that
+# torch.fx has lost, as that of an autograd.Function, is off by about its own norm.
+GRADIENT_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.5}
+
+# torch.fx patches torch.nn.Module for the whole process while it traces, so one thread traces at a time.
+_tracing = threading.Lock()
 
 # Attributes and methods that read the shape of a convolution's output. The batch-norm after it has the same shape.
 SHAPES = ("shape", "ndim", "size", "dim")
@@ -58,7 +68,8 @@ class FoldedNetwork(nn.Module):
         self.memory_format = memory_format
         # The outer module passes one argument to the network's forward, so that optional arguments have their defaults.
         tracer = _Tracer()
-        graph = tracer.trace(nn.Sequential(_in_eval_mode(network)))
+        with _tracing:
+            graph = tracer.trace(nn.Sequential(_in_eval_mode(network)))
         norms = _take_out_batch_norms(graph, tracer.root)
         in_fp32 = _keep_first_layer_in_fp32(graph, dtype) if dtype.itemsize < 4 else set()
         conv_weights = {node.args[1].target for node in _convolutions(graph)}
@@ -104,8 +115,8 @@ def fold(
 
     Args:
         network: Network in any mode; its modes and tensors stay unchanged.
-        x: Batch [B, C, H, W] on which the logits of copy and network are compared, as torch.fx traces some networks
-            wrongly; None: no comparison.
+        x: Batch [B, C, H, W] on which logits and pixel gradients of copy and network are compared, as torch.fx traces
+            some networks wrongly; None: no comparison.
         memory_format: Layout of the convolutions.
         dtype: Arithmetic of the copy.
 
@@ -114,15 +125,66 @@ def fold(
     """
     try:
         folded = FoldedNetwork(network, memory_format=memory_format, dtype=dtype)
-        if x is not None:
-            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-                logits, expected = folded(x), _in_eval_mode(network)(x)
-            tolerance = TOLERANCE[torch.float16 if x.is_cuda and dtype == torch.float32 else dtype]
-            if not torch.allclose(logits, expected, rtol=0, atol=tolerance * expected.abs().max().item()):
-                return network, "batch-norm was not folded: the folded network has other outputs"
+        if x is not None and (difference := _difference(folded, network, x, dtype)):
+            return network, f"batch-norm was not folded: {difference}"
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         return network, f"batch-norm was not folded: {' '.join(str(error).split())[:200]}"
     return folded, None
+
+
+def _difference(folded: FoldedNetwork, network: nn.Module, x: Tensor, dtype: torch.dtype) -> str | None:
+    """Compares a folded copy with its network on x [B, C, H, W]; returns a difference in words, or None."""
+    kind = torch.float16 if x.is_cuda and dtype == torch.float32 else dtype
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        reference = _in_eval_mode(network)
+        if any(tensor.is_inference() for tensor in chain(network.parameters(), network.buffers())):
+            reference = copy.deepcopy(network).eval()  # autograd accepts clones of inference tensors
+        states, version = _random_states(x.device), x._version
+        with torch.no_grad():
+            reference(x)
+        if x._version != version:
+            return "the network changes its input"
+        if not _equal(states, _random_states(x.device)):
+            return "the network draws random numbers, which the copy would draw only once"
+        expected, expected_gradient = _logits_and_gradient(reference, x)
+        logits, gradient = _logits_and_gradient(folded, x)
+    if not torch.allclose(logits, expected, rtol=0, atol=TOLERANCE[kind] * expected.abs().max().item()):
+        return "the folded network has other outputs"
+    if gradient is None or expected_gradient is None:
+        return None if gradient is expected_gradient else "the folded network has another pixel gradient"
+    error = (gradient - expected_gradient).norm()
+    if not error <= GRADIENT_TOLERANCE[kind] * expected_gradient.norm():
+        return "the folded network has another pixel gradient"
+    return None
+
+
+def _logits_and_gradient(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits [B, N], and the pixel gradient of their weighted sum; None if the logits have none."""
+    x = x.detach().clone().requires_grad_()
+    logits = network(x)
+    if not logits.requires_grad:
+        return logits, None
+    # Weights that differ by class, as logits may sum to a constant.
+    weights = torch.linspace(1, 2, logits.shape[1], dtype=logits.dtype, device=x.device).expand_as(logits)
+    (gradient,) = torch.autograd.grad(logits, x, weights, allow_unused=True)
+    return logits.detach(), gradient
+
+
+def _random_states(device: torch.device) -> list[Any]:
+    """States of the generators that a forward pass may draw from."""
+    states: list[Any] = [random.getstate(), np.random.get_state()[1:3], torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _equal(states: list[Any], others: list[Any]) -> bool:
+    """Returns True if nothing was drawn between two calls of _random_states."""
+    (python, (keys, position), *tensors), (other_python, (other_keys, other_position), *other_tensors) = states, others
+    return (
+        python == other_python
+        and position == other_position
+        and bool((keys == other_keys).all())
+        and all(torch.equal(*pair) for pair in zip(tensors, other_tensors, strict=True))
+    )
 
 
 class _Refresh:
@@ -184,7 +246,20 @@ def _in_eval_mode(network: nn.Module) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Traces convolutions, linear layers and batch-norm to functions of their tensors; keeps other torch.nn layers."""
+    """Traces convolutions, linear layers and batch-norm to functions of their tensors; keeps other torch.nn layers.
+
+    Networks that other threads run meanwhile are not traced, though torch.fx has patched their class.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Returns an attribute of a module: a proxy in the tracing thread, the attribute in other threads."""
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Conv2d | nn.Linear)
@@ -192,6 +267,9 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """Traces a call of a module, or makes the call in other threads."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         if not (isinstance(m, _BatchNorm) and self.is_leaf_module(m, "")):
             return super().call_module(m, forward, args, kwargs)
         by_batch = m.running_mean is None  # without running statistics it uses the batch's in eval mode too

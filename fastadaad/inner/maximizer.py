@@ -75,6 +75,7 @@ class InnerMaximizer:
         teacher_policy: Interval of the teacher queries, such as `"refreshed(every=5)"`. Default: exact.
         precision: Arithmetic of each network, a PrecisionConfig or one string for both. Default: fp32.
         layout: Memory layout of the convolutions; `auto` measures once per machine and network.
+        fold: Run on folded copies of the networks (docs/folding.md); False: on the networks themselves, in fp32.
         mode: `eager`, `compiled`, `graph`, or `auto`: compiled on CUDA, else eager. The attribute `mode` holds the mode
             in use.
         compile_options: Keyword arguments of torch.compile.
@@ -98,6 +99,7 @@ class InnerMaximizer:
         teacher_policy: TeacherPolicy | str | None = None,
         precision: PrecisionConfig | str | None = None,
         layout: Layout = "auto",
+        fold: bool = True,
         mode: Mode = "auto",
         compile_options: dict[str, Any] | None = None,
         process_group: ProcessGroup | None = None,
@@ -107,7 +109,7 @@ class InnerMaximizer:
         self.method = (methods.get(method) if isinstance(method, str) else method).resolved()
         self.inner, self.process_group = InnerConfig.parse(inner), process_group
         self.teacher_policy = TeacherPolicy.parse(teacher_policy)
-        self.precision, self.layout = PrecisionConfig.parse(precision), layout
+        self.precision, self.layout, self.fold = PrecisionConfig.parse(precision), layout, fold
         self.student, self.teacher = bare(student), None if teacher is None else bare(teacher)
         self.method.require_teacher(teacher)
         self.teacher_policy.check(self.method.through_teacher, self.method.name)
@@ -212,9 +214,14 @@ class InnerMaximizer:
         ):
             yield student, teacher
 
+    @property
+    def can_be_spot_checked(self) -> bool:
+        """True if the search runs on folded copies in eval mode, whose gradients the networks' own can check."""
+        return self.fold and self.inner.student_eval
+
     def form(self, precision: Precision) -> Form:
         """Returns the form of this loop's folded copies in `precision`."""
-        return Form(precision=precision, layout=self.layout, compiled=self.mode != "eager")
+        return Form(precision=precision, layout=self.layout, fold=self.fold, compiled=self.mode != "eager")
 
     def teacher_network(self, x: Tensor) -> nn.Module | None:
         """Returns the teacher's folded copy for batches like x [B, C, H, W], or the teacher if it cannot be folded.
@@ -291,6 +298,9 @@ def adaad_inner_loss(
     random_init: bool = True,
     clip_min: float = 0.0,
     clip_max: float = 1.0,
+    *,
+    layout: Layout = "auto",
+    fold: bool = True,
 ) -> Tensor:
     """Drop-in replacement for the inner loop of existing AdaAD programs: x_natural [B, C, H, W] -> x_adv.
 
@@ -309,6 +319,8 @@ def adaad_inner_loss(
         random_init: Gaussian start with standard deviation 0.001, else x_natural.
         clip_min: Smallest pixel.
         clip_max: Largest pixel.
+        layout: Memory layout of the folded copies; see InnerMaximizer.
+        fold: Run on folded copies of the networks; see InnerMaximizer.
 
     Raises:
         ValueError: Radii that make no sense, see InnerConfig.
@@ -328,4 +340,6 @@ def adaad_inner_loss(
         lower=clip_min,
         upper=clip_max,
     )
-    return InnerMaximizer(model, teacher_model, method="adaad", inner=inner, mode="eager")(x_natural)
+    return InnerMaximizer(model, teacher_model, method="adaad", inner=inner, layout=layout, fold=fold, mode="eager")(
+        x_natural
+    )

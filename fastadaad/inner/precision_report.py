@@ -48,15 +48,26 @@ def measure(maximizer: InnerMaximizer, x_natural: Tensor, labels: Tensor | None,
         labels: Class numbers [B] for methods that need them.
         seed: Seed of the start.
     """
-    student, teacher, own = maximizer.student, maximizer.teacher, maximizer.precision
     x_adv = maximizer.start_point(x_natural, torch.Generator(x_natural.device).manual_seed(seed))
+    low, fp32 = pixel_gradients(maximizer, x_natural, labels, x_adv)
+    return PrecisionReport(
+        same_sign=_fraction(low.sign() == fp32.sign()), zeros=_fraction(low == 0), zeros_in_fp32=_fraction(fp32 == 0)
+    )
+
+
+def pixel_gradients(
+    maximizer: InnerMaximizer, x_natural: Tensor, labels: Tensor | None, x_adv: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Pixel gradients at x_adv [B, C, H, W] on the folded copies in the maximizer's precision, and on the networks.
+
+    Both are taken in eval mode by autograd's tape; the networks themselves run in fp32.
+    """
+    student, teacher, own = maximizer.student, maximizer.teacher, maximizer.precision
     folded = folded_copy(student, x_natural, maximizer.form(own.student)), maximizer.teacher_network(x_natural)
     with frozen(*[network for network in (student, teacher) if network is not None]):
         low = _gradient(maximizer, own, folded, x_natural, x_adv, labels)
         fp32 = _gradient(maximizer, PrecisionConfig(), (student, teacher), x_natural, x_adv, labels)
-    return PrecisionReport(
-        same_sign=_fraction(low.sign() == fp32.sign()), zeros=_fraction(low == 0), zeros_in_fp32=_fraction(fp32 == 0)
-    )
+    return low, fp32
 
 
 def _gradient(

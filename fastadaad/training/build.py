@@ -90,6 +90,7 @@ def distiller_of(
         teacher_policy=None if teacher is None or config.teacher is None else config.teacher.policy,
         precision=config.precision,
         layout=config.layout,
+        fold=config.fold,
         mode=config.mode,
         awp_gamma=config.optim.awp_gamma,
         awp_begin=config.optim.awp_begin,

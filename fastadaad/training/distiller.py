@@ -25,6 +25,7 @@ from fastadaad.training.gradient_exchange import average_over_ranks
 from fastadaad.training.graph_step import captured_step
 from fastadaad.training.mixed_precision import check_awp, first_convolution_in_fp32, gradient_scaler, in_precision
 from fastadaad.training.nonfinite import NonFiniteCounters, UpdateGuard, check_scale, find_nonfinite
+from fastadaad.training.spot_check import SpotCheck
 
 # Steps between two adaptations of an adaptive teacher policy to its error.
 ADAPT_EVERY = 20
@@ -90,6 +91,7 @@ class Distiller:
         precision: Arithmetic of each network, a PrecisionConfig or one string for both. In bf16 and fp16 the student's
             training pass is under autocast; in fp16 `scaler` skips an update with an infinite gradient.
         layout: Memory layout of the folded copies' convolutions; `auto` measures once per machine and network.
+        fold: Run the search on folded copies of the networks (docs/folding.md).
         mode: `eager`; `compiled`: the inner step and the outer loss are one graph of torch.compile each; `graph`: the
             whole compiled step is replayed as one CUDA graph, or the inner loop alone if a graph cannot hold the rest,
             which warns; `auto`: compiled on CUDA, else eager. The attribute `mode` holds the mode in use. Eager mode on
@@ -126,6 +128,7 @@ class Distiller:
         teacher_policy: TeacherPolicy | str | None = None,
         precision: PrecisionConfig | str | None = None,
         layout: Layout = "auto",
+        fold: bool = True,
         mode: Mode = "auto",
         compile_options: dict[str, Any] | None = None,
         awp_gamma: float = 0.0,
@@ -143,6 +146,7 @@ class Distiller:
             teacher_policy=teacher_policy,
             precision=precision,
             layout=layout,
+            fold=fold,
             mode=mode,
             compile_options=compile_options,
             process_group=process_group,
@@ -165,6 +169,7 @@ class Distiller:
         with torch.inference_mode(False):  # tensors made in the caller's inference mode could not be added to
             self._nonfinite = NonFiniteCounters(on_nonfinite, device)
             self._teacher_error = TeacherErrorMeter(self.maximizer.teacher_policy, device)
+            self._spot_check = SpotCheck(self.precision, device)
         self.teacher_error: TeacherError | None = None
         self._num_steps = 0
         self._captured = None
@@ -220,6 +225,8 @@ class Distiller:
                 else:
                     key = self.method.epoch_key(epoch), self._gamma(epoch)
                     loss, x_adv = self._captured(x_natural, labels, epoch, generator, key)
+            if self.maximizer.can_be_spot_checked and self._spot_check.is_due(self._num_steps):
+                self._spot_check.add(self.maximizer, x_natural, labels, x_adv)
             self._num_steps += 1
             if self.maximizer.teacher_policy.is_adaptive and self._num_steps % ADAPT_EVERY == 0:
                 self.read_teacher_error()
@@ -360,6 +367,13 @@ class Distiller:
                 maximizer.query_interval = adapted(error, maximizer.inner.num_steps)
         return error
 
+    def read_gradient_agreement(self) -> float | None:
+        """Reads the fraction of pixel gradients with the networks' own sign, in the spot checks since the last read.
+
+        Waits for the device, and warns if the fraction is too small for rounding; None: there was no check.
+        """
+        return self._spot_check.read()
+
     def check_finite(self) -> None:
         """Checks the steps so far for NaN and inf. Waits for the device.
 
@@ -385,6 +399,7 @@ class Distiller:
             "teacher_error": None if self.teacher_error is None else asdict(self.teacher_error),
             "teacher_error_sums": self._teacher_error.sums.clone(),
             "nonfinite_counts": self._nonfinite.counts.clone(),
+            "spot_check_sums": self._spot_check.sums.clone(),
             "scaler": self.scaler.state_dict(),
         }
 
@@ -396,4 +411,5 @@ class Distiller:
         self.teacher_error = None if error is None else TeacherError(**error)
         self._teacher_error.sums.copy_(state["teacher_error_sums"])
         self._nonfinite.counts.copy_(state["nonfinite_counts"])
+        self._spot_check.sums.copy_(state["spot_check_sums"])
         self.scaler.load_state_dict(state["scaler"])

@@ -48,6 +48,8 @@ def evaluate_on_validation_split(
         group,
         threat_model=evaluation.threat_model,
         seed=config.seed,
+        layout=config.layout,
+        fold=config.fold,
         progress=progress,
     )
     natural, robust = _merged_over_ranks(results, group)
@@ -89,6 +91,8 @@ def evaluate_on_test_set(
             threat_model=evaluation.threat_model,
             restarts=evaluation.restarts,
             seed=config.seed,
+            layout=config.layout,
+            fold=config.fold,
             progress=lambda stage, num_images: progress.advance(num_images, stage),
             state=state,
         )

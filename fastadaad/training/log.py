@@ -29,6 +29,7 @@ METRICS = (
     "seconds",
     "data_wait",  # fraction of the seconds
     "skipped_updates",  # so far, with on_nonfinite=skip
+    "gradient_agreement",  # fraction of pixel gradients with the networks' own sign, in spot checks
     # Error of a teacher policy other than exact, see TeacherError.
     "teacher_logit_error",
     "teacher_kl_error",
@@ -60,6 +61,7 @@ def epoch_row(
         "seconds": progress.seconds,
         "data_wait": progress.waited_fraction,
         "skipped_updates": distiller.read_skipped() if distiller.on_nonfinite == "skip" else None,
+        "gradient_agreement": distiller.read_gradient_agreement(),
         "teacher_logit_error": None if error is None else error.logit_error,
         "teacher_kl_error": None if error is None else error.kl_error,
         "teacher_top_class_differs": None if error is None else error.top_class_differs,

@@ -102,7 +102,7 @@ def test_a_change_between_two_compiled_searches_is_seen(change):
     assert fraction_equal(after, plain_x_adv(*networks, x_natural)) >= 0.999
 
 
-def test_the_copy_of_a_frozen_network_is_refreshed_after_a_change_and_only_then(monkeypatch):
+def test_the_copy_is_refreshed_at_every_call(monkeypatch):
     refreshed = []
     own_refresh = FoldedNetwork.refresh
     monkeypatch.setattr(FoldedNetwork, "refresh", lambda copied: refreshed.append(copied) or own_refresh(copied))
@@ -110,11 +110,8 @@ def test_the_copy_of_a_frozen_network_is_refreshed_after_a_change_and_only_then(
     copied = folded_copy(network, x, FP32)
     refreshed.clear()
     assert folded_copy(network, x, FP32) is copied
-    assert refreshed == []
-    shift(network)
     assert folded_copy(network, x, FP32) is copied
-    assert folded_copy(network, x, FP32) is copied
-    assert refreshed == [copied]
+    assert refreshed == [copied, copied]
 
 
 @pytest.mark.parametrize("layers", [nn.Identity, lambda: nn.BatchNorm2d(6).eval()], ids=["no batch-norm", "frozen"])

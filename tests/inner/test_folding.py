@@ -313,7 +313,7 @@ def test_the_reason_why_a_network_was_not_folded_is_one_line():
     x = images_and_labels()[0]
     for network, reason in (
         (Branches(), "symbolically traced variables"),
-        (Drawn(), "the folded network has other out"),
+        (Drawn(), "the network draws random numbers"),
     ):
         result, note = fold(network, x)
         assert result is network
