@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastadaad import methods, recipes
@@ -42,7 +41,7 @@ TEACHERS = {
     "chen2021wrn3410": _WRN_34_10,
     "chen2021ltdwrn3410": _WRN_34_10,
 }
-WEIGHT_FILES = (".pt", ".pth", ".safetensors")
+WEIGHT_FILES = (".pt", ".pth", ".pth.tar", ".pt.tar", ".ckpt", ".bin", ".safetensors")
 # Fractions of the run at which the piecewise schedule divides the learning rate, by the number of epochs; the program
 # knows 110 and 200 epochs only.
 MILESTONES = {"110": [100 / 110, 105 / 110]}
@@ -141,7 +140,7 @@ def _teacher(text: str) -> dict[str, str]:
     """Settings of the teacher: network and file of a known name, a file of weights, or a network."""
     if _plain(text) in TEACHERS:
         return dict(zip(("teacher.name", "teacher.checkpoint"), TEACHERS[_plain(text)], strict=True))
-    if text.startswith(PREFIX) or Path(text).suffix in WEIGHT_FILES:
+    if text.startswith(PREFIX) or text.lower().endswith(WEIGHT_FILES):
         return {"teacher.checkpoint": text}
     return {"teacher.name": canonical_name(text)}
 

@@ -133,6 +133,12 @@ def test_names_are_understood_in_common_spellings(flag):
             assert setting(config, NAMES[flag]) == name, spelling
 
 
+@pytest.mark.parametrize("name", ["t.pth.tar", "runs/t.ckpt", "t.bin", "T.SAFETENSORS", "t.pt", "a.b/t.PTH"])
+def test_a_teacher_with_the_suffix_of_weights_is_a_file(name):
+    _, config, _ = translated(f"--method RSLAD --teacher_model {name}")
+    assert config.teacher.checkpoint == name
+
+
 def test_the_printed_command_has_each_difference_from_the_recipe_once():
     words, _, _ = translated("--method AdaAD --teacher_model Chen2021LTD_WRN34_20 --epochs 200 --bs 128 seed=3")
     assert words == (
