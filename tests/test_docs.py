@@ -39,8 +39,13 @@ def run_example(page: str) -> dict:
 
 
 def test_pages_with_an_example():
-    guides = {"data.md", "methods.md", "models.md"}
+    guides = {"data.md", "folding.md", "methods.md", "models.md"}
     assert {name for name, examples in EXAMPLES.items() if examples} == guides | set(QUICK_STARTS)
+
+
+def test_the_example_of_folding_finds_the_same_images_without_copies(capsys):
+    run_example("folding.md")
+    assert float(capsys.readouterr().out.split()[0]) > 0.98
 
 
 @pytest.mark.slow

@@ -3,14 +3,26 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastadaad import methods
-from fastadaad.config import InnerConfig, Layout, Mode, Precision, PrecisionConfig, TeacherPolicy, ThreatModel
-from fastadaad.inner.caller import bare, check_devices, check_networks, device_type, usable
+from fastadaad.config import (
+    InnerConfig,
+    Layout,
+    Mode,
+    Precision,
+    PrecisionConfig,
+    TeacherPolicy,
+    ThreatModel,
+    require_bool,
+    require_choice,
+    require_type,
+)
+from fastadaad.inner.caller import bare, check_devices, check_generator, check_networks, device_type, usable
 from fastadaad.inner.checks import check_batch, check_first_call
 from fastadaad.inner.folded_cache import Form, folded_copy
 from fastadaad.inner.frozen import frozen
@@ -105,6 +117,11 @@ class InnerMaximizer:
         process_group: ProcessGroup | None = None,
     ) -> None:
         check_networks(student, teacher)
+        require_choice("layout", layout, Layout)
+        require_bool("fold", fold)
+        require_type("method", method, str | methods.Method, "a name such as adaad, or a Method")
+        require_type("compile_options", compile_options or {}, dict, "a dict of keyword arguments of torch.compile")
+        require_type("process_group", process_group or ProcessGroup(), ProcessGroup, "current_process_group()")
         self.mode = resolve_mode(mode, device_type(student))
         self.method = (methods.get(method) if isinstance(method, str) else method).resolved()
         self.inner, self.process_group = InnerConfig.parse(inner), process_group
@@ -181,6 +198,7 @@ class InnerMaximizer:
             # The caller's torch.compile would give student and teacher the same folded copy. Compiled calls inside the
             # search stay compiled.
             return torch.compiler.disable(self.search)(x_natural, labels, generator=generator, replay=replay)
+        check_generator(generator)
         # The loop needs a grad mode of its own.
         with torch.inference_mode(False), torch.enable_grad():
             x_natural, labels = self.admit(x_natural, labels)
@@ -216,8 +234,10 @@ class InnerMaximizer:
 
     @property
     def can_be_spot_checked(self) -> bool:
-        """True if the search runs on folded copies in eval mode, whose gradients the networks' own can check."""
-        return self.fold and self.inner.student_eval
+        """True if the search runs on folded copies in eval mode, and autograd can differentiate the networks too."""
+        networks = [network for network in (self.student, self.teacher) if network is not None]
+        tensors = [tensor for network in networks for tensor in chain(network.parameters(), network.buffers())]
+        return self.fold and self.inner.student_eval and not any(tensor.is_inference() for tensor in tensors)
 
     def form(self, precision: Precision) -> Form:
         """Returns the form of this loop's folded copies in `precision`."""

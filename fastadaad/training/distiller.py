@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad import methods
-from fastadaad.config import BatchNorm, InnerConfig, Layout, Mode, OnNonfinite, PrecisionConfig, TeacherPolicy
+from fastadaad.config import (
+    BatchNorm,
+    InnerConfig,
+    Layout,
+    Mode,
+    OnNonfinite,
+    PrecisionConfig,
+    TeacherPolicy,
+    require_choice,
+    require_integer,
+)
 from fastadaad.inner.caller import check_trainable
 from fastadaad.inner.frozen import frozen
 from fastadaad.inner.maximizer import InnerMaximizer, InnerResult
@@ -114,7 +124,7 @@ class Distiller:
 
     Raises:
         ValueError: The student cannot be trained: it was made in inference mode, the optimizer does not have its
-            parameters, or it shares them with the teacher. Or settings contradict each other.
+            parameters or needs a closure, or it shares them with the teacher. Or settings contradict each other.
     """
 
     def __init__(
@@ -152,6 +162,11 @@ class Distiller:
             process_group=process_group,
         )
         check_trainable(student, teacher, optimizer)
+        require_choice("batch_norm", batch_norm, BatchNorm)
+        require_choice("on_nonfinite", on_nonfinite, OnNonfinite)
+        if micro_batch is not None:
+            require_integer("micro_batch", micro_batch, 1)
+        self.maximizer.method.check_micro_batch(micro_batch)
         self.process_group, self.batch_norm = process_group or ProcessGroup(), batch_norm
         if self._syncs_batch_norm:
             check_sync(student)
@@ -160,8 +175,7 @@ class Distiller:
         self.student, self.teacher, self.optimizer = student, teacher, optimizer
         self.awp_gamma, self.awp_begin = awp_gamma, awp_begin
         self.micro_batch, self.on_nonfinite = micro_batch, on_nonfinite
-        self.method.check_micro_batch(micro_batch)
-        check_awp(self.precision.student, awp_gamma)
+        check_awp(self.precision.student, awp_gamma, awp_begin)
         self._outer_student = in_precision(student, self.precision.student)
         device = next(student.parameters()).device
         self.scaler = gradient_scaler(self.precision.student, optimizer, device)
@@ -225,7 +239,7 @@ class Distiller:
                 else:
                     key = self.method.epoch_key(epoch), self._gamma(epoch)
                     loss, x_adv = self._captured(x_natural, labels, epoch, generator, key)
-            if self.maximizer.can_be_spot_checked and self._spot_check.is_due(self._num_steps):
+            if self._spot_check.is_due(self._num_steps) and self.maximizer.can_be_spot_checked:
                 self._spot_check.add(self.maximizer, x_natural, labels, x_adv)
             self._num_steps += 1
             if self.maximizer.teacher_policy.is_adaptive and self._num_steps % ADAPT_EVERY == 0:

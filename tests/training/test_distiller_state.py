@@ -93,6 +93,7 @@ def test_each_item_of_the_state_is_restored():
         "teacher_error": {"logit_error": 0.1, "kl_error": 0.2, "top_class_differs": 0.3, "query_interval": 4},
         "teacher_error_sums": torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]),
         "nonfinite_counts": torch.tensor([41, 0, 0, 0, 0, 0, 0, 0]),
+        "spot_check_sums": torch.tensor([3.0, 4.0]),
         "scaler": {
             "scale": 512.0,
             "growth_factor": 3.0,
