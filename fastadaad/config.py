@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args
 
 Norm = Literal["linf", "l2"]
@@ -39,6 +40,29 @@ def require_choice(name: str, value: object, choices: Any) -> None:
     """Raises ValueError unless `value` is one of `choices`, a Literal."""
     *others, last = get_args(choices)
     require(value in (*others, last), f"{name} is {value!r}: choose {', '.join(others)} or {last}")
+
+
+def require_integer(name: str, value: Any, least: int) -> None:
+    """Raises ValueError unless `value` is an integer, `least` or more."""
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)  # of numpy too
+    require(is_integer, f"{name} is {value!r}: it must be an integer")
+    require(value >= least, f"{name} is {value}: it must be {least} or more")
+
+
+def require_finite(name: str, value: Any, requirement: str, *, least: float = -math.inf) -> None:
+    """Raises ValueError, which ends in `requirement`, unless `value` is a finite number, `least` or more."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    require(is_number and math.isfinite(value) and value >= least, f"{name} is {value!r}: it must be {requirement}")
+
+
+def require_bool(name: str, value: object) -> None:
+    """Raises ValueError unless `value` is True or False."""
+    require(isinstance(value, bool), f"{name} is {value!r}: it must be True or False")
+
+
+def require_type(name: str, value: object, kind: Any, remedy: str) -> None:
+    """Raises ValueError, which ends in `remedy`, unless `value` is of class `kind`."""
+    require(isinstance(value, kind), f"{name} is a {type(value).__name__}: give {remedy}")
 
 
 def parse_pixels(text: str | float) -> float:
@@ -107,10 +131,7 @@ class ThreatModel:
     def __post_init__(self) -> None:
         require_choice("norm", self.norm, Norm)
         _convert(self, "epsilon", parse_pixels)
-        require(
-            math.isfinite(self.epsilon) and self.epsilon >= 0,
-            f"epsilon is {self.epsilon}: it must be a finite radius, 0 or more",
-        )
+        require_finite("epsilon", self.epsilon, "a finite radius, 0 or more", least=0)
         require(
             self.norm == "l2" or self.epsilon <= 1,
             f"epsilon is {self.epsilon} but pixels lie in [0, 1]: write {self.epsilon:g}/255 for a radius in 0..255",
@@ -131,7 +152,7 @@ class InnerConfig:
     """Settings of the inner maximisation: `num_steps` projected steps of `step_size` inside `threat_model`.
 
     Raises:
-        ValueError: A value that makes no sense, such as a step longer than the radius.
+        ValueError: A value that makes no sense, such as a step longer than the radius or a limit that is not finite.
     """
 
     threat_model: ThreatModel = field(default_factory=ThreatModel)
@@ -151,12 +172,13 @@ class InnerConfig:
 
     def __post_init__(self) -> None:
         _convert(self, "step_size", parse_pixels)
+        require_type("threat_model", self.threat_model, ThreatModel, "a ThreatModel(norm=..., epsilon=...)")
         epsilon = self.threat_model.epsilon
-        require(self.num_steps >= 1, f"num_steps is {self.num_steps}: at least one step is needed")
-        require(
-            math.isfinite(self.step_size) and self.step_size >= 0,
-            f"step_size is {self.step_size}: it must be finite, 0 or more",
-        )
+        require_integer("num_steps", self.num_steps, 1)
+        require_finite("step_size", self.step_size, "finite, 0 or more", least=0)
+        require_bool("student_eval", self.student_eval)
+        for name in ("lower", "upper"):
+            require_finite(name, getattr(self, name), "a finite pixel, such as 0.0 or 1.0")
         # With several steps, no step needs to be longer than the radius. One-step training takes 1.25 epsilon from a
         # random start, and a step of twice epsilon is as long as the ball is wide.
         limit, words = (2 * epsilon, "more than twice") if self.num_steps == 1 else (epsilon, "more than")
@@ -173,6 +195,7 @@ class InnerConfig:
     def parse(cls, given: "InnerConfig | dict[str, Any] | None") -> "InnerConfig":
         """Returns `given`; a dict holds settings by name, with `epsilon` and `norm` of the threat model among them."""
         if not isinstance(given, dict):
+            require_type("inner", given or cls(), cls, "an InnerConfig or a dict of its settings")
             return given or cls()
         ball = {name: given[name] for name in ("epsilon", "norm") if name in given}
         settings = {name: value for name, value in given.items() if name not in ball}
@@ -200,6 +223,7 @@ class PrecisionConfig:
         """Returns `given`; a string such as `"bf16"` is the precision of both networks, None is fp32."""
         if isinstance(given, str):
             return cls(student=given, teacher=given)  # type: ignore[arg-type]
+        require_type("precision", given or cls(), cls, "a PrecisionConfig or a string such as 'bf16'")
         return given or cls()
 
 
@@ -225,8 +249,9 @@ class TeacherPolicy:
             self.kind in ("exact", "refreshed", "linearized"),
             f"teacher policy {self.kind!r} is unknown: choose exact, refreshed or linearized",
         )
-        require(self.every is None or self.every >= 1, f"every is {self.every}: it must be 1 or more, or left out")
-        require(self.top >= 1, f"top is {self.top}: it must be 1 or more")
+        if self.every is not None:
+            require_integer("every", self.every, 1)
+        require_integer("top", self.top, 1)
         require(
             self.kind != "exact" or self.every is None,
             "policy exact queries the teacher in every step: leave out every",
@@ -244,6 +269,9 @@ class TeacherPolicy:
             ValueError: The string is in another form.
         """
         if not isinstance(text, str):
+            require_type(
+                "teacher_policy", text or cls(), cls, "a TeacherPolicy or a string such as 'refreshed(every=5)'"
+            )
             return text or cls()
         match = re.fullmatch(r"\s*([\w-]+)\s*(?:\(([^()]*)\))?\s*", text)
         parts = match[2].split(",") if match and match[2] else []

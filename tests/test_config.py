@@ -4,6 +4,7 @@ import dataclasses
 import math
 from dataclasses import replace
 
+import numpy
 import pytest
 
 from fastadaad import methods, recipes
@@ -37,6 +38,19 @@ REFUSED = [
     (lambda: InnerConfig(step_size=-0.001), "step_size is -0.001"),
     (lambda: InnerConfig(step_size=math.nan), "step_size is nan"),
     (lambda: InnerConfig(num_steps=0), "num_steps is 0"),
+    (lambda: InnerConfig(num_steps=1.5), "num_steps is 1.5: it must be an integer"),
+    (lambda: InnerConfig(num_steps=True), "num_steps is True: it must be an integer"),
+    (lambda: InnerConfig(num_steps="10"), "num_steps is '10': it must be an integer"),
+    (lambda: InnerConfig(lower=-math.inf), "lower is -inf: it must be a finite pixel, such as 0.0 or 1.0"),
+    (lambda: InnerConfig(upper=math.inf), "upper is inf: it must be a finite pixel, such as 0.0 or 1.0"),
+    (lambda: InnerConfig(upper=math.nan), "upper is nan: it must be a finite pixel"),
+    (lambda: InnerConfig(step_size=None), "step_size is None: it must be finite, 0 or more"),
+    (lambda: InnerConfig(step_size="x"), "'x' is not a radius in pixel units: write it as 8/255 or 0.031"),
+    (lambda: InnerConfig(student_eval="no"), "student_eval is 'no': it must be True or False"),
+    (lambda: InnerConfig(threat_model=0.1), r"threat_model is a float: give a ThreatModel\(norm=..., epsilon=...\)"),
+    (lambda: ThreatModel(epsilon=None), "epsilon is None: it must be a finite radius, 0 or more"),
+    (lambda: ThreatModel(epsilon="x"), "'x' is not a radius in pixel units"),
+    (lambda: TeacherPolicy(kind="refreshed", every=1.5), "every is 1.5: it must be an integer"),
     (lambda: InnerConfig(start="zero"), "start is 'zero'.*natural"),
     (lambda: InnerConfig(lower=1.0, upper=0.0), "lower 1.0 .*swap"),
     (lambda: DataConfig(name="digits", batch_size=0), "batch_size is 0"),
@@ -122,6 +136,8 @@ def test_a_configuration_that_makes_no_sense_is_refused_in_one_line(build, words
 
 def test_extreme_values_that_make_sense_are_accepted():
     ThreatModel(epsilon=0.0)
+    ThreatModel(epsilon=numpy.float32(0.1))
+    InnerConfig(num_steps=numpy.int64(3))
     ThreatModel(norm="l2", epsilon=2.0)
     InnerConfig(step_size=10 / 255, threat_model=ThreatModel(epsilon=8 / 255), num_steps=1)  # one step of 1.25 epsilon
     InnerConfig(step_size=2 / 255, threat_model=ThreatModel(epsilon=0.0))

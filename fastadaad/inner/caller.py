@@ -1,7 +1,10 @@
 """Input of other programs: wrapped networks, inference tensors, tensors on several devices."""
 
+import inspect
 from itertools import chain
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
@@ -27,10 +30,36 @@ def usable(tensor: Tensor) -> Tensor:
 
 
 def check_networks(student: nn.Module, teacher: nn.Module | None) -> None:
-    """Raises ValueError if a network is not a torch.nn.Module; the teacher may be None."""
+    """Raises ValueError if a network is not a torch.nn.Module or is quantised; the teacher may be None."""
     for name, network in {"student": student, "teacher": teacher}.items():
-        if not isinstance(network, nn.Module) and not (name == "teacher" and network is None):
+        if name == "teacher" and network is None:
+            continue
+        if not isinstance(network, nn.Module):
             raise ValueError(f"{name} is a {type(network).__name__}: give a torch.nn.Module")
+        check_not_quantized(name, network)
+
+
+def check_not_quantized(name: str, network: nn.Module) -> None:
+    """Raises ValueError for a network with integer weights, through which no gradient reaches the pixels."""
+    for module in network.modules():
+        kind = type(module)
+        has_integers = any(
+            not parameter.is_floating_point() or type(parameter.data).__module__.startswith("torchao")
+            for parameter in module.parameters(recurse=False)
+        )
+        if has_integers or (kind.__module__.startswith("torch.ao.nn.") and ".quantized." in f"{kind.__module__}."):
+            raise ValueError(
+                f"{name} is quantised (layer {kind.__name__}), and no gradient passes its integers: give the "
+                "network in torch.float32, before its quantisation"
+            )
+
+
+def check_generator(generator: Any) -> None:
+    """Raises ValueError unless `generator` is a torch.Generator or None."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator is a {type(generator).__name__}: give torch.Generator(device).manual_seed(...), or leave it out"
+        )
 
 
 def device_type(network: nn.Module) -> str:
@@ -62,8 +91,16 @@ def check_trainable(student: nn.Module, teacher: nn.Module | None, optimizer: Op
     """Checks that the updates of `optimizer` train the student and no parameter of the teacher.
 
     Raises:
-        ValueError: No update reaches a parameter of the student, or an update would change the teacher.
+        ValueError: No update reaches a parameter of the student, an update would change the teacher, an update needs a
+            closure, or the student has sparse gradients.
     """
+    _check_optimizer(optimizer)
+    for layer in student.modules():
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse:
+            raise ValueError(
+                f"the student's {type(layer).__name__} has sparse gradients, which few optimizers and no exchange "
+                "between ranks support: make it with sparse=False"
+            )
     trained = {parameter for parameter in student.parameters() if parameter.requires_grad}
     if not trained:
         raise ValueError("no parameter of the student requires a gradient: call student.requires_grad_(True)")
@@ -76,4 +113,19 @@ def check_trainable(student: nn.Module, teacher: nn.Module | None, optimizer: Op
     if teacher is not None and not trained.isdisjoint(teacher.parameters()):
         raise ValueError(
             "student and teacher share parameters that would be trained: give the teacher its own by copy.deepcopy"
+        )
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    """Raises ValueError if `optimizer` is not an optimizer, or if its step needs a closure, as that of LBFGS does."""
+    if not hasattr(optimizer, "param_groups") or not callable(getattr(optimizer, "step", None)):
+        raise ValueError(
+            f"optimizer is a {type(optimizer).__name__}: give a torch.optim.Optimizer of student.parameters(), such as "
+            "torch.optim.SGD"
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer {type(optimizer).__name__} computes the loss several times per step by a closure, which no "
+            "step here gives it: use one without, such as torch.optim.SGD"
         )

@@ -5,6 +5,7 @@ classes are checked once for each pair of networks and each shape of images.
 """
 
 import math
+import warnings
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +18,13 @@ from fastadaad.inner.frozen import frozen
 from fastadaad.methods.outer_batch import check_network_output
 
 PIXEL_TOLERANCE = 1e-6  # rounding in an augmentation
+NUM_CHECKED = 8  # images on which the output of a network is checked
+PROBABILITY_TOLERANCE = 1e-3  # rounding of a sum of probabilities, in bf16 too
 
 # Combinations that passed; an entry goes when its student goes.
 _passed: weakref.WeakKeyDictionary[nn.Module, set[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
+# Networks that the warning about probabilities has named.
+_named: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def check_batch(x_natural: Tensor, labels: Tensor | None) -> None:
@@ -45,7 +50,8 @@ def check_batch(x_natural: Tensor, labels: Tensor | None) -> None:
     if labels is None:
         return
     if labels.dim() == 2 and len(labels) == len(x_natural):
-        raise ValueError(f"labels have shape {list(labels.shape)}: give class numbers [B], such as labels.argmax(1)")
+        remedy = "squeeze" if labels.shape[1] == 1 else "argmax"  # a column of class numbers, or one-hot labels
+        raise ValueError(f"labels have shape {list(labels.shape)}: give class numbers [B], such as labels.{remedy}(1)")
     if labels.shape != x_natural.shape[:1]:
         raise ValueError(f"labels have shape {list(labels.shape)} for {len(x_natural)} images: give one per image")
     if labels.dtype != torch.int64:
@@ -61,7 +67,8 @@ def check_first_call(
 ) -> None:
     """Checks the values of a batch, the radius, and the classes of both networks.
 
-    Waits for the device once, at the first call for `owners`, `inner` and the shape of the images.
+    Waits for the device only at the first call for `owners`, `inner` and the shape of the images. Warns once about a
+    network that seems to return probabilities.
 
     Args:
         owners: Student and teacher of the caller; the teacher is None if the method needs none.
@@ -82,11 +89,16 @@ def check_first_call(
     if key in passed or not len(x_natural):
         return
     check_radius(inner.threat_model, x_natural.shape[1:])
-    num_classes = logits_of("student", networks[0], x_natural[:1]).shape[1]
+    student_logits, teacher_logits = logits_of("student", networks[0], x_natural[:NUM_CHECKED]), None
+    num_classes = student_logits.shape[1]
     if teacher is not None:
         assert networks[1] is not None
-        check_same_classes(num_classes, logits_of("teacher", networks[1], x_natural[:1]).shape[1])
+        teacher_logits = logits_of("teacher", networks[1], x_natural[:NUM_CHECKED])
+        check_same_classes(num_classes, teacher_logits.shape[1])
     check_values(x_natural, labels, num_classes, lower=min(inner.lower, 0.0), upper=max(inner.upper, 1.0))
+    warn_of_probabilities("student", student, student_logits)
+    if teacher is not None and teacher_logits is not None:
+        warn_of_probabilities("teacher", teacher, teacher_logits)
     passed.add(key)
 
 
@@ -135,17 +147,38 @@ def check_values(
         )
     for label in label_range:
         if not 0 <= label < num_classes:
-            raise ValueError(
-                f"labels hold {label:.0f}, outside 0..{num_classes - 1}, the classes of the networks: number the "
-                "classes from 0, or give the networks more of them"
-            )
+            raise wrong_label(label, num_classes)
+
+
+def wrong_label(label: float, num_classes: int) -> ValueError:
+    """Returns the error of a label outside 0..num_classes - 1."""
+    return ValueError(
+        f"labels hold {label:.0f}, outside 0..{num_classes - 1}, the classes of the networks: number the classes from "
+        "0, or give the networks more of them"
+    )
+
+
+def warn_of_probabilities(name: str, network: nn.Module, logits: Tensor) -> None:
+    """Warns once per network if `logits` [B, N] seem to be probabilities: 0 or more, with a sum of 1 per row.
+
+    Waits for the device.
+    """
+    sums = logits.float().sum(1)
+    if network not in _named and bool((logits >= 0).all() & ((sums - 1).abs() <= PROBABILITY_TOLERANCE).all()):
+        _named.add(network)
+        warnings.warn(
+            f"{name} seems to return probabilities, and softmax is applied to them again: let it return its logits, "
+            "before its last softmax",
+            stacklevel=2,
+        )
 
 
 def logits_of(name: str, network: nn.Module, x_natural: Tensor) -> Tensor:
     """Logits [B, N] of the network called `name` in eval mode, without gradient.
 
     Raises:
-        ValueError: The network cannot take the images, or does not return logits.
+        ValueError: The network cannot take the images, or does not return logits of two classes or more, one row per
+            image.
     """
     try:
         with torch.no_grad(), frozen(network):
@@ -158,7 +191,23 @@ def logits_of(name: str, network: nn.Module, x_natural: Tensor) -> Tensor:
             f"{name} cannot take images {list(x_natural.shape[1:])} ({reason}): {_network_remedy(name, network)}"
         ) from error
     check_network_output(name, logits)
+    _check_logits(name, logits, len(x_natural))
     return logits
+
+
+def _check_logits(name: str, logits: Tensor, num_images: int) -> None:
+    """Raises ValueError for logits [B, N] of one class, of another number of images, or that are not fp32."""
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"{name} returns logits of shape {list(logits.shape)}, one class: let it return two logits or more per "
+            "image, such as the logits 0 and z of a binary classifier"
+        )
+    if len(logits) != num_images:
+        raise ValueError(f"{name} returns {len(logits)} rows for {num_images} images: let it return [B, N], one each")
+    if not logits.is_floating_point() or logits.dtype == torch.float64:
+        raise ValueError(
+            f"{name} returns logits in {logits.dtype}: let it compute in torch.float32, use {name}.float()"
+        )
 
 
 def _network_remedy(name: str, network: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 ChannelValues = float | Sequence[float]
@@ -32,7 +33,17 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(stds).reshape(num_channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns normalised pixels of the shape of `x`."""
+        """Returns normalised pixels of the shape of `x`.
+
+        Raises:
+            ValueError: `x` has another number of channels, over which the statistics would be broadcast.
+        """
+        # A trace of torch.fx knows no shapes; its network has run on images before.
+        if not isinstance(x, torch.fx.Proxy) and x.shape[-3] != len(self.mean):
+            raise ValueError(
+                f"images have {x.shape[-3]} channels and the network takes {len(self.mean)}: make the network with "
+                f"in_channels={x.shape[-3]}, or give images of {len(self.mean)} channels"
+            )
         return (x - self.mean) / self.std
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fastadaad.config import Precision
+from fastadaad.config import Precision, require_finite, require_integer
 from fastadaad.runtime.overridden_forward import overridden_forward
 from fastadaad.runtime.precision import DTYPES
 
@@ -86,9 +86,19 @@ def _give_first_momenta(optimizer: torch.optim.Optimizer) -> None:
                 optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
-def check_awp(precision: Precision, awp_gamma: float) -> None:
-    """Raises ValueError for a negative gamma, and for AWP in fp16, where an infinite gradient makes NaN of weights."""
-    if not awp_gamma >= 0:
-        raise ValueError(f"awp_gamma is {awp_gamma}: it must be 0 or more")
+def check_awp(precision: Precision, awp_gamma: float, awp_begin: int = 0) -> None:
+    """Checks the settings of AWP.
+
+    Args:
+        precision: Precision of the student.
+        awp_gamma: Norm of the perturbation as a fraction of the norm of each weight.
+        awp_begin: First epoch with AWP.
+
+    Raises:
+        ValueError: A gamma that is negative or not finite, a negative epoch, or AWP in fp16, in which an infinite
+            gradient makes NaN of weights.
+    """
+    require_finite("awp_gamma", awp_gamma, "finite, 0 or more, such as 0.005", least=0)
+    require_integer("awp_begin", awp_begin, 0)
     if precision == "fp16" and awp_gamma:
         raise ValueError("AWP follows gradients, which may be infinite in fp16: set precision.student to bf16")

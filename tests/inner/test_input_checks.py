@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import math
+import warnings
 import weakref
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from bench.host_sync import HostSyncWatch
 from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel, adaad_inner_loss
 from fastadaad.inner import checks
+from fastadaad.models.normalize import Normalize
 
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=0.1), step_size=0.05, num_steps=2)
 COMPILED = {"mode": "compiled", "compile_options": {"backend": "aot_eager"}}
@@ -55,16 +58,51 @@ MISTAKES = {
         lambda s, t, x, y: (nn.Sequential(s, Twice()), t, x, y),
         "student returns tuple: let it return its logits",
     ),
+    "dict": (lambda s, t, x, y: (s, nn.Sequential(t, Named()), x, y), "teacher returns dict: let it return its logits"),
+    "one class": (lambda s, t, x, y: (one(s), one(t), x, y), "student returns logits of shape [8, 1], one class"),
+    "float64": (lambda s, t, x, y: (s, t.double(), x, y), "its weights are torch.float64, use teacher.float()"),
+    "float64 logits": (
+        lambda s, t, x, y: (s, nn.Sequential(t, Double()), x, y),
+        "teacher returns logits in torch.float64: let it compute in torch.float32, use teacher.float()",
+    ),
+    "broadcast channels": (
+        lambda s, t, x, y: (nn.Sequential(Normalize(3), s), t, x[:, :1], y),
+        "images have 1 channels and the network takes 3: make the network with in_channels=1",
+    ),
+    "quantised": (lambda s, t, x, y: (s, quantized(t), x, y), "teacher is quantised (layer Linear)"),
     "map": (lambda s, t, x, y: (s[:4], t, x, y), "student returns logits of shape [8, 12, 3, 3]: let it return [B, N]"),
 }
 LABELS = {
     "too large": (lambda labels: labels + 1, "labels hold 5, outside 0..4"),
     "negative": (lambda labels: labels - 1, "labels hold -1, outside 0..4"),
-    "one-hot": (lambda labels: torch.eye(5)[labels], "labels have shape [16, 5]: give class numbers [B]"),
+    "one-hot": (lambda labels: torch.eye(5)[labels], "[16, 5]: give class numbers [B], such as labels.argmax(1)"),
+    "a column": (lambda labels: labels[:, None], "[16, 1]: give class numbers [B], such as labels.squeeze(1)"),
     "floats": (lambda labels: labels.float(), "labels are torch.float32: give class numbers as torch.int64"),
     "int32": (lambda labels: labels.int(), "labels are torch.int32"),
     "fewer": (lambda labels: labels[1:], "labels have shape [15] for 16 images: give one per image"),
 }
+
+
+def one(network: nn.Module) -> nn.Module:
+    """Gives the network one logit."""
+    network[-1] = nn.Linear(network[-1].in_features, 1)
+    return network
+
+
+def quantized(network: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(network.eval(), {nn.Linear}, dtype=torch.qint8)
+
+
+class Named(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": x}
+
+
+class Double(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double()
 
 
 class Twice(nn.Module):
@@ -203,3 +241,98 @@ def test_a_teacher_in_train_mode_gives_the_results_of_one_in_eval_mode(call):
         assert all(module.training == training for module in teacher.modules())
         assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert all(map(torch.equal, *found))
+
+
+# Settings of a Distiller that passed in silence, or failed later and elsewhere.
+SETTINGS = {
+    "infinite gamma": ({"awp_gamma": math.inf}, "awp_gamma is inf: it must be finite, 0 or more, such as 0.005"),
+    "gamma without a value": ({"awp_gamma": math.nan}, "awp_gamma is nan: it must be finite"),
+    "gamma as a string": ({"awp_gamma": "0.1"}, "awp_gamma is '0.1': it must be finite"),
+    "an epoch before the first": ({"awp_begin": -1}, "awp_begin is -1: it must be 0 or more"),
+    "half an epoch": ({"awp_begin": 1.5}, "awp_begin is 1.5: it must be an integer"),
+    "batch-norm": ({"batch_norm": "global"}, "batch_norm is 'global': choose local or sync"),
+    "half an image": ({"micro_batch": 1.5}, "micro_batch is 1.5: it must be an integer"),
+    "non-finite": ({"on_nonfinite": "warn"}, "on_nonfinite is 'warn': choose stop or skip"),
+    "fold": ({"fold": "x"}, "fold is 'x': it must be True or False"),
+    "layout": ({"layout": "NHWC", "fold": False}, "layout is 'NHWC': choose auto, contiguous or channels_last"),
+    "method": ({"method": 3}, "method is a int: give a name such as adaad, or a Method"),
+    "ranks": ({"process_group": "nccl"}, "process_group is a str: give current_process_group()"),
+    "options": ({"compile_options": "fast"}, "compile_options is a str: give a dict"),
+    "precision": ({"precision": 16}, "precision is a int: give a PrecisionConfig or a string such as 'bf16'"),
+    "policy": ({"teacher_policy": 5}, "teacher_policy is a int: give a TeacherPolicy or a string"),
+    "inner": ({"inner": 10}, "inner is a int: give an InnerConfig or a dict of its settings"),
+    "no optimizer": ({"optimizer": None}, "optimizer is a NoneType: give a torch.optim.Optimizer of student.param"),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_a_setting_without_a_meaning_is_refused_at_construction(case):
+    settings, message = SETTINGS[case]
+    student, teacher = student_and_teacher()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    assert message in refusal(Distiller, student, teacher, **{"optimizer": optimizer} | settings)
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused_and_one_that_accepts_it_is_not():
+    student, teacher = student_and_teacher()
+    lbfgs = torch.optim.LBFGS(student.parameters())
+    assert refusal(Distiller, student, teacher, optimizer=lbfgs).startswith("optimizer LBFGS computes the loss several")
+    Distiller(student, teacher, optimizer=torch.optim.Adam(student.parameters()))
+
+
+def test_sparse_gradients_are_refused_at_construction():
+    student, teacher = student_and_teacher()
+    for layer in (nn.Embedding, nn.EmbeddingBag):
+        student.positions = layer(4, 3, sparse=True)
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+        message = f"the student's {layer.__name__} has sparse gradients"
+        assert refusal(Distiller, student, teacher, optimizer=optimizer).startswith(message)
+    student.positions = nn.Embedding(4, 3)
+    Distiller(student, teacher, optimizer=torch.optim.SGD(student.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("network", ["student", "teacher"])
+def test_a_quantised_network_is_refused_at_construction(network):
+    networks = dict(zip(("student", "teacher"), student_and_teacher(), strict=True))
+    networks[network] = quantized(networks[network])
+    with pytest.raises(ValueError, match=rf"^{network} is quantised \(layer Linear\).*before its quantisation$"):
+        InnerMaximizer(**networks)
+
+
+def test_a_generator_of_another_type_is_refused():
+    student, teacher = student_and_teacher()
+    maximizer = InnerMaximizer(student, teacher, inner=INNER)
+    distiller = Distiller(student, teacher, inner=INNER, optimizer=torch.optim.SGD(student.parameters(), lr=0.1))
+    for search in (maximizer, distiller.step):
+        assert refusal(search, images_and_labels()[0], generator="x").startswith("generator is a str: give torch.Gen")
+
+
+@pytest.mark.parametrize("name", ["student", "teacher"])
+def test_probabilities_in_the_place_of_logits_are_named_once(name):
+    networks = dict(zip(("student", "teacher"), student_and_teacher(), strict=True))
+    networks[name] = nn.Sequential(networks[name], nn.Softmax(1))
+    maximizer = InnerMaximizer(**networks, inner=INNER)
+    x_natural, _ = images_and_labels()
+    with pytest.warns(UserWarning, match=rf"^{name} seems to return probabilities.*: let it return its logits"):
+        maximizer(x_natural)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        maximizer(x_natural[:, :, :6])
+        InnerMaximizer(*student_and_teacher(), inner=INNER)(x_natural)
+
+
+def test_the_channels_of_normalize_are_checked_in_every_call_and_in_no_trace():
+    x_natural, _ = images_and_labels()
+    normalize = Normalize(3, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    expected = torch.stack([(x_natural[:, c] - (0.1, 0.2, 0.3)[c]) / (0.5, 0.6, 0.7)[c] for c in range(3)], 1)
+    for run in (
+        normalize,
+        torch.fx.symbolic_trace(normalize),
+        torch.compile(normalize, backend="eager", fullgraph=True),
+    ):
+        torch.testing.assert_close(run(x_natural), expected)
+    for channels in (1, 4):
+        with pytest.raises(
+            ValueError, match=rf"^images have {channels} channels and the network takes 3: make the netw"
+        ):
+            normalize(x_natural[:, :1].expand(-1, channels, -1, -1))
