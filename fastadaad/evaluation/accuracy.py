@@ -2,22 +2,30 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastadaad.config import Layout, ThreatModel
-from fastadaad.evaluation.attacks import AttackSpec, GradientAttack, check_attacks, correct, parse_attack
+from fastadaad.config import Layout, ThreatModel, require_bool, require_choice, require_integer, require_type
+from fastadaad.evaluation.attack_names import AUTOATTACK_STAGES
+from fastadaad.evaluation.attacks import (
+    AttackSpec,
+    GradientAttack,
+    check_attacks,
+    check_finite,
+    correct,
+    parse_attack,
+)
 from fastadaad.evaluation.autoattack import AutoAttackStage
 from fastadaad.evaluation.batches import Batches, Images, batches_of, has_fixed_order
+from fastadaad.evaluation.checks import PassChecks
 from fastadaad.evaluation.survival import Keeper, attack_survivors, fingerprint
-from fastadaad.inner.caller import bare
-from fastadaad.inner.checks import check_values
+from fastadaad.inner.caller import bare, check_not_quantized
 from fastadaad.inner.folding import fold as fold_network
 from fastadaad.inner.frozen import frozen
 
@@ -25,7 +33,7 @@ Progress = Callable[[str, int], None]
 
 DEFAULT_ATTACKS = ("natural", "pgd20")
 DEFAULT_THREAT_MODEL = ThreatModel()
-# A gap above this between gradient ascent and AutoAttack means that the gradients mislead. Adversarially trained
+# A gap above this between gradient ascent and a stronger attack means that the gradients mislead. Adversarially trained
 # networks show one to five points (the table of the AdaAD paper: at most 5.4).
 MASKING_GAP = 0.1
 
@@ -124,29 +132,40 @@ def evaluate(
 
     Raises:
         ValueError: An attack is unknown, does not fit the threat model or lacks its library (raised before anything
-            runs), `data` is of another kind, holds no images or has pixels outside [0, 1] in its first batch.
+            runs), `data` is of another kind, holds no images, gives another number of them to a later attack, has
+            pixels outside [0, 1] in its first batch or labels outside 0..N-1. Or the network returns something else
+            than fp32 logits [B, N] of two classes or more, NaN or inf, or is quantised under an attack.
     """
     specs = [parse_attack(name) for name in ([attacks] if isinstance(attacks, str) else attacks)]
     check_attacks([spec.name for spec in specs], threat_model)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}: give a torch.nn.Module, and the images after it")
+    if any(spec.name != "natural" for spec in specs):
+        check_not_quantized("model", model)
+    require_type("threat_model", threat_model, ThreatModel, "a ThreatModel(norm=..., epsilon=...)")
+    require_integer("restarts", restarts, 1)
+    require_integer("seed", seed, 0)
+    require_choice("layout", layout, Layout)
+    require_bool("fold", fold)
     if state is not None and not has_fixed_order(data):
         raise ValueError("state needs images in a fixed order, and data shuffles: use a DataLoader with shuffle=False")
     device = _device(model)
     batches = batches_of(data, device, batch_size)
     results, model = [], bare(model)
+    checks = PassChecks(model, device)
     with torch.inference_mode(False), torch.enable_grad(), frozen(model):
         for spec in specs:
             num_restarts = restarts if any(attack.is_random for _, attack in spec.stages) else 1
             # One generator per restart, so that further restarts keep the starts of the first ones.
             generators = [torch.Generator(device).manual_seed(seed + restart) for restart in range(num_restarts)]
             attack = spec.stages[0][1]
-            checked = _checked(batches())
             if isinstance(attack, GradientAttack):  # always the only stage
                 attack = replace(attack, layout=layout, fold=fold)
-                measured = _on_batches(model, attack, threat_model, checked, generators, spec.name, progress)
+                measured = _on_batches(model, attack, threat_model, batches(), checks, generators, spec.name, progress)
             else:
-                measured = _on_survivors(model, spec, threat_model, checked, generators, progress, state, fold)
+                measured = _on_survivors(
+                    model, spec, threat_model, batches(), checks, generators, progress, state, fold
+                )
             results.append(
                 AttackResult(
                     attack=spec.name,
@@ -164,38 +183,29 @@ def _device(model: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
-def _checked(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    for number, (x_natural, labels) in enumerate(batches):
-        if number == 0 and len(labels):
-            check_values(x_natural)
-        yield x_natural, labels
-
-
-def _no_images() -> ValueError:
-    return ValueError("no images to evaluate on: the data set or its split is empty")
-
-
 def _on_batches(
     model: nn.Module,
     attack: GradientAttack,
     threat_model: ThreatModel,
     batches: Batches,
+    checks: PassChecks,
     generators: Sequence[torch.Generator],
     name: str,
     progress: Progress,
 ) -> dict[str, Any]:
     """Returns num_images, accuracy and seconds of an attack that needs one pass over the batches."""
     device = _device(model)
-    started, num_images, num_robust = time.perf_counter(), 0, torch.zeros((), dtype=torch.int64, device=device)
-    for x_natural, labels in batches:
-        survives = attack.survives(model, threat_model, x_natural, labels, generators)
-        num_robust += (correct(model, x_natural, labels) & survives).sum()
+    started, num_images = time.perf_counter(), 0
+    num_robust, nonfinite = torch.zeros(2, dtype=torch.int64, device=device)
+    for x_natural, labels in checks.admit(batches):
+        survives = attack.survives(model, threat_model, x_natural, labels, generators, nonfinite)
+        num_robust += (correct(model, x_natural, labels, nonfinite) & survives).sum()
         num_images += len(labels)
         progress(name, len(labels))
-    if num_images == 0:
-        raise _no_images()
-    accuracy = num_robust.item() / num_images
-    return {"num_images": num_images, "accuracy": accuracy, "seconds": time.perf_counter() - started}
+    checks.finish(num_images)
+    robust, num_nonfinite = torch.stack([num_robust, nonfinite]).tolist()  # waits for the device
+    check_finite(name, num_nonfinite)
+    return {"num_images": num_images, "accuracy": robust / num_images, "seconds": time.perf_counter() - started}
 
 
 def _on_survivors(
@@ -203,6 +213,7 @@ def _on_survivors(
     spec: AttackSpec,
     threat_model: ThreatModel,
     batches: Batches,
+    checks: PassChecks,
     generators: Sequence[torch.Generator],
     progress: Progress,
     state: Path | None,
@@ -213,9 +224,8 @@ def _on_survivors(
     `batches` is read once, so all stages have the same images in the same order. All images are on the device at once;
     batches of survivors are as large as the first of `batches`.
     """
-    pairs = list(batches)
-    if not pairs:
-        raise _no_images()
+    pairs = list(checks.admit(batches))
+    checks.finish(sum(len(labels) for _, labels in pairs))
     batch_size = len(pairs[0][1])
     x_natural, labels = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
     network, unfolded = fold_network(model, pairs[0][0], dtype=x_natural.dtype) if is_folded else (model, None)
@@ -286,12 +296,14 @@ def masking_warning(results: Iterable[AttackResult]) -> str | None:
         results: Results of one network on the same images.
 
     Returns:
-        One line if the accuracy under AutoAttack, or under its gradient-free stage square, is more than MASKING_GAP
-        below that under gradient ascent (fgsm, pgd or cw-linf); otherwise None.
+        One line if the accuracy under the strongest other attack in the same ball (autoattack, a stage of it, cw-linfN,
+        cw-l2) is more than MASKING_GAP below that under ascent of the cross-entropy (fgsm, pgdN; cw-linfN if these are
+        missing); otherwise None. cw is left out, as it has no radius.
     """
     accuracy = {result.attack: result.accuracy for result in results}
-    ascent = [name for name in accuracy if name == "fgsm" or name.startswith(("pgd", "cw-linf"))]
-    strong = [name for name in ("autoattack", "square") if name in accuracy]
+    margin = [name for name in accuracy if name.startswith("cw-linf")]
+    ascent = [name for name in accuracy if name == "fgsm" or name.startswith("pgd")] or margin
+    strong = [name for name in accuracy if name in ("autoattack", "cw-l2", *AUTOATTACK_STAGES, *margin)]
     if not ascent or not strong:
         return None
     weakest, strongest = min(ascent, key=accuracy.__getitem__), min(strong, key=accuracy.__getitem__)

@@ -63,6 +63,7 @@ class GradientAttack:
         x_natural: Tensor,
         labels: Tensor,
         generators: Sequence[torch.Generator],
+        nonfinite: Tensor | None = None,
     ) -> Tensor:
         """Attacks a batch once per generator.
 
@@ -72,6 +73,7 @@ class GradientAttack:
             x_natural: Images [B, C, H, W], fp32 in [0, 1].
             labels: Class numbers [B], int64.
             generators: One generator of random starts per restart.
+            nonfinite: Counter of adversarial images with non-finite logits; see `correct`.
 
         Returns:
             A bool tensor [B]: True if the image is classified as its label after every restart.
@@ -81,7 +83,7 @@ class GradientAttack:
             return survives
         maximizer = self.maximizer(model, threat_model)
         for generator in generators:
-            survives &= correct(model, maximizer(x_natural, labels, generator=generator), labels)
+            survives &= correct(model, maximizer(x_natural, labels, generator=generator), labels, nonfinite)
         return survives
 
 
@@ -97,10 +99,32 @@ class AttackSpec:
     """Name and attack of each stage; a single one except for autoattack."""
 
 
-def correct(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Returns a bool tensor [B]: True if the model classifies the image of x [B, C, H, W] as its label."""
+def correct(model: nn.Module, x: Tensor, labels: Tensor, nonfinite: Tensor | None = None) -> Tensor:
+    """Classifies the images of x.
+
+    Args:
+        model: Network in eval mode, from pixels to logits [B, N].
+        x: Images [B, C, H, W].
+        labels: Class numbers [B], int64.
+        nonfinite: Counter, a scalar on the device, to which the number of images with NaN or inf in their logits is
+            added. Their argmax is the position of a NaN.
+
+    Returns:
+        A bool tensor [B]: True if the model classifies the image as its label.
+    """
     with torch.no_grad():
-        return model(x).argmax(dim=1) == labels
+        logits = model(x)
+        if nonfinite is not None:
+            nonfinite += (~logits.isfinite()).any(dim=1).sum()
+        return logits.argmax(dim=1) == labels
+
+
+def check_finite(attack: str, num_nonfinite: float) -> None:
+    """Raises ValueError if `num_nonfinite` images had NaN or inf in their logits during `attack`."""
+    if num_nonfinite:
+        raise ValueError(
+            f"the model returns NaN or inf (attack {attack}): its weights are damaged, or an image holds NaN; repair it"
+        )
 
 
 def parse_attack(name: str) -> AttackSpec:

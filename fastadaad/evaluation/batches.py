@@ -14,6 +14,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from fastadaad.config import require_integer
 from fastadaad.inner.checks import check_batch
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -29,26 +30,24 @@ def batches_of(data: Images, device: torch.device, batch_size: int) -> Callable[
         batch_size: Number of images per batch of a Dataset or a pair; the last batch may be smaller.
 
     Returns:
-        A function that yields (x_natural [B, C, H, W], labels [B]).
+        A function that yields (x_natural [B, C, H, W], labels [B]), whose types, shapes and dtypes are checked.
 
     Raises:
         ValueError: `data` is of another kind, `batch_size` is not positive, or a pair has the wrong shapes or dtypes.
-            The batches of a DataLoader or a Dataset are checked when they are read.
+            Batches are checked when they are read.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: it must be 1 or more")
+    require_integer("batch_size", batch_size, 1)
     if isinstance(data, DataLoader):
         return lambda: _moved(data, device)
     if isinstance(data, Dataset):
         return lambda: _moved(DataLoader(data, batch_size=batch_size, collate_fn=_collate), device)
     if isinstance(data, tuple | list) and _is_pair(data):
-        x_natural, labels = data
-        check_batch(x_natural, labels)
+        x_natural, labels = _pair(data)
         starts = range(0, len(labels), batch_size)
         slices = [slice(start, start + batch_size) for start in starts]
         return lambda: _moved(((x_natural[rows], labels[rows]) for rows in slices), device)
     if callable(data):
-        return data
+        return lambda: _returned(data)
     raise ValueError(
         f"data is a {type(data).__name__}: give a DataLoader, a torch Dataset, a pair (x_natural [N, C, H, W], "
         "labels [N]), or a function without arguments that returns the batches, such as lambda: batches"
@@ -67,12 +66,27 @@ def _is_pair(data: Sequence[Any]) -> bool:
 
 
 def _moved(batches: Iterable[Any], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch in batches:
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise ValueError(f"data gives {_described(batch)} as a batch: give (x_natural [B, C, H, W], labels [B])")
-        x_natural, labels = batch
-        check_batch(x_natural, labels)
+    for x_natural, labels in map(_pair, batches):
         yield x_natural.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _returned(data: Callable[[], Batches]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterates over the batches that a function returns."""
+    batches = data()
+    if not isinstance(batches, Iterable):
+        raise ValueError(f"data returns {_described(batches)}: let it return the batches, such as lambda: batches")
+    yield from map(_pair, batches)
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    """Returns a batch after a check of its types, shapes and dtypes."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(f"data gives {_described(batch)} as a batch: give (x_natural [B, C, H, W], labels [B])")
+    x_natural, labels = batch
+    if labels is None:
+        raise ValueError("labels are None: give class numbers [B] as torch.int64")
+    check_batch(x_natural, labels)
+    return x_natural, labels
 
 
 def _collate(samples: list[Any]) -> Any:

@@ -108,9 +108,12 @@ class CarliniWagner:
                 best_x_adv = torch.where(better.view(-1, 1, 1, 1), x_adv, best_x_adv)
                 best_distance = torch.where(better, distance, best_distance)
             if step % check_every == 0:  # the authors' rule: stop if a tenth of the steps did not reduce the loss
-                if loss.item() > 0.9999 * last_loss:
+                total = loss.item()
+                if not math.isfinite(total):
+                    raise ValueError("the model returns NaN or inf (attack cw): repair its weights")
+                if total > 0.9999 * last_loss:
                     break
-                last_loss = loss.item()
+                last_loss = total
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad.config import ThreatModel
-from fastadaad.evaluation.attacks import AttackSpec, correct
+from fastadaad.evaluation.attacks import AttackSpec, check_finite, correct
 from fastadaad.runtime.files import write_atomically
 
 
@@ -145,5 +145,7 @@ def attack_survivors(
 
 def _before_attack(model: nn.Module, x_natural: Tensor, labels: Tensor, batch_size: int) -> Survival:
     batches = zip(x_natural.split(batch_size), labels.split(batch_size), strict=True)
-    survives = torch.cat([correct(model, x, y) for x, y in batches]).tolist()
+    nonfinite = torch.zeros((), dtype=torch.int64, device=labels.device)
+    survives = torch.cat([correct(model, x, y, nonfinite) for x, y in batches]).tolist()
+    check_finite("natural", nonfinite.item())
     return Survival(survives=survives, attacked=[False] * len(labels), accuracies=[], seconds=[])

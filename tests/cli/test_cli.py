@@ -2,12 +2,14 @@
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny_runs import save_teacher, tiny_run
 
 from fastadaad import cli, methods, recipes
@@ -254,6 +256,19 @@ def test_a_mistake_ends_with_one_line_and_exit_code_2(run, tmp_path, words, mess
     assert err.count("\n") == 1
     assert err.endswith("\n")
     assert not (tmp_path / "runs").exists()  # found before any training
+
+
+def test_weights_with_nan_give_no_accuracy(run, tmp_path):
+    """NaN in every logit was an accuracy of one class, with exit code 0."""
+    weights = load_file("teacher.safetensors")
+    weights[next(name for name in weights if name.endswith("weight"))].fill_(math.nan)
+    save_file(weights, "nan.safetensors")
+    words = ("--recipe", "tiny", "student.name=cnn-6-s1", "-n", "4", "--attacks", "natural,pgd2", "--csv", "nan.csv")
+    code, out, err = run("evaluate", "nan.safetensors", *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the model returns NaN or inf (attack natural): its weights are damaged" in err
+    assert "%" not in out
+    assert not (tmp_path / "nan.csv").exists()
 
 
 def test_traceback_lets_the_exception_through(run):

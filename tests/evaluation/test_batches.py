@@ -115,7 +115,8 @@ def test_a_string_is_one_attack():
 def test_batches_are_moved_to_the_device_of_the_model(kind):
     for x_natural, labels in batches_of(KINDS[kind], torch.device("meta"), BATCH_SIZE)():
         assert (x_natural.device.type, labels.device.type) == ("meta", "meta")
-    assert batches_of(batches, torch.device("meta"), BATCH_SIZE) is batches
+    for x_natural, labels in batches_of(batches, torch.device("meta"), BATCH_SIZE)():
+        assert (x_natural.device.type, labels.device.type) == ("cpu", "cpu")
 
 
 def test_a_loader_that_shuffles_gives_the_same_accuracy_in_attacks_without_a_random_start():
@@ -146,8 +147,8 @@ def test_images_may_come_in_inference_mode():
 
 def test_a_model_without_parameters_is_evaluated():
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # the mean of each channel as its logit
-    (result,) = evaluate(model, (X_NATURAL, LABELS), "natural")
-    assert result.accuracy == (X_NATURAL.mean((2, 3)).argmax(1) == LABELS).double().mean().item()
+    (result,) = evaluate(model, (X_NATURAL, LABELS % 3), "natural")
+    assert result.accuracy == (X_NATURAL.mean((2, 3)).argmax(1) == LABELS % 3).double().mean().item()
 
 
 def normalized(x: Tensor) -> Tensor:
@@ -164,6 +165,7 @@ BAD = {
     "images in 0..255": ((255 * X_NATURAL, LABELS), r"pixels from .* outside \[0, 1\]: divide them by 255"),
     "normalised images": ((normalized(X_NATURAL), LABELS), "normalise inside the network"),
     "one-hot labels": ((X_NATURAL, nn.functional.one_hot(LABELS)), r"give class numbers \[B\], such as labels.argmax"),
+    "a column of labels": ((X_NATURAL, LABELS[:, None]), r"labels have shape \[22, 1\]: .*such as labels.squeeze\(1\)"),
     "labels of fewer images": ((X_NATURAL, LABELS[1:]), r"labels have shape \[21\] for 22 images: give one per image"),
     "float labels": ((X_NATURAL, LABELS.float()), "give class numbers as torch.int64"),
     "no images": ((X_NATURAL[:0], LABELS[:0]), "no images to evaluate on"),
@@ -172,6 +174,7 @@ BAD = {
         DataLoader(TensorDataset(X_NATURAL, LABELS, LABELS)),
         r"data gives a list of 3 as a batch: give \(x_natural \[B, C, H, W\], labels \[B\]\)",
     ),
+    "labels outside the classes": ((X_NATURAL, LABELS + 1), r"labels hold 5, outside 0\.\.4"),
     "samples in a dict": (Samples({"image": X_NATURAL[0]}), r"data gives a dict as a sample: give \(image \[C, H, W\]"),
     "images as arrays": (Samples((X_NATURAL[0].numpy(), 1)), r"an image of data is a ndarray: .*ToTensor\(\)"),
 }
@@ -193,3 +196,65 @@ def test_a_batch_size_of_zero_and_swapped_arguments_are_refused():
         ValueError, match=r"^model is a TensorDataset: give a torch.nn.Module, and the images after it$"
     ):
         evaluate(PAIRS, MODEL, "natural")
+
+
+def changed_later(change) -> list:
+    """Changes the labels of the second of two batches."""
+    return [(X_NATURAL[:8], LABELS[:8]), (X_NATURAL[8:], change(LABELS[8:]))]
+
+
+# Labels that gave an accuracy above 1, or any accuracy at all, as a comparison with them is broadcast.
+LABELS_OF_A_FUNCTION = {
+    "a column": (lambda labels: labels[:, None], r"labels have shape \[14, 1\]: .*labels\.squeeze\(1\)"),
+    "one for all": (lambda labels: labels[:1], r"labels have shape \[1\] for 14 images: give one per image"),
+    "one-hot": (nn.functional.one_hot, r"labels have shape \[14, 5\]: .*labels\.argmax\(1\)"),
+    "floats": (Tensor.float, "labels are torch.float32: give class numbers as torch.int64"),
+    "none": (lambda labels: None, r"^labels are None: give class numbers \[B\] as torch\.int64$"),
+    "too large": (lambda labels: labels + 1, r"labels hold 5, outside 0\.\.4"),
+    "negative": (lambda labels: labels - 9, r"labels hold -\d, outside 0\.\.4"),
+}
+
+
+@pytest.mark.parametrize("case", LABELS_OF_A_FUNCTION)
+@pytest.mark.parametrize("attack", ["natural", "pgd1", "cw5"])
+def test_the_labels_of_every_batch_of_a_function_are_checked(case, attack):
+    change, message = LABELS_OF_A_FUNCTION[case]
+    with pytest.raises(ValueError, match=message) as caught:
+        evaluate(MODEL, lambda: changed_later(change), attack, threat_model=LINF)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_advice_for_a_column_of_labels_gives_the_accuracy_of_a_plain_count():
+    (result,) = evaluate(MODEL, (X_NATURAL, LABELS[:, None].squeeze(1)), "natural")
+    assert result.accuracy == (MODEL(X_NATURAL).argmax(1) == LABELS).sum().item() / NUM_IMAGES
+
+
+def test_a_function_returns_batches():
+    with pytest.raises(
+        ValueError, match=r"^data returns a NoneType: let it return the batches, such as lambda: batches"
+    ):
+        evaluate(MODEL, lambda: None, "natural")
+    with pytest.raises(ValueError, match=r"^data gives a Tensor as a batch"):
+        evaluate(MODEL, lambda: (X_NATURAL, LABELS), "natural")
+
+
+def test_a_used_up_iterator_is_named():
+    with pytest.raises(ValueError, match=r"^data is a zip: give a DataLoader"):
+        evaluate(MODEL, batches(), ["natural", "fgsm"])
+    once = batches()
+    with pytest.raises(ValueError, match=r"^data gives 0 images to one attack and 22 to the first: .*a new iterator"):
+        evaluate(MODEL, lambda: once, ["natural", "fgsm"])
+
+
+def test_restarts_and_seeds_that_run_no_attack_are_refused():
+    """Zero restarts gave the natural accuracy."""
+    for settings, message in (
+        ({"restarts": 0}, "^restarts is 0: it must be 1 or more$"),
+        ({"restarts": 1.5}, "^restarts is 1.5: it must be an integer$"),
+        ({"seed": "x"}, "^seed is 'x': it must be an integer$"),
+        ({"threat_model": 0.1}, r"^threat_model is a float: give a ThreatModel"),
+        ({"layout": "x"}, "^layout is 'x': choose"),
+        ({"fold": "x"}, "^fold is 'x': it must be True or False$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(MODEL, (X_NATURAL, LABELS), "pgd1", **settings)
