@@ -46,7 +46,9 @@ class Worker:
             self._process.stdout.close()
 
     def _start(self) -> subprocess.Popen:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+        # The package beside these tests, which may be another one than the installed package.
+        path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
