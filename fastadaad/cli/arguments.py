@@ -21,6 +21,11 @@ def add_download(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--download", action="store_true", help="fetch the data set where it is missing")
 
 
+def add_prefix(parser: argparse.ArgumentParser) -> None:
+    """Adds --prefix, which chooses a network of a weights file."""
+    parser.add_argument("--prefix", metavar="NAME", help="which network of a file of several, such as student")
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Adds the recipe, as the first word or as --recipe."""
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="see fastadaad recipes")

@@ -1,6 +1,7 @@
 """Identify the network of a weights file.
 
 Parameter names and shapes determine the network; its normalisation is printed too.
+A file of several networks, such as a Lightning checkpoint, needs --prefix.
 """
 
 import argparse
@@ -11,29 +12,33 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fastadaad.cli.arguments import add_prefix
 from fastadaad.runtime.text import print_line, printable
 
 EXAMPLE = "fastadaad inspect Chen2021LTD_WRN34_20.pt"
+MAX_BESIDE = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fastadaad inspect`."""
-    parser.add_argument("file", metavar="FILE", help=".safetensors, .pt or .pth")
+    parser.add_argument("file", metavar="FILE", help=".safetensors, .pt, .pth, .ckpt")
+    add_prefix(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Prints a table about the file, and the line that uses it as a teacher."""
     from fastadaad.models.recognition import recognize
     from fastadaad.models.robust_teachers import ROBUST_TEACHERS
-    from fastadaad.models.weights_reading import read_checkpoint
+    from fastadaad.models.weights_reading import first_of, read_checkpoint
 
     path = Path(arguments.file)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, arguments.prefix)
     recognized = recognize(checkpoint.weights)
     rows = [
         ("nested under", " / ".join(checkpoint.entry) or "nothing"),
         ("tensors", f"{len(checkpoint.weights)}, {sum(t.numel() for t in checkpoint.weights.values()):,} numbers"),
         ("left out", f"{len(checkpoint.unused)} unused" if checkpoint.unused else "nothing"),
+        ("beside the weights", first_of(checkpoint.beside, MAX_BESIDE) or "nothing"),
         ("normalisation", _normalization(checkpoint.weights)),
         ("network", " or ".join(network.name for network in recognized) or "unknown to fastadaad"),
     ]
@@ -49,9 +54,11 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     ]
     table = Table(title=Text(printable(path.name)), show_header=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(row[0], Text(printable(row[1])))
     console.print(table)
-    if recognized:
+    if recognized and arguments.prefix is not None:
+        print_line(console, f"as a teacher: fastadaad export {path} FILE.safetensors --prefix {arguments.prefix}")
+    elif recognized:
         name = recognized[0].name
         print_line(console, f"as a teacher: fastadaad train RECIPE teacher.name={name} teacher.checkpoint={path}")
     else:

@@ -20,7 +20,7 @@ ROBUSTBENCH_CLASSES = {
 }
 
 
-def export(source: Path, out: Path) -> list[str]:
+def export(source: Path, out: Path, *, prefix: str | None = None) -> list[str]:
     """Writes the network of a run folder or a weights file to a new file.
 
     Args:
@@ -28,6 +28,7 @@ def export(source: Path, out: Path) -> list[str]:
         out: New file. A .safetensors file has fastadaad's names, for load_model, and the network's name in its header.
             A .pt file is a bare state dict with RobustBench's names; a normalisation that is not the identity becomes
             the buffers mu and sigma [1, C, 1, 1].
+        prefix: Prefix or entry of the network in a file of several. Default: its only network.
 
     Returns:
         Lines that report the file and how to load it.
@@ -42,7 +43,7 @@ def export(source: Path, out: Path) -> list[str]:
         raise ValueError(f"{out} exists already: give another name, or move it away")
     check_output(out)
     weights_file = source / "best.safetensors" if source.is_dir() else source
-    weights = read_state_dict(weights_file)
+    weights = read_state_dict(weights_file, prefix=prefix)
     recognized = recognize(weights)
     if not recognized:
         raise ValueError(f"{weights_file} holds no network that fastadaad builds: see fastadaad inspect")

@@ -50,6 +50,7 @@ def load_model(
     in_chans: int | None = None,
     mean: ChannelValues = 0.0,
     std: ChannelValues = 1.0,
+    prefix: str | None = None,
 ) -> nn.Module:
     """Builds the network `name`; its weights are random without `checkpoint`.
 
@@ -58,12 +59,15 @@ def load_model(
             resnet18, resnet34, preactresnet18, mobilenet-v2, wrn-<depth>-<width>, or timm/<name> for any network of
             timm. Spellings of other programs are accepted (see canonical_name).
         num_classes: Number of logits.
-        checkpoint: Weights file (.safetensors, .pt or .pth). Default: weights drawn with torch's global generator.
+        checkpoint: Weights file (.safetensors, .pt, .pth or .ckpt). Default: weights drawn with torch's global
+            generator.
         in_channels: Channels of an image. Default: 3.
         in_chans: timm's word for in_channels.
         mean: Subtracted from the pixels inside the network; one number, or one per channel. A checkpoint that has a
             normalisation replaces `mean` and `std`.
         std: The pixels minus `mean` are divided by it; one number, or one per channel.
+        prefix: Prefix or entry of the network in a checkpoint of several, such as "student" in a Lightning checkpoint.
+            Default: its only network.
 
     Returns:
         The network in train mode on the CPU. It maps pixels [B, in_channels, H, W] in [0, 1] to logits
@@ -81,7 +85,7 @@ def load_model(
             raise ValueError(f"{setting} is {number}: it must be 1 or more")
     model = _construct(canonical_name(name), num_classes=num_classes, in_channels=channels, mean=mean, std=std)
     if checkpoint is not None:
-        load_weights(model, checkpoint)
+        load_weights(model, checkpoint, prefix=prefix)
     return model
 
 

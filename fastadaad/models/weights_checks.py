@@ -18,14 +18,17 @@ from fastadaad.runtime.untrusted_files import SAFETENSORS_HEADER_BYTES, UNPACKED
 
 ZIP_MAGIC = b"PK\x03\x04"  # torch.load distinguishes an archive from the format before torch 1.6 by it
 NUM_PICKLES = 5  # in that format: magic number, version, machine, content, names of the storages
-# Callables that weights and the plain values beside them need. weights_only allows more: bytearray or Tensor, for
-# example, take a number from the file and allocate that many bytes.
+# Callables that weights and the plain values beside them need; weights_values.py replaces all of them that are neither
+# torch's nor plain containers. weights_only allows more: bytearray or Tensor, for example, take a number from the file
+# and allocate that many bytes.
 CALLABLES = re.compile(
     r"""
-    collections\ (OrderedDict|Counter) | (builtins|__builtin__)\ (set|complex) | _codecs\ encode
+    collections\ (OrderedDict|Counter|defaultdict) | _codecs\ encode
+    | (builtins|__builtin__)\ (set|complex|list|dict|tuple|int|long|float|bool|str|unicode|bytes)
     | torch\ (Size|device|bool|[a-z]+[0-9]+) | torch(\.cuda)?\ [A-Z][a-zA-Z0-9]+Storage
     | torch\._utils\ _rebuild_(tensor|tensor_v2|parameter|parameter_with_state)
-    | argparse\ Namespace | numpy\ dtype | numpy\.(core|_core)\.multiarray\ scalar
+    | argparse\ Namespace | pathlib(\._local)?\ (Pure)?(Posix|Windows)?Path
+    | numpy\ (dtype|ndarray) | numpy\.(core|_core)\.multiarray\ (scalar|_reconstruct)
     """,
     re.VERBOSE,
 )

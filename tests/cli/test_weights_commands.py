@@ -37,6 +37,23 @@ def test_inspect_of_an_unknown_network_shows_its_first_names(tmp_path, capsys):
     assert "stem.weight, head.bias" in out
 
 
+def test_inspect_and_export_choose_a_network_by_its_prefix(tmp_path, capsys):
+    networks = {"student": load_model("cnn-4"), "teacher": load_model("rescnn-4")}
+    tensors = {f"{name}.{key}": value for name, model in networks.items() for key, value in model.state_dict().items()}
+    path, out = tmp_path / "w.ckpt", tmp_path / "out.safetensors"
+    torch.save({"state_dict": tensors, "epoch": 3, "hyper_parameters": {"root": tmp_path}}, path)
+    for command in (["inspect", str(path)], ["export", str(path), str(out)]):
+        assert cli.main(command) == 2
+        assert "several networks (student, teacher): choose one with prefix='student'" in capsys.readouterr().err
+    assert cli.main(["inspect", str(path), "--prefix", "teacher"]) == 0
+    printed = capsys.readouterr().out
+    for fact in ("rescnn-4", "epoch, hyper_parameters", f"fastadaad export {path} FILE.safetensors --prefix teacher"):
+        assert fact in printed, fact
+    assert cli.main(["export", str(path), str(out), "--prefix", "teacher"]) == 0
+    x = torch.rand(2, 3, 16, 16)
+    assert torch.equal(load_model("rescnn-4", checkpoint=out).eval()(x), networks["teacher"].eval()(x))
+
+
 def test_inspect_of_a_missing_file_is_one_line_and_exit_code_2(tmp_path, capsys):
     assert cli.main(["inspect", str(tmp_path / "w.pt")]) == 2
     assert (

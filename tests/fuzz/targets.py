@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import zipfile
+from collections import defaultdict
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -73,8 +74,17 @@ def _weights() -> dict[str, torch.Tensor]:
 
 
 def _checkpoint_content() -> dict:
-    """Returns weights with a view of a storage, a numpy number and plain values beside them."""
-    return {"state_dict": _weights(), "epoch": 3, "accuracy": np.float64(0.5), "view": torch.arange(10.0)[3:6]}
+    """Returns weights in MAIR's layout, with a view of a storage and harmless values beside them."""
+    return {
+        "rmodel": _weights(),
+        "mean": np.full(3, 0.5),
+        "std": np.full(3, 0.25),
+        "epoch": 3,
+        "accuracy": np.float64(0.5),
+        "view": torch.arange(10.0)[3:6],
+        "path": Path("/runs"),
+        "history": defaultdict(list, loss=[0.5]),
+    }
 
 
 def _write_safetensors(folder: Path) -> None:

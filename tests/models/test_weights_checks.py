@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from fastadaad.models import WeightsError, read_state_dict
 from fastadaad.models.weights_checks import check_safetensors, check_torch_save
-from fastadaad.models.weights_reading import HARMLESS
+from fastadaad.models.weights_values import HARMLESS
 from fastadaad.runtime.untrusted_files import SAFETENSORS_HEADER_BYTES
 
 MANY = 2**33  # bytes: more than a test may allocate
