@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fastadaad evaluate`."""
     parser.add_argument("run_or_weights", metavar="RUN_OR_WEIGHTS", help="a run folder or a weights file")
     add_overrides(parser)
-    parser.add_argument("--attacks", metavar="LIST", help="natural, fgsm, pgdN, cw, cw-l2, cw-linf, autoattack")
+    parser.add_argument("--attacks", metavar="LIST", help="natural, fgsm, pgdN, cw, cw-l2, cw-linf, autoattack...")
     parser.add_argument("-n", "--num-images", metavar="N", help="only the first N test images")
     parser.add_argument("--norm", help="linf or l2")
     parser.add_argument("--epsilon", help="radius in pixel units, such as 8/255")

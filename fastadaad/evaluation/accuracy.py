@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fastadaad.config import Layout, ThreatModel, require_bool, require_choice, require_integer, require_type
-from fastadaad.evaluation.attack_names import AUTOATTACK_STAGES
+from fastadaad.evaluation.attack_names import AUTOATTACK_STAGES, RANDOM_AUTOATTACK
 from fastadaad.evaluation.attacks import (
     AttackSpec,
     GradientAttack,
@@ -296,14 +296,16 @@ def masking_warning(results: Iterable[AttackResult]) -> str | None:
         results: Results of one network on the same images.
 
     Returns:
-        One line if the accuracy under the strongest other attack in the same ball (autoattack, a stage of it, cw-linfN,
-        cw-l2) is more than MASKING_GAP below that under ascent of the cross-entropy (fgsm, pgdN; cw-linfN if these are
-        missing); otherwise None. cw is left out, as it has no radius.
+        One line if the accuracy under the strongest other attack in the same ball (autoattack, autoattack-rand, a
+        stage of AutoAttack, cw-linfN, cw-l2) is more than MASKING_GAP below that under ascent of the cross-entropy
+        (fgsm, pgdN; cw-linfN if these are missing); otherwise None. cw is left out, as it has no radius.
     """
     accuracy = {result.attack: result.accuracy for result in results}
     margin = [name for name in accuracy if name.startswith("cw-linf")]
     ascent = [name for name in accuracy if name == "fgsm" or name.startswith("pgd")] or margin
-    strong = [name for name in accuracy if name in ("autoattack", "cw-l2", *AUTOATTACK_STAGES, *margin)]
+    strong = [
+        name for name in accuracy if name in ("autoattack", RANDOM_AUTOATTACK, "cw-l2", *AUTOATTACK_STAGES, *margin)
+    ]
     if not ascent or not strong:
         return None
     weakest, strongest = min(ascent, key=accuracy.__getitem__), min(strong, key=accuracy.__getitem__)

@@ -4,13 +4,15 @@ import re
 
 # AutoAttack's standard version, in its order.
 AUTOATTACK_STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
-FIXED_NAMES = ("natural", "fgsm", "cw-l2", "autoattack", *AUTOATTACK_STAGES)
+# AutoAttack's version for networks that use chance; its stages have no name of their own.
+RANDOM_AUTOATTACK = "autoattack-rand"
+FIXED_NAMES = ("natural", "fgsm", "cw-l2", "autoattack", RANDOM_AUTOATTACK, *AUTOATTACK_STAGES)
 # Attacks with a number of steps in their name, and the number if the name has none. pgd requires one.
 DEFAULT_STEPS = {"pgd": None, "cw-linf": 20, "cw": 1000}
 STEPS_PATTERN = re.compile(rf"({'|'.join(DEFAULT_STEPS)})([1-9][0-9]{{0,4}})?")
 CHOICES = (
     "natural, fgsm, pgdN and cw-linfN with N steps such as pgd20, cw or cwN, cw-l2, autoattack, "
-    f"or one of its stages {', '.join(AUTOATTACK_STAGES)}"
+    f"{RANDOM_AUTOATTACK}, or one of its stages {', '.join(AUTOATTACK_STAGES)}"
 )
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fastadaad import methods
 from fastadaad.config import InnerConfig, Layout, Start, ThreatModel
-from fastadaad.evaluation.attack_names import AUTOATTACK_STAGES, split_attack_name
-from fastadaad.evaluation.autoattack import AutoAttackStage, import_pyautoattack
+from fastadaad.evaluation.attack_names import AUTOATTACK_STAGES, RANDOM_AUTOATTACK, split_attack_name
+from fastadaad.evaluation.autoattack import RANDOM_STAGES, AutoAttackStage, import_pyautoattack
 from fastadaad.evaluation.carlini_wagner import CarliniWagner
 from fastadaad.inner.maximizer import InnerMaximizer
 from fastadaad.methods.objectives import CROSS_ENTROPY, MARGIN, InnerObjective
@@ -96,7 +96,7 @@ class AttackSpec:
 
     name: str
     stages: tuple[tuple[str, Attack], ...]
-    """Name and attack of each stage; a single one except for autoattack."""
+    """Name and attack of each stage; a single one except for autoattack and autoattack-rand."""
 
 
 def correct(model: nn.Module, x: Tensor, labels: Tensor, nonfinite: Tensor | None = None) -> Tensor:
@@ -140,6 +140,8 @@ def parse_attack(name: str) -> AttackSpec:
             - cw, cwN: the Carlini-Wagner attack of the AdaAD paper with 1000 or N iterations.
             - cw-l2: the full Carlini-Wagner attack, within an l2 radius.
             - autoattack: the four stages of AutoAttack; apgd-ce, apgd-t, fab-t and square run one of them alone.
+            - autoattack-rand: AutoAttack's version for networks that use chance: apgd-ce and apgd-dlr on the mean
+              gradient of 20 draws.
 
             N has at most five digits.
 
@@ -149,6 +151,8 @@ def parse_attack(name: str) -> AttackSpec:
     Raises:
         ValueError: The name is unknown.
     """
+    if name == RANDOM_AUTOATTACK:
+        return AttackSpec(name=name, stages=tuple((stage.stage, stage) for stage in RANDOM_STAGES))
     stages = AUTOATTACK_STAGES if name == "autoattack" else (name,)
     return AttackSpec(name=name, stages=tuple((stage, _single(stage)) for stage in stages))
 

@@ -14,28 +14,30 @@ from torch import Tensor, nn
 from fastadaad.config import ThreatModel
 
 NORMS = {"linf": "Linf", "l2": "L2"}
-# The targeted DLR loss of apgd-t compares the four largest logits.
-MIN_CLASSES_OF_DLR = 4
+# The targeted DLR loss of apgd-t compares the four largest logits, the DLR loss of apgd-dlr the three largest.
+MIN_CLASSES = {"apgd-t": 4, "apgd-dlr": 3}
 MAX_TARGETS = 9
 
 
 @dataclass(frozen=True)
 class AutoAttackStage:
-    """A stage of AutoAttack's standard version, for any number of classes.
+    """A stage of AutoAttack's standard version or of its version rand, for any number of classes.
 
     Args:
-        stage: One of attack_names.AUTOATTACK_STAGES.
+        stage: One of attack_names.AUTOATTACK_STAGES, or apgd-dlr.
+        num_draws: Forward and backward passes per step of apgd, whose gradients are averaged (EoT).
     """
 
     stage: str
+    num_draws: int = 1
     is_random = False
 
     def note(self, model: nn.Module, x_natural: Tensor) -> str | None:
         """Returns the reason if the stage is left out for this model, otherwise None."""
-        num_classes = count_classes(model, x_natural)
-        if self.stage != "apgd-t" or num_classes >= MIN_CLASSES_OF_DLR:
+        num_classes, least = count_classes(model, x_natural), MIN_CLASSES.get(self.stage, 0)
+        if num_classes >= least:
             return None
-        return f"apgd-t is left out: its loss needs {MIN_CLASSES_OF_DLR} classes, and the model has {num_classes}"
+        return f"{self.stage} is left out: its loss needs {least} classes, and the model has {num_classes}"
 
     def survives(
         self,
@@ -73,17 +75,23 @@ class AutoAttackStage:
         library = import_pyautoattack()
         norm, epsilon = NORMS[threat_model.norm], threat_model.epsilon
         attacks = library.AutoAttack(model, norm=norm, eps=epsilon, seed=seed, device=device, version="standard")
-        attacks.apgd.loss = "ce"
+        attacks.apgd.loss = "dlr" if self.stage == "apgd-dlr" else "ce"
+        attacks.apgd.eot_iter = self.num_draws
         attacks.fab.targeted = True
         attacks.apgd_targeted.n_target_classes = min(MAX_TARGETS, num_classes - 1)
         attacks.fab.n_target_classes = min(MAX_TARGETS, num_classes - 1)
         by_stage = {
             "apgd-ce": attacks.apgd,
+            "apgd-dlr": attacks.apgd,
             "apgd-t": attacks.apgd_targeted,
             "fab-t": attacks.fab,
             "square": attacks.square,
         }
         return by_stage[self.stage]
+
+
+# Version rand of the library.
+RANDOM_STAGES = (AutoAttackStage("apgd-ce", num_draws=20), AutoAttackStage("apgd-dlr", num_draws=20))
 
 
 def count_classes(model: nn.Module, x: Tensor) -> int:

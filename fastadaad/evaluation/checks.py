@@ -115,7 +115,7 @@ def check_model(model: nn.Module, x_natural: Tensor) -> int:
         _named.add(model)
         warnings.warn(
             f"model uses chance: the logits of two passes differ by up to {difference:.2g}. Attacks see one draw, so "
-            "its accuracies are too high; use AutoAttack's version rand, which averages gradients over draws (EoT)",
+            "its accuracies are too high; use autoattack-rand, which averages gradients over draws (EoT)",
             stacklevel=2,
         )
     return logits.shape[1]

@@ -221,3 +221,47 @@ def test_without_the_library_one_line_names_the_remedy(teacher, digits, monkeypa
     monkeypatch.setitem(__import__("sys").modules, "pyautoattack", None)
     with pytest.raises(ValueError, match=r"AutoAttack needs pyautoattack: pip install 'fastadaad\[aa\]'"):
         evaluate(teacher, batches(*digits), ["natural", "autoattack"], threat_model=LINF)
+
+
+class Noisy(nn.Module):
+    """Adds noise to the images, as randomised defences do, and counts the forward passes with a gradient."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.num_passes = network, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.num_passes += x.requires_grad
+        return self.network(x + 0.3 * torch.randn_like(x))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:model uses chance")
+def test_autoattack_rand_averages_twenty_draws_and_is_stronger_on_a_network_that_uses_chance(teacher, digits):
+    x, labels = digits[0][:30], digits[1][:30]
+    found = {}
+    for attack in ("apgd-ce", "autoattack-rand"):
+        model, threat_model = Noisy(teacher), ThreatModel(epsilon=0.1)
+        torch.manual_seed(0)
+        (result,) = evaluate(model, batches(x, labels), [attack], threat_model=threat_model)
+        found[attack] = result, model.num_passes
+    (weak, passes), (strong, passes_of_rand) = found.values()
+    assert [stage for stage, _, _ in strong.parts] == ["apgd-ce", "apgd-dlr"]
+    assert passes_of_rand == 40 * passes  # twenty draws in each of two stages
+    assert strong.accuracy < weak.accuracy
+
+
+@pytest.mark.slow
+def test_autoattack_rand_has_the_accuracy_of_the_librarys_own_run(teacher, digits):
+    x, labels = digits[0][:12], digits[1][:12]
+    (ours,) = evaluate(teacher, batches(x, labels), ["autoattack-rand"], threat_model=LINF)
+    attack = pyautoattack.AutoAttack(teacher, norm="Linf", eps=LINF.epsilon, seed=0, version="rand")
+    logging.getLogger("auto-attack").setLevel(logging.ERROR)
+    _, predicted = attack.run_standard_evaluation(x, labels, batch_size=BATCH_SIZE)
+    assert ours.accuracy == pytest.approx((predicted == labels).double().mean().item(), abs=0.003)
+
+
+def test_apgd_dlr_is_left_out_for_two_classes():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    (result,) = evaluate(network, lambda: [(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 0, 1]))], ["autoattack-rand"])
+    assert result.notes == ("apgd-dlr is left out: its loss needs 3 classes, and the model has 2",)

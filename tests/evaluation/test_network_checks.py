@@ -156,7 +156,7 @@ class Noisy(nn.Module):
 
 def test_a_network_that_uses_chance_is_named_once():
     model = Noisy()
-    with pytest.warns(UserWarning, match=r"^model uses chance: .*AutoAttack's version rand.*\(EoT\)"):
+    with pytest.warns(UserWarning, match=r"^model uses chance: .*use autoattack-rand.*\(EoT\)"):
         evaluate(model, (X_NATURAL, LABELS), "natural")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
