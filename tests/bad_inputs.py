@@ -39,7 +39,7 @@ CONFIGURATION = {
     "one step longer than the ball": (
         setting("inner.num_steps=1 inner.step_size=0.21"), "more than twice epsilon", "set inner.step_size",
     ),
-    "no steps": (setting("inner.num_steps=0"), "num_steps is 0", "at least one"),
+    "no steps": (setting("inner.num_steps=0"), "num_steps is 0", "1 or more"),
     "half a step": (setting("inner.num_steps=1.5"), "inner.num_steps is '1.5'", "a whole number"),
     "an unknown norm": (setting("inner.threat_model.norm=l3"), "inner.threat_model.norm is 'l3'", "linf or l2"),
     "an unknown start": (setting("inner.start=zero"), "inner.start is 'zero'", "gaussian, uniform or natural"),
@@ -289,7 +289,7 @@ TENSORS = {
     "other classes of the student": (
         step(student=with_classes(3)), "student has 3 classes and teacher 5", "in the same order",
     ),
-    "a map of logits": (step(student=lambda s: s[:4]), "student returns logits of shape [1, 12, 3, 3]", "[B, N]"),
+    "a map of logits": (step(student=lambda s: s[:4]), "student returns logits of shape [8, 12, 3, 3]", "[B, N]"),
     "no teacher for a step": (step(teacher=lambda t: None), "teacher is None: method ard needs one"),
     "a frozen student": (step(student=lambda s: s.requires_grad_(False)), "requires_grad_(True)"),
     "an unknown method of a step": (step(method="adad"), "unknown method 'adad'", "choose one of adaad"),
@@ -299,11 +299,11 @@ TENSORS = {
     "a negative perturbation": (step(awp_gamma=-0.1), "awp_gamma is -0.1", "0 or more"),
     "a step's radius in 0..255": (drop_in(epsilon=8, step_size=2), "epsilon is 8", "write 8/255"),
     "a step's length in 0..255": (drop_in(step_size=2), "step_size 2.0000 is more than epsilon 0.0314", "swapped"),
-    "no steps of the drop-in function": (drop_in(steps=0), "num_steps is 0", "at least one"),
+    "no steps of the drop-in function": (drop_in(steps=0), "num_steps is 0", "1 or more"),
     "limits of the drop-in function": (drop_in(clip_min=1.0, clip_max=0.0), "lower 1.0 is not below upper", "swap"),
     "an evaluation in 0..255": (
         lambda: evaluate(
-            student_and_teacher()[0], lambda: [(255 * images_and_labels()[0], LABELS)], ["natural"],
+            student_and_teacher()[0], lambda: [(255 * images_and_labels(4)[0], LABELS)], ["natural"],
             threat_model=ThreatModel(),
         ),
         "pixels from 0 to 255", "divide them by 255",
