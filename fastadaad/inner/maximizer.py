@@ -138,7 +138,11 @@ class InnerMaximizer:
             self._vjp, self._query, self._reuse = tape_vjp, self._policy.query, self._policy.reuse
         else:
             self._vjp = traceable_vjp
-            self._query, self._reuse = (one_graph(step, **options) for step in (self._policy.query, self._policy.reuse))
+            pair = " and ".join(type(model).__name__ for model in (self.student, self.teacher) if model is not None)
+            self._query, self._reuse = (
+                one_graph(step, name=f"the inner step of {pair}", required=self.mode == "graph", **options)
+                for step in (self._policy.query, self._policy.reuse)
+            )
         self._captured: dict[tuple[Any, ...], CapturedCall] = {}
 
     def __repr__(self) -> str:

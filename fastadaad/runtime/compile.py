@@ -12,27 +12,68 @@ from typing import Any
 import torch
 
 from fastadaad.runtime.machine_cache import CACHE_VARIABLE, cache_folder
+from fastadaad.runtime.untrusted_files import one_line
 
 # Variable of Inductor. Importing torch._dynamo, as a first optimizer step does, sets it to a folder in /tmp if unset.
 COMPILE_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
-def one_graph(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def one_graph(
+    function: Callable[..., Any], *, name: str = "the function", required: bool = False, **options: Any
+) -> Callable[..., Any]:
     """Compiles a function by torch.compile as one graph per shape of its inputs.
+
+    If torch cannot hold the function in one graph, the first call warns, and this and later calls run uncompiled.
 
     If torch supports it, the result of each call counts its own recompilations: otherwise a process that trains nine
     students in a row exceeds torch's limit, which is per function.
 
     Args:
         function: Function without graph breaks.
+        name: Name of the function and of its networks, for the warning.
+        required: Raise an error in place of the warning.
         **options: Keyword arguments of torch.compile.
+
+    Returns:
+        The function to call. It raises ValueError if it is `required` and one graph cannot hold it.
     """
     keep_on_disk()
     logging.getLogger("torch.utils.cpp_extension").addFilter(_is_useful)
     options = {"fullgraph": True, "dynamic": False} | options
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
         options.setdefault("isolate_recompiles", True)
-    return torch.compile(function, **options)
+    compiled, fails = torch.compile(function, **options), False
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal fails
+        if not fails:
+            try:
+                return compiled(*arguments, **keywords)
+            except Exception as error:
+                reason = _reason_against_graph(error)
+                if reason is None:
+                    raise
+                message = f"torch.compile cannot hold {name} in one graph ({reason})"
+                if required:
+                    raise ValueError(f"{message}: change the network, or set mode=eager") from error
+            # A failure comes before the first operation, so nothing has changed yet.
+            warnings.warn(f"{message}: it runs uncompiled; change the network, or set mode=eager", stacklevel=2)
+            fails = True
+        return function(*arguments, **keywords)
+
+    return call
+
+
+def _reason_against_graph(error: Exception) -> str | None:
+    """Returns why torch.compile cannot trace or differentiate a function, in one line; None for any other error."""
+    from torch._dynamo.exc import BackendCompilerFailed, TorchRuntimeError, Unsupported
+
+    if isinstance(error, BackendCompilerFailed):
+        inner = error.inner_exception
+        return one_line(inner) if isinstance(inner, NotImplementedError) else None
+    if isinstance(error, Unsupported | TorchRuntimeError):
+        return str(error).strip().partition("\n")[0].rstrip(".:")
+    return None
 
 
 def compile_cache() -> Path:

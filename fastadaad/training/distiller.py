@@ -201,7 +201,9 @@ class Distiller:
         if self.mode == "eager" or self._syncs_batch_norm:  # no graph of torch.compile can hold the exchange
             return loss_and_logits
         # The epoch is a number in the graph, which must not be compiled again for each epoch.
-        return one_graph(loss_and_logits, **{"dynamic": None} | compile_options)
+        name = f"the outer loss of {type(self.student).__name__}"
+        options = {"dynamic": None} | compile_options
+        return one_graph(loss_and_logits, name=name, required=self.mode == "graph", **options)
 
     @property
     def _syncs_batch_norm(self) -> bool:
