@@ -70,7 +70,7 @@ def _write_weights(folder: Path) -> None:
         "flipped.safetensors": bytes([*good[:7], good[7] ^ 0x40, *good[8:]]),  # in the length of its header
         "flipped.pt": saved.replace(b"PK\x01\x02", b"PK\x01\x42"),
         "text.pt": b"to be done\n",
-        "renamed.safetensors": saved,
+        "renamed.safetensors": gzip.compress(saved, mtime=0),
     }.items():
         (folder / name).write_bytes(content)
     torch.save({"state_dict": Code()}, folder / "code.pt")

@@ -166,7 +166,7 @@ FILES = {
     "a truncated torch.save": ("inspect cut.pt", "cut.pt is not a torch.save file or is corrupt", "fetch it again"),
     "a flipped bit": ("inspect flipped.safetensors", "flipped.safetensors is not a safetensors file", "fetch it again"),
     "a flipped bit in a zip": ("inspect flipped.pt", "flipped.pt is not a torch.save file", "fetch it again"),
-    "another format": ("inspect renamed.safetensors", "renamed.safetensors is not a safetensors", "fetch it again"),
+    "another format": ("inspect renamed.safetensors", "renamed.safetensors is compressed by gzip", "unpack it"),
     "a text file": ("inspect text.pt", "text.pt is not a torch.save file", "fetch it again"),
     "a pickle with code": ("inspect code.pt", "code.pt is refused", "mkdir", "save its state dict alone"),
     "a pickled network": ("inspect module.pt", "module.pt is refused", "save its state dict alone"),

@@ -24,7 +24,7 @@ from fastadaad.evaluation.attacks import (
 from fastadaad.evaluation.autoattack import AutoAttackStage
 from fastadaad.evaluation.batches import Batches, Images, batches_of, has_fixed_order
 from fastadaad.evaluation.checks import PassChecks
-from fastadaad.evaluation.survival import Keeper, attack_survivors, fingerprint
+from fastadaad.evaluation.survival import Keeper, attack_survivors, sha256_of_tensors
 from fastadaad.inner.caller import bare, check_not_quantized
 from fastadaad.inner.folding import fold as fold_network
 from fastadaad.inner.frozen import frozen
@@ -232,7 +232,7 @@ def _on_survivors(
     left_out = [attack.note(network, x_natural) for _, attack in spec.stages if isinstance(attack, AutoAttackStage)]
     facts = [
         spec.name, asdict(threat_model), batch_size, [generator.initial_seed() for generator in generators],
-        fingerprint(*model.state_dict().values()), fingerprint(x_natural, labels),
+        sha256_of_tensors(*model.state_dict().values()), sha256_of_tensors(x_natural, labels),
     ]  # fmt: skip
     survival = attack_survivors(
         network,

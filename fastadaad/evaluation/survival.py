@@ -84,7 +84,7 @@ class Keeper:
             write_atomically(self._path, json.dumps(asdict(survival)).encode())
 
 
-def fingerprint(*tensors: Tensor) -> str:
+def sha256_of_tensors(*tensors: Tensor) -> str:
     """Returns the sha256 of the bytes of all tensors."""
     digest = hashlib.sha256()
     for tensor in tensors:

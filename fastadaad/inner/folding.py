@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -172,7 +172,7 @@ def _logits_and_gradient(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor 
 
 def _random_states(device: torch.device) -> list[Any]:
     """States of the generators that a forward pass may draw from."""
-    states: list[Any] = [random.getstate(), np.random.get_state()[1:3], torch.get_rng_state()]
+    states: list[Any] = [random.getstate(), cast(tuple[Any, ...], np.random.get_state())[1:3], torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
