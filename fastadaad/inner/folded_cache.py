@@ -104,10 +104,15 @@ def _python_state(network: nn.Module) -> tuple[Any, ...]:
     """Everything that decides how the network computes, except for the values of its tensors.
 
     Modules, tensors and other objects by their identities, plain attributes by their values. The mode is left out, as a
-    copy is in eval mode.
+    copy is in eval mode. An object that takes the address of a deleted one goes unnoticed; see docs/folding.md.
     """
     return tuple(
-        (name, id(module), *((key, _plain(value)) for key, value in vars(module).items() if key != "training"))
+        (
+            name,
+            type(module),
+            id(module),
+            *((key, _plain(value)) for key, value in vars(module).items() if key != "training"),
+        )
         for name, module in network.named_modules()
     )
 
