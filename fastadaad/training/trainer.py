@@ -279,6 +279,7 @@ class Trainer:
         """Evaluates the student, and writes the results of the epoch."""
         state = self.state
         with progress.clock_stopped():
+            self._check_finite()  # before an evaluation that could only say that the student is broken
             validation = self._validation(progress, request)
             robust_accuracy = validation.get("robust_accuracy", -1.0)
             # Without a validation split the last epoch counts as the best.
