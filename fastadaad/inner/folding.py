@@ -168,10 +168,15 @@ def _difference(folded: FoldedNetwork, network: nn.Module, x: Tensor, dtype: tor
 
 
 def _difference_in_float64(network: nn.Module, x: Tensor) -> str | None:
-    """Compares a folded copy with its network in float64; None also for a network that does not run in float64."""
+    """Compares a folded copy with its network in float64; None also for a network that does not run in float64.
+
+    Noise joins the images, as dead ReLUs may hide a lost gradient on these.
+    """
     try:
         double = copy.deepcopy(network).double()
-        return _difference(FoldedNetwork(double, dtype=torch.float64), double, x.double(), torch.float64)
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x.device)
+        images = torch.cat([x.double(), noise])
+        return _difference(FoldedNetwork(double, dtype=torch.float64), double, images, torch.float64)
     except Exception:  # such as a layer that casts to fp32; the comparison in the copy's own precision stands
         return None
 

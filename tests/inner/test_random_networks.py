@@ -142,6 +142,17 @@ def assert_same_gradient(names: list[str], seed: int, precision: str) -> None:
     assert (gradient - expected).norm() <= GRADIENT_ERROR[precision] * expected.norm()
 
 
+def test_dead_relus_do_not_hide_a_lost_gradient():
+    """The pixel gradient of this network is exactly 0 on the two images that its copy is compared on."""
+    names, seed = ["rounding", "shared", "conv", "flagged"], 483
+    x = torch.rand(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    gradient = own_gradient(network_of(names, seed), x, torch.arange(4))
+    assert not gradient[:2].any()
+    assert gradient.any()
+    with pytest.warns(UserWarning, match="another pixel gradient; the inner loop runs it unfolded"):
+        assert_same_gradient(names, seed, "fp32")
+
+
 NETWORKS = st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=6)
 
 
