@@ -1,0 +1,18 @@
+// Calls of the CUDA runtime and driver that succeed without an effect on the books of runtime.cpp, whatever they are given.
+
+#define NOTHING(name) \
+  extern "C" __attribute__((visibility("default"))) int name() { return 0; }
+
+NOTHING(__cudaInitModule)
+NOTHING(cuCtxSetCurrent)
+NOTHING(cuFuncSetAttribute)
+NOTHING(cuFuncSetCacheConfig)
+NOTHING(cuModuleUnload)
+NOTHING(cudaFuncSetAttribute)
+NOTHING(cudaGraphRetainUserObject)
+NOTHING(cudaKernelSetAttributeForDevice)
+NOTHING(cudaProfilerStart)
+NOTHING(cudaProfilerStop)
+NOTHING(cudaStreamUpdateCaptureDependencies)
+NOTHING(cudaUserObjectCreate)
+NOTHING(cudaUserObjectRelease)
