@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,15 @@ from fastadaad.config import (
     require_choice,
     require_type,
 )
-from fastadaad.inner.caller import bare, check_devices, check_generator, check_networks, device_type, usable
+from fastadaad.inner.caller import (
+    bare,
+    check_devices,
+    check_generator,
+    check_networks,
+    device_of,
+    device_type,
+    usable,
+)
 from fastadaad.inner.checks import check_batch, check_first_call
 from fastadaad.inner.folded_cache import Form, folded_copy
 from fastadaad.inner.frozen import frozen
@@ -32,7 +40,7 @@ from fastadaad.inner.teacher_policies import POLICIES, first_interval
 from fastadaad.runtime.compile import one_graph
 from fastadaad.runtime.cuda_graph import CapturedCall
 from fastadaad.runtime.distributed import ProcessGroup
-from fastadaad.runtime.precision import gradient_scale, tensor_cores
+from fastadaad.runtime.precision import gradient_scale, is_low, resolved, tensor_cores, uses_tf32
 
 Networks = tuple[nn.Module, nn.Module | None]
 
@@ -85,9 +93,12 @@ class InnerMaximizer:
         inner: Threat model, step size and number of steps; a dict of settings or an InnerConfig. Default: 10 steps of
             2/255 in linf 8/255.
         teacher_policy: Interval of the teacher queries, such as `"refreshed(every=5)"`. Default: exact.
-        precision: Arithmetic of each network, a PrecisionConfig or one string for both. Default: fp32.
+        precision: Arithmetic of each network, a PrecisionConfig or one string for both. Default: auto, which is bf16 on
+            a CUDA device with tensor cores, else fp32; a network that cannot be folded then runs in TF32. The attribute
+            `precision` holds the precision in use.
         layout: Memory layout of the convolutions; `auto` measures once per machine and network.
-        fold: Run on folded copies of the networks (docs/folding.md); False: on the networks themselves, in fp32.
+        fold: Run on folded copies of the networks (docs/folding.md); False: on the networks themselves, in fp32 or
+            tf32.
         mode: `eager`, `compiled`, `graph`, or `auto`: compiled on CUDA, else eager. The attribute `mode` holds the mode
             in use.
         compile_options: Keyword arguments of torch.compile.
@@ -126,7 +137,14 @@ class InnerMaximizer:
         self.method = (methods.get(method) if isinstance(method, str) else method).resolved()
         self.inner, self.process_group = InnerConfig.parse(inner), process_group
         self.teacher_policy = TeacherPolicy.parse(teacher_policy)
-        self.precision, self.layout, self.fold = PrecisionConfig.parse(precision), layout, fold
+        self.layout, self.fold = layout, fold
+        self._wanted_precision = PrecisionConfig.parse(precision)
+        self.precision = resolved(
+            self._wanted_precision,
+            device_of(student),
+            student_folds=fold and self.inner.student_eval,
+            teacher_folds=fold,
+        )
         self.student, self.teacher = bare(student), None if teacher is None else bare(teacher)
         self.method.require_teacher(teacher)
         self.teacher_policy.check(self.method.through_teacher, self.method.name)
@@ -161,7 +179,7 @@ class InnerMaximizer:
             raise ValueError(
                 f"student_eval is False, and mode {self.mode} cannot update batch-norm inside: set mode=eager"
             )
-        if self.precision.student in ("bf16", "fp16"):
+        if is_low(self.precision.student):
             raise ValueError(
                 f"student_eval is False, and a student in train mode is not folded: precision.student cannot be "
                 f"{self.precision.student}, set it to fp32"
@@ -229,7 +247,7 @@ class InnerMaximizer:
         """Student and teacher of the loop: folded copies with the present weights, or the networks, frozen inside."""
         student, teacher = self.student, self.teacher_network(x_natural)
         if self.inner.student_eval:
-            student = folded_copy(student, x_natural, self.form(self.precision.student))
+            student = folded_copy(student, x_natural, self.form("student"))
         with (
             frozen(*[self.teacher] if teacher is not None and teacher is self.teacher else []),
             frozen(*[student] if student is self.student else [], evaluation=self.inner.student_eval),
@@ -243,9 +261,17 @@ class InnerMaximizer:
         tensors = [tensor for network in networks for tensor in chain(network.parameters(), network.buffers())]
         return self.fold and self.inner.student_eval and not any(tensor.is_inference() for tensor in tensors)
 
-    def form(self, precision: Precision) -> Form:
-        """Returns the form of this loop's folded copies in `precision`."""
-        return Form(precision=precision, layout=self.layout, fold=self.fold, compiled=self.mode != "eager")
+    def form(self, network: Literal["student", "teacher"]) -> Form:
+        """Returns the form of the folded copy of one of the networks."""
+        precision: Precision = getattr(self.precision, network)
+        is_optional = is_low(precision) and getattr(self._wanted_precision, network) == "auto"
+        return Form(
+            precision=precision,
+            layout=self.layout,
+            fold=self.fold,
+            compiled=self.mode != "eager",
+            unfolded_precision=("tf32" if uses_tf32(self.precision) else "fp32") if is_optional else None,
+        )
 
     def teacher_network(self, x: Tensor) -> nn.Module | None:
         """Returns the teacher's folded copy for batches like x [B, C, H, W], or the teacher if it cannot be folded.
@@ -254,7 +280,7 @@ class InnerMaximizer:
         """
         if self.teacher is None:
             return None
-        return folded_copy(self.teacher, x, self.form(self.precision.teacher))
+        return folded_copy(self.teacher, x, self.form("teacher"))
 
     def new_search(self, networks: Networks, x_natural: Tensor, labels: Tensor | None) -> Search:
         """Returns the search on `networks` from x_natural, with the objective's target computed."""

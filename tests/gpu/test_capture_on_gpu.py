@@ -62,7 +62,13 @@ class Training:
         self.optimizer = torch.optim.SGD(self.student.parameters(), lr=1.0, momentum=0.9, fused=fused)
         self.generator = torch.Generator(DEVICE).manual_seed(0)
         self.distiller = Distiller(
-            self.student, teacher, method=method, inner=INNER, optimizer=self.optimizer, mode=mode, **options
+            self.student,
+            teacher,
+            method=method,
+            inner=INNER,
+            optimizer=self.optimizer,
+            mode=mode,
+            **{"precision": "fp32"} | options,
         )
         self.updates_by_python = 0
         self.optimizer.register_step_post_hook(self.count_update)
@@ -141,6 +147,20 @@ def test_replays_accumulate_the_error_of_a_teacher_policy():
     error, expected = (training.distiller.read_teacher_error() for training in (graph, eager))
     assert error.logit_error == pytest.approx(expected.logit_error, rel=1e-2)
     assert error.kl_error == pytest.approx(expected.kl_error, rel=5e-2)
+
+
+def test_the_default_precision_is_bf16_on_tensor_cores():
+    training, plain = (
+        Training("eager", "adaad", **options) for options in ({"precision": "auto"}, {"precision": "fp32"})
+    )
+    expected = "bf16" if torch.cuda.get_device_capability(DEVICE) >= (8, 0) else "fp32"
+    assert (training.distiller.precision.student, training.distiller.precision.teacher) == (expected, expected)
+    losses = []
+    for one in (training, plain):
+        loss, x_adv = one.step(0, guard=unguarded)
+        assert x_adv.dtype == loss.dtype == torch.float32
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_mode_auto_is_compiled_and_uses_no_graph():
