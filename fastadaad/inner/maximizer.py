@@ -1,8 +1,7 @@
 """x_natural -> x_adv: the projected search for the point at which a method's inner objective is largest."""
 
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +16,6 @@ from fastadaad.config import (
     Precision,
     PrecisionConfig,
     TeacherPolicy,
-    ThreatModel,
     require_bool,
     require_choice,
     require_type,
@@ -107,6 +105,8 @@ class InnerMaximizer:
 
     Attributes:
         query_interval: Number of steps between two queries of the teacher; may be changed between searches.
+        sets_tf32: True: the search switches TF32 on or off by its precision. False: it leaves torch's switches as they
+            are.
 
     Raises:
         ValueError: Settings that contradict each other, or a network that is not a torch.nn.Module.
@@ -149,6 +149,7 @@ class InnerMaximizer:
         self.method.require_teacher(teacher)
         self.teacher_policy.check(self.method.through_teacher, self.method.name)
         self._check_student_eval()
+        self.sets_tf32 = True
         self.query_interval = first_interval(self.teacher_policy, self.inner.num_steps)
         self._policy = POLICIES[self.teacher_policy.kind]
         options = compile_options or {}
@@ -224,7 +225,8 @@ class InnerMaximizer:
         # The loop needs a grad mode of its own.
         with torch.inference_mode(False), torch.enable_grad():
             x_natural, labels = self.admit(x_natural, labels)
-            with tensor_cores(self.precision, x_natural.device), self.networks(x_natural) as networks:
+            arithmetic = tensor_cores(self.precision, x_natural.device) if self.sets_tf32 else nullcontext()
+            with arithmetic, self.networks(x_natural) as networks:
                 self._check_first_call(networks, x_natural, labels)
                 maximize = self._replay if replay and self.mode == "graph" else self._maximize
                 return maximize(networks, x_natural.detach(), labels, generator)
@@ -335,61 +337,3 @@ class InnerMaximizer:
 
             self._captured[key] = CapturedCall(maximize, generators=[generator])
         return self._captured[key](x_natural, *[] if labels is None else [labels])
-
-
-def adaad_inner_loss(
-    model: nn.Module,
-    teacher_model: nn.Module,
-    x_natural: Tensor,
-    step_size: float = 2 / 255,
-    steps: int = 10,
-    epsilon: float = 8 / 255,
-    BN_eval: bool = True,  # noqa: N803 - the name that existing AdaAD programs use
-    random_init: bool = True,
-    clip_min: float = 0.0,
-    clip_max: float = 1.0,
-    *,
-    layout: Layout = "auto",
-    fold: bool = True,
-) -> Tensor:
-    """Drop-in replacement for the inner loop of existing AdaAD programs: x_natural [B, C, H, W] -> x_adv.
-
-    The names of the arguments are the authors'; the mathematics is InnerMaximizer's with method adaad. Both networks
-    keep their modes. The authors' function leaves `model` in train mode and `teacher_model` in eval mode: this one
-    warns if a network is in the other mode.
-
-    Args:
-        model: Student.
-        teacher_model: Teacher.
-        x_natural: Natural images, fp32 [B, C, H, W] in [0, 1].
-        step_size: Length of a step in pixel units.
-        steps: Number of steps.
-        epsilon: Radius in linf, in pixel units.
-        BN_eval: Student in eval mode during the loop.
-        random_init: Gaussian start with standard deviation 0.001, else x_natural.
-        clip_min: Smallest pixel.
-        clip_max: Largest pixel.
-        layout: Memory layout of the folded copies; see InnerMaximizer.
-        fold: Run on folded copies of the networks; see InnerMaximizer.
-
-    Raises:
-        ValueError: Radii that make no sense, see InnerConfig.
-    """
-    for name, network, mode in (("model", model, "train"), ("teacher_model", teacher_model, "eval")):
-        if isinstance(network, nn.Module) and network.training != (mode == "train"):
-            warnings.warn(
-                f"{name} is not in {mode} mode and is not put into it: call {name}.{mode}() before the loss",
-                stacklevel=2,
-            )
-    inner = InnerConfig(
-        threat_model=ThreatModel(norm="linf", epsilon=epsilon),
-        step_size=step_size,
-        num_steps=steps,
-        start="gaussian" if random_init else "natural",
-        student_eval=BN_eval,
-        lower=clip_min,
-        upper=clip_max,
-    )
-    return InnerMaximizer(model, teacher_model, method="adaad", inner=inner, layout=layout, fold=fold, mode="eager")(
-        x_natural
-    )

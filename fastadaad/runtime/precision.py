@@ -89,6 +89,13 @@ def gradient_scale(precision: PrecisionConfig) -> float:
     return FP16_GRADIENT_SCALE if "fp16" in (precision.student, precision.teacher) else 1.0
 
 
+def fp32_switches() -> tuple[str, ...]:
+    """Returns torch's switches for fp32 on CUDA: of matrix products, convolutions and recurrent layers."""
+    backends: Any = torch.backends
+    switches = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    return tuple(switch.fp32_precision for switch in switches)
+
+
 @contextmanager
 def tensor_cores(precision: PrecisionConfig, device: torch.device) -> Iterator[None]:
     """Computes fp32 convolutions and matrix products on CUDA in TF32 if uses_tf32(precision), else in fp32.
@@ -105,8 +112,7 @@ def tensor_cores(precision: PrecisionConfig, device: torch.device) -> Iterator[N
         return
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
-    switches = (matmul, cudnn.conv, cudnn.rnn)
-    before = [switch.fp32_precision for switch in switches]
+    switches, before = (matmul, cudnn.conv, cudnn.rnn), fp32_switches()
     # allow_tf32 is torch's older name of the switch. Writing it sets both names, which must agree when torch reads it.
     # It cannot be read if the user has set the newer name alone.
     try:
