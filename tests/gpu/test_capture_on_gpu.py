@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastadaad import Distiller, InnerConfig, ThreatModel, methods, ops
 from fastadaad.config import TeacherPolicy
 from fastadaad.runtime.cuda_graph import NUM_WARM_UP_RUNS, CapturedCall, run_on_two_streams
+from fastadaad.runtime.precision import STRICT_FP32, tensor_cores
 from fastadaad.training.capturable_optimizer import CapturableOptimizer
 
 NUM_STEPS = 20
@@ -24,11 +25,11 @@ DEVICE = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def reproducible(monkeypatch):
-    """Makes fp32 convolutions use the same algorithm in every run."""
+    """Makes convolutions use the same algorithm in every run, and in fp32 without TF32."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    with tensor_cores(STRICT_FP32, DEVICE):  # pytest cannot restore torch's switches for TF32
+        yield
 
 
 @contextmanager
