@@ -55,12 +55,17 @@ def schedule(step: int) -> float:
     return (32 - step) / 1024  # exact in fp32
 
 
+fused_sgd = partial(torch.optim.SGD, lr=1.0, momentum=0.9, fused=True)
+
+
 class Training:
     """Training in one mode, with a learning rate that changes at each step."""
 
-    def __init__(self, mode: str, method: str | methods.Method, fused: bool = True, **options) -> None:
+    def __init__(
+        self, mode: str, method: str | methods.Method, make_optimizer: Callable = fused_sgd, **options
+    ) -> None:
         self.student, teacher = networks_on_gpu()
-        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=1.0, momentum=0.9, fused=fused)
+        self.optimizer = make_optimizer(self.student.parameters())
         self.generator = torch.Generator(DEVICE).manual_seed(0)
         self.distiller = Distiller(
             self.student,
@@ -138,8 +143,42 @@ def test_introspection_is_captured_when_it_begins():
 
 def test_an_optimizer_that_reads_its_rate_on_the_host_leaves_only_the_inner_loop_captured():
     with pytest.warns(UserWarning, match="captures the inner loop and not the whole step"):
-        graph, _ = assert_same_training("adaad", fused=False)
+        graph, _ = assert_same_training("adaad", make_optimizer=partial(fused_sgd, fused=False))
     assert graph.updates_by_python == NUM_STEPS
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (torch.optim.AdamW, {"fused": True}),
+        (torch.optim.AdamW, {}),
+        (torch.optim.Adam, {"foreach": False}),
+        (torch.optim.RMSprop, {}),
+        (torch.optim.Adagrad, {"fused": True}),
+    ],
+)
+def test_a_captured_step_of_other_optimizers_equals_the_eager_step(kind, settings):
+    weights = []
+    for captured in (True, False):
+        weight = nn.Parameter(torch.linspace(-1, 1, 1000, device=DEVICE))
+        optimizer = kind([weight], lr=1.0, **settings)
+        capturable = CapturableOptimizer(optimizer) if captured else None
+
+        def train(x: Tensor, weight=weight, optimizer=capturable or optimizer) -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            loss = (weight.sin() * x).square().sum()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        step = CapturedCall(train, state=capturable.state) if capturable else train
+        for number in range(NUM_STEPS):
+            optimizer.param_groups[0]["lr"] = schedule(number)
+            if capturable:
+                capturable.refresh()
+            step(torch.full((1000,), 1 + number / NUM_STEPS, device=DEVICE))
+        weights.append(weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
 
 
 def test_replays_accumulate_the_error_of_a_teacher_policy():
