@@ -173,7 +173,7 @@ def _measured(network: nn.Module, x: Tensor, dtype: torch.dtype, form: Form) -> 
     def build(memory_format: torch.memory_format) -> nn.Module:
         return FoldedNetwork(network, memory_format=memory_format, dtype=dtype)
 
-    return choose_memory_format(network, x, build, compiled=form.compiled)
+    return choose_memory_format(network, x, build, precision=form.precision, compiled=form.compiled)
 
 
 def _warn_unfolded(network: nn.Module, form: Form, why: str) -> None:
