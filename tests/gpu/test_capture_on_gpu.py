@@ -15,6 +15,7 @@ from fastadaad import Distiller, InnerConfig, ThreatModel, methods, ops
 from fastadaad.config import TeacherPolicy
 from fastadaad.runtime.cuda_graph import NUM_WARM_UP_RUNS, CapturedCall, run_on_two_streams
 from fastadaad.runtime.precision import STRICT_FP32, tensor_cores
+from fastadaad.training.averaging import AveragedWeights
 from fastadaad.training.capturable_optimizer import CapturableOptimizer
 
 NUM_STEPS = 20
@@ -293,3 +294,18 @@ def test_a_compiled_function_can_be_captured():
         x_adv, _ = batch_on_gpu(seed=seed)
         networks[0][0].weight.mul_(0.9)
         torch.testing.assert_close(captured(x_adv), plain_gradient(*networks, x_adv), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("ema_decay", [0.9, None], ids=["EMA", "SWA"])
+def test_averaging_the_weights_does_not_wait_for_the_device(ema_decay):
+    student, _ = networks_on_gpu()
+    averaged = AveragedWeights(student, ema_decay)
+    with host_sync_is_an_error():
+        for _ in range(3):
+            averaged.add(student)
+            with torch.no_grad():
+                student[0].weight.mul_(0.5)
+    assert averaged.num_averaged == 3
+    weight = averaged.module[0].weight / student[0].weight  # the student's is 1/8 of the first one
+    expected = 0.9 * (0.9 + 0.1 / 2) + 0.1 / 4 if ema_decay else (1 + 1 / 2 + 1 / 4) / 3
+    torch.testing.assert_close(weight, torch.full_like(weight, 8 * expected))
