@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad import Distiller, InnerConfig, load_model, methods
-from fastadaad.config import PrecisionConfig, TeacherPolicy
+from fastadaad.config import TeacherPolicy
 
 from . import reference
 
@@ -119,12 +119,9 @@ class Program:
 
     def _distiller(self, method: str) -> Distiller:
         row = methods.get(method, **reference.REFERENCES[method].options)
-        settings = {}
+        settings = {"precision": self.variant.precision}
         if self.variant.policy.kind != "exact":
             settings["teacher_policy"] = self.variant.policy
-        if self.variant.precision != "fp32":
-            precision = self.variant.precision
-            settings["precision"] = PrecisionConfig(student=precision, teacher=precision)
         return Distiller(
             self.student,
             self.teacher,
