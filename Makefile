@@ -83,7 +83,7 @@ bench-gpu: setup
 	$(STEP) --device cuda --pair cifar --pair paper --method adaad --method adaiad --modes eager,compiled,graph \
 		--policies "$(POLICIES)" --rewrite --output $(GPU)/step.csv
 	$(STEP) --device cuda --pair small --method all --modes eager,compiled,graph --no-details --output $(GPU)/step.csv
-	$(STEP) --device cuda --pair paper --modes graph --precisions fp32,tf32,bf16,fp16 --no-details \
+	$(STEP) --device cuda --pair paper --modes graph --precisions fp32,tf32,bf16,fp16,auto --no-details \
 		--rewrite --output $(GPU)/precision.csv
 	$(STEP) --device cuda --pair cifar --modes compiled,graph --batch-sizes 128,256,512,1024,2048,4096 --no-details \
 		--rewrite --output $(GPU)/batch.csv
