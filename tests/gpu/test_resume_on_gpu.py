@@ -81,6 +81,7 @@ def test_nan_stops_the_run_or_its_update_is_skipped(tmp_path, mode, on_nonfinite
         assert all(tensor.isfinite().all() for tensor in run.state.student.state_dict().values())
 
 
+@pytest.mark.real_gpu("NCCL has a CUDA runtime of its own")
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed")
 @pytest.mark.parametrize("batch_norm", ["sync", "local"])
 def test_two_gpus_train_one_student_by_nccl(tmp_path, batch_norm):
