@@ -236,7 +236,8 @@ def _on_survivors(
     network, precision, unfolded = search_network(model, *pairs[0], threat_model, settings, spec.name)
     left_out = [attack.note(network, x_natural) for _, attack in spec.stages if isinstance(attack, AutoAttackStage)]
     facts = [
-        spec.name, asdict(threat_model), asdict(precision), batch_size, [generator.initial_seed() for generator in generators],
+        spec.name, asdict(threat_model), asdict(precision), batch_size,
+        [generator.initial_seed() for generator in generators],
         sha256_of_tensors(*model.state_dict().values()), sha256_of_tensors(x_natural, labels),
     ]  # fmt: skip
     survival = attack_survivors(
