@@ -9,6 +9,7 @@ from fastadaad.runtime.messages import messages_on
 
 BENCHMARKS = {
     "data": "images/s of the data engines, time that a training waits for data, pixel differences between engines",
+    "evaluate": "a PGD evaluation against a plain loop of the usual libraries and against foolbox",
     "faults": "trainings that are killed or lose their disk, compared with an undisturbed run",
     "measures": "the inner loop with one measure after the other, from the plain program to ours",
     "ops": "each operation against plain torch, eager and compiled; --static: resources of the Triton kernels",

@@ -54,6 +54,7 @@ PAIRS = {
     "fashion-mnist": _pair("cnn-32", "cnn-48", 1, 28, 128),
     "rescnn": _pair("rescnn-8", "cnn-48", 1, 28, 128),
     "cifar": _pair("resnet18", "wrn-16-4", 3, 32, 32),
+    "mobilenet": _pair("mobilenet-v2", "wrn-16-4", 3, 32, 32),
     "paper": _pair("resnet18", "wrn-34-20", 3, 32, 128),
 }
 

@@ -15,6 +15,7 @@ from fastadaad.config import (
     Mode,
     OnError,
     OnNonfinite,
+    Precision,
     PrecisionConfig,
     TeacherPolicy,
     ThreatModel,
@@ -206,7 +207,11 @@ class EvaluationConfig:
     restarts: int = 1
     """Number of restarts of an attack with a random start; an image counts as robust if it survives all."""
     batch_size: int = 500
-    """Number of images per batch of an evaluation."""
+    """Number of images per batch of an evaluation, in all attacks. Larger images on a GPU may need fewer."""
+    mode: Mode = "auto"
+    """Execution of the gradient attacks on the test set: eager, compiled, or auto: compiled if they are long enough."""
+    precision: Precision = "auto"
+    """Arithmetic of the search for adversarial images of the test set; the student classifies them in fp32."""
     validation_attack: str = "pgd10"
     """Attack on the validation split, which decides the best epoch."""
     every_epochs: int = 1
@@ -222,6 +227,11 @@ class EvaluationConfig:
             self.num_images is None or self.num_images >= 1,
             f"num_images is {self.num_images}: give 1 or more, or leave it out for all images",
         )
+        require(
+            self.mode in ("eager", "compiled", "auto"),
+            f"evaluation.mode is {self.mode!r}: choose eager, compiled or auto",
+        )
+        require_choice("evaluation.precision", self.precision, Precision)
         require(len(self.attacks) > 0, "attacks is empty: give at least one, such as natural")
         for attack in (*self.attacks, self.validation_attack):
             check_attack_name(attack)  # a misspelt name must fail before hours of training
@@ -258,7 +268,8 @@ class RunConfig:
     mode: Mode = "auto"
     """Execution of a step, as in Distiller.
 
-    auto: graph if the self-check of captured steps passed on this machine, else compiled on CUDA and eager on the CPU.
+    auto: graph if the self-check of captured steps passed on this machine, else compiled on CUDA. On the CPU a run that
+    is long enough to gain by it is compiled, unless it is deterministic.
     """
     layout: Layout = "auto"
     """Memory layout of the folded copies' convolutions; auto: measured once per machine and network."""

@@ -11,23 +11,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastadaad.config import Layout, ThreatModel, require_bool, require_choice, require_integer, require_type
+from fastadaad.config import Layout, Mode, PrecisionConfig, ThreatModel, require_integer, require_type
 from fastadaad.evaluation.attack_names import AUTOATTACK_STAGES, RANDOM_AUTOATTACK
 from fastadaad.evaluation.attacks import (
     AttackSpec,
     GradientAttack,
+    SearchSettings,
     check_attacks,
     check_finite,
-    correct,
     parse_attack,
 )
 from fastadaad.evaluation.autoattack import AutoAttackStage
-from fastadaad.evaluation.batches import Batches, Images, batches_of, has_fixed_order
+from fastadaad.evaluation.batches import Batches, Images, batches_of, has_fixed_order, known_num_images
 from fastadaad.evaluation.checks import PassChecks
+from fastadaad.evaluation.gradient_pass import GradientPass
+from fastadaad.evaluation.search_network import search_network
 from fastadaad.evaluation.survival import Keeper, attack_survivors, sha256_of_tensors
 from fastadaad.inner.caller import bare, check_not_quantized
-from fastadaad.inner.folding import fold as fold_network
 from fastadaad.inner.frozen import frozen
+from fastadaad.runtime.precision import resolved
 
 Progress = Callable[[str, int], None]
 
@@ -97,6 +99,8 @@ def evaluate(
     batch_size: int = 500,
     progress: Progress = lambda stage, num_images: None,
     state: Path | None = None,
+    mode: Mode = "auto",
+    precision: PrecisionConfig | str | None = None,
     layout: Layout = "auto",
     fold: bool = True,
 ) -> list[AttackResult]:
@@ -114,6 +118,7 @@ def evaluate(
             - a torch Dataset whose samples are (image [C, H, W], label), read in its order;
             - a pair of tensors (x_natural [N, C, H, W], labels [N]);
             - a function without arguments that returns batches as those of a DataLoader. It is called once per attack.
+              If it has a length, that is its number of images.
 
             Batches are moved to the device of the model, except those of a function, which have to be there already.
         attacks: Names of attacks; see `parse_attack`. A single string is one attack.
@@ -124,8 +129,14 @@ def evaluate(
         progress: Function that is called with the name of the attack stage and the number of images after each batch.
         state: Folder in which cw, cw-l2 and AutoAttack's stages save their progress after each batch, so that the same
             call resumes them. Needs images in a fixed order.
-        layout: Memory layout of the folded copy's convolutions in gradient attacks; `auto` measures once per machine.
-        fold: Run the attacks on a folded copy of the network (docs/folding.md); accuracy is always the network's own.
+        mode: Execution of gradient attacks: `eager`; `compiled`, by torch.compile; `auto`: compiled if the attack is
+            long enough to gain by it (inner/compile_choice.py). `auto` needs the number of images: it is eager for a
+            function or a Dataset without a length, unless another attack has counted them before.
+        precision: Arithmetic of the search for adversarial images, a PrecisionConfig or a string such as `"tf32"`;
+            that of the student counts. `auto`: tf32 on CUDA devices with tensor cores, else fp32; bf16 would weaken the
+            attack. The network itself classifies in fp32, without TF32.
+        layout: Memory layout of the folded copy's convolutions; `auto` measures once per machine.
+        fold: Search on a folded copy of the network (docs/folding.md); accuracy is always the network's own.
 
     Returns:
         One result per attack, in the order of `attacks`.
@@ -145,11 +156,11 @@ def evaluate(
     require_type("threat_model", threat_model, ThreatModel, "a ThreatModel(norm=..., epsilon=...)")
     require_integer("restarts", restarts, 1)
     require_integer("seed", seed, 0)
-    require_choice("layout", layout, Layout)
-    require_bool("fold", fold)
+    device = _device(model)
+    concrete = resolved(PrecisionConfig.parse(precision), device, on_tensor_cores="tf32")
+    settings = SearchSettings(mode=mode, precision=concrete, layout=layout, fold=fold)
     if state is not None and not has_fixed_order(data):
         raise ValueError("state needs images in a fixed order, and data shuffles: use a DataLoader with shuffle=False")
-    device = _device(model)
     batches = batches_of(data, device, batch_size)
     results, model = [], bare(model)
     checks = PassChecks(model, device)
@@ -160,11 +171,12 @@ def evaluate(
             generators = [torch.Generator(device).manual_seed(seed + restart) for restart in range(num_restarts)]
             attack = spec.stages[0][1]
             if isinstance(attack, GradientAttack):  # always the only stage
-                attack = replace(attack, layout=layout, fold=fold)
-                measured = _on_batches(model, attack, threat_model, batches(), checks, generators, spec.name, progress)
+                num_images = known_num_images(data) if checks.num_images is None else checks.num_images
+                one_pass = GradientPass(spec.name, attack, model, threat_model, settings, num_images)
+                measured = _on_batches(one_pass, batches(), checks, generators, progress)
             else:
                 measured = _on_survivors(
-                    model, spec, threat_model, batches(), checks, generators, progress, state, fold
+                    model, spec, threat_model, batches(), checks, generators, progress, state, settings
                 )
             results.append(
                 AttackResult(
@@ -184,27 +196,23 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _on_batches(
-    model: nn.Module,
-    attack: GradientAttack,
-    threat_model: ThreatModel,
+    one_pass: GradientPass,
     batches: Batches,
     checks: PassChecks,
     generators: Sequence[torch.Generator],
-    name: str,
     progress: Progress,
 ) -> dict[str, Any]:
     """Returns num_images, accuracy and seconds of an attack that needs one pass over the batches."""
-    device = _device(model)
+    device = _device(one_pass.model)
     started, num_images = time.perf_counter(), 0
     num_robust, nonfinite = torch.zeros(2, dtype=torch.int64, device=device)
     for x_natural, labels in checks.admit(batches):
-        survives = attack.survives(model, threat_model, x_natural, labels, generators, nonfinite)
-        num_robust += (correct(model, x_natural, labels, nonfinite) & survives).sum()
+        num_robust += one_pass.survives(x_natural, labels, generators, nonfinite).sum()
         num_images += len(labels)
-        progress(name, len(labels))
+        progress(one_pass.name, len(labels))
     checks.finish(num_images)
     robust, num_nonfinite = torch.stack([num_robust, nonfinite]).tolist()  # waits for the device
-    check_finite(name, num_nonfinite)
+    check_finite(one_pass.name, num_nonfinite)
     return {"num_images": num_images, "accuracy": robust / num_images, "seconds": time.perf_counter() - started}
 
 
@@ -217,7 +225,7 @@ def _on_survivors(
     generators: Sequence[torch.Generator],
     progress: Progress,
     state: Path | None,
-    is_folded: bool,
+    settings: SearchSettings,
 ) -> dict[str, Any]:
     """Returns num_images, accuracy, seconds, parts and notes of an attack whose stages attack the survivors only.
 
@@ -228,18 +236,21 @@ def _on_survivors(
     checks.finish(sum(len(labels) for _, labels in pairs))
     batch_size = len(pairs[0][1])
     x_natural, labels = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
-    network, unfolded = fold_network(model, pairs[0][0], dtype=x_natural.dtype) if is_folded else (model, None)
+    network, precision, unfolded = search_network(model, *pairs[0], threat_model, settings, spec.name)
     left_out = [attack.note(network, x_natural) for _, attack in spec.stages if isinstance(attack, AutoAttackStage)]
     facts = [
-        spec.name, asdict(threat_model), batch_size, [generator.initial_seed() for generator in generators],
+        spec.name, asdict(threat_model), asdict(precision), batch_size,
+        [generator.initial_seed() for generator in generators],
         sha256_of_tensors(*model.state_dict().values()), sha256_of_tensors(x_natural, labels),
     ]  # fmt: skip
     survival = attack_survivors(
+        model,
         network,
         spec,
         threat_model,
         x_natural,
         labels,
+        precision=precision,
         batch_size=batch_size,
         generators=generators,
         keeper=Keeper(state, spec.name, facts),

@@ -5,19 +5,55 @@ ascent on the cross-entropy or on the margin, run by the inner loop of the train
 autoattack.py for the others.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from fastadaad import methods
-from fastadaad.config import InnerConfig, Layout, Start, ThreatModel
+from fastadaad.config import (
+    InnerConfig,
+    Layout,
+    Mode,
+    PrecisionConfig,
+    Start,
+    ThreatModel,
+    require,
+    require_bool,
+    require_choice,
+)
 from fastadaad.evaluation.attack_names import AUTOATTACK_STAGES, RANDOM_AUTOATTACK, split_attack_name
 from fastadaad.evaluation.autoattack import RANDOM_STAGES, AutoAttackStage, import_pyautoattack
 from fastadaad.evaluation.carlini_wagner import CarliniWagner
 from fastadaad.inner.maximizer import InnerMaximizer
 from fastadaad.methods.objectives import CROSS_ENTROPY, MARGIN, InnerObjective
+from fastadaad.runtime.precision import STRICT_FP32, tensor_cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """Execution of the search for adversarial images; none of it changes the network that classifies them.
+
+    Args:
+        mode: `eager`, `compiled`, or `auto`: compiled if the attack is long enough to gain by it.
+        precision: Arithmetic of the search.
+        layout: Memory layout of the folded copy's convolutions.
+        fold: Search on a folded copy of the network.
+    """
+
+    mode: Mode = "auto"
+    precision: PrecisionConfig = STRICT_FP32
+    layout: Layout = "auto"
+    fold: bool = True
+
+    def __post_init__(self) -> None:
+        require(
+            self.mode in ("eager", "compiled", "auto"),
+            f"mode is {self.mode!r}: choose eager, compiled or auto",
+        )
+        require_choice("layout", self.layout, Layout)
+        require_bool("fold", self.fold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,23 +65,19 @@ class GradientAttack:
         relative_step_size: Step size as a multiple of epsilon.
         start: "natural", or "uniform" in the ball around the image.
         objective: Quantity to maximise: the cross-entropy, or the margin max_{j != y} z_j - z_y of the logits z.
-        layout: Memory layout of the folded copy's convolutions.
-        fold: Run on a folded copy of the network.
     """
 
     num_steps: int
     relative_step_size: float = 0.0
     start: Start = "natural"
     objective: InnerObjective = CROSS_ENTROPY
-    layout: Layout = "auto"
-    fold: bool = True
 
     @property
     def is_random(self) -> bool:
         """True if another restart can find more adversarial images."""
         return self.start == "uniform"
 
-    def maximizer(self, model: nn.Module, threat_model: ThreatModel) -> InnerMaximizer:
+    def maximizer(self, model: nn.Module, threat_model: ThreatModel, settings: SearchSettings) -> InnerMaximizer:
         """Returns the search for adversarial images, a function (x_natural, labels) -> x_adv."""
         inner = InnerConfig(
             threat_model=threat_model,
@@ -53,40 +85,15 @@ class GradientAttack:
             num_steps=self.num_steps,
             start=self.start,
         )
-        method = replace(methods.get("pgd-at"), name="attack", objective=self.objective)
         return InnerMaximizer(
-            model, method=method, inner=inner, precision="fp32", layout=self.layout, fold=self.fold, mode="eager"
+            model,
+            method=replace(methods.get("pgd-at"), name="attack", objective=self.objective),
+            inner=inner,
+            precision=settings.precision,
+            layout=settings.layout,
+            fold=settings.fold,
+            mode="eager" if settings.mode == "auto" else settings.mode,
         )
-
-    def survives(
-        self,
-        model: nn.Module,
-        threat_model: ThreatModel,
-        x_natural: Tensor,
-        labels: Tensor,
-        generators: Sequence[torch.Generator],
-        nonfinite: Tensor | None = None,
-    ) -> Tensor:
-        """Attacks a batch once per generator.
-
-        Args:
-            model: Network in eval mode, from pixels to logits [B, N].
-            threat_model: Norm and radius.
-            x_natural: Images [B, C, H, W], fp32 in [0, 1].
-            labels: Class numbers [B], int64.
-            generators: One generator of random starts per restart.
-            nonfinite: Counter of adversarial images with non-finite logits; see `correct`.
-
-        Returns:
-            A bool tensor [B]: True if the image is classified as its label after every restart.
-        """
-        survives = torch.ones_like(labels, dtype=torch.bool)
-        if self.num_steps == 0:
-            return survives
-        maximizer = self.maximizer(model, threat_model)
-        for generator in generators:
-            survives &= correct(model, maximizer(x_natural, labels, generator=generator), labels, nonfinite)
-        return survives
 
 
 Attack = GradientAttack | CarliniWagner | AutoAttackStage
@@ -102,7 +109,7 @@ class AttackSpec:
 
 
 def correct(model: nn.Module, x: Tensor, labels: Tensor, nonfinite: Tensor | None = None) -> Tensor:
-    """Classifies the images of x.
+    """Classifies the images of x in fp32, without TF32, whatever the precision of the search.
 
     Args:
         model: Network in eval mode, from pixels to logits [B, N].
@@ -114,7 +121,7 @@ def correct(model: nn.Module, x: Tensor, labels: Tensor, nonfinite: Tensor | Non
     Returns:
         A bool tensor [B]: True if the model classifies the image as its label.
     """
-    with torch.no_grad():
+    with torch.no_grad(), tensor_cores(PrecisionConfig(), x.device):
         logits = model(x)
         if nonfinite is not None:
             nonfinite += (~logits.isfinite()).any(dim=1).sum()

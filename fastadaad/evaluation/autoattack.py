@@ -39,9 +39,9 @@ class AutoAttackStage:
             return None
         return f"{self.stage} is left out: its loss needs {least} classes, and the model has {num_classes}"
 
-    def survives(
+    def adversarial_images(
         self,
-        model: nn.Module,
+        network: nn.Module,
         threat_model: ThreatModel,
         x_natural: Tensor,
         labels: Tensor,
@@ -50,26 +50,25 @@ class AutoAttackStage:
         """Attacks a batch.
 
         Args:
-            model: Network in eval mode, from pixels to logits [B, N].
+            network: Network in eval mode or its folded copy, from pixels to logits [B, N].
             threat_model: Norm and radius.
             x_natural: Images [B, C, H, W], fp32 in [0, 1].
             labels: Class numbers [B], int64.
             generators: The initial seed of the first generator seeds the library.
 
         Returns:
-            A bool tensor [B]: True if the image is classified as its label after the attack.
+            x_adv [B, C, H, W].
 
         Raises:
             ValueError: pyautoattack is not installed.
         """
-        num_classes = count_classes(model, x_natural)
-        if self.note(model, x_natural) is not None:
-            return torch.ones_like(labels, dtype=torch.bool)
+        num_classes = count_classes(network, x_natural)
+        if self.note(network, x_natural) is not None:
+            return x_natural
         devices = [x_natural.device] if x_natural.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            attack = self._attack(model, threat_model, generators[0].initial_seed(), num_classes, x_natural.device)
-            x_adv = attack.perturb(x_natural.clone(), labels.clone())
-            return model(x_adv).argmax(dim=1) == labels
+            attack = self._attack(network, threat_model, generators[0].initial_seed(), num_classes, x_natural.device)
+            return attack.perturb(x_natural.clone(), labels.clone())
 
     def _attack(self, model: nn.Module, threat_model: ThreatModel, seed: int, num_classes: int, device: Any) -> Any:
         library = import_pyautoattack()

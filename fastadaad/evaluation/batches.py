@@ -1,6 +1,6 @@
 """Batches of the images that `evaluate` accepts: a DataLoader, a Dataset, a pair of tensors or a function."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -52,6 +52,15 @@ def batches_of(data: Images, device: torch.device, batch_size: int) -> Callable[
         f"data is a {type(data).__name__}: give a DataLoader, a torch Dataset, a pair (x_natural [N, C, H, W], "
         "labels [N]), or a function without arguments that returns the batches, such as lambda: batches"
     )
+
+
+def known_num_images(data: Images) -> int | None:
+    """Returns the number of images of `data`, or None if only reading them tells it."""
+    if isinstance(data, DataLoader):
+        data = data.dataset
+    if isinstance(data, tuple | list) and _is_pair(data):
+        return len(data[1])
+    return len(data) if isinstance(data, Sized) and not isinstance(data, tuple | list) else None
 
 
 def has_fixed_order(data: Images) -> bool:

@@ -44,9 +44,9 @@ class CarliniWagner:
         if self.within_epsilon and threat_model.norm != "l2":
             raise ValueError(f"cw-l2 needs an l2 radius, and the threat model's norm is {threat_model.norm}: use cw")
 
-    def survives(
+    def adversarial_images(
         self,
-        model: nn.Module,
+        network: nn.Module,
         threat_model: ThreatModel,
         x_natural: Tensor,
         labels: Tensor,
@@ -55,17 +55,19 @@ class CarliniWagner:
         """Attacks a batch.
 
         Args:
-            model: Network in eval mode, from pixels to logits [B, N].
+            network: Network in eval mode or its folded copy, from pixels to logits [B, N].
             threat_model: Radius, if the attack has one.
             x_natural: Images [B, C, H, W], fp32 in [0, 1].
             labels: Class numbers [B], int64.
             generators: Not used, as the attack has no random start.
 
         Returns:
-            A bool tensor [B]: True if no adversarial image was found.
+            x_adv [B, C, H, W]; the natural image if no adversarial image was found.
         """
-        _, distance = self.perturb(model, x_natural, labels)
-        return distance > threat_model.epsilon if self.within_epsilon else distance.isinf()
+        x_adv, distance = self.perturb(network, x_natural, labels)
+        if not self.within_epsilon:
+            return x_adv
+        return torch.where((distance > threat_model.epsilon).view(-1, 1, 1, 1), x_natural, x_adv)
 
     def perturb(self, model: nn.Module, x_natural: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Searches for the closest adversarial images.

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastadaad.config import ThreatModel
-from fastadaad.evaluation.attacks import AttackSpec, check_finite, correct
+from fastadaad.config import PrecisionConfig, ThreatModel
+from fastadaad.evaluation.attacks import AttackSpec, GradientAttack, check_finite, correct
 from fastadaad.runtime.files import write_atomically
+from fastadaad.runtime.precision import tensor_cores
 
 
 @dataclass(kw_only=True)
@@ -94,11 +95,13 @@ def sha256_of_tensors(*tensors: Tensor) -> str:
 
 def attack_survivors(
     model: nn.Module,
+    network: nn.Module,
     spec: AttackSpec,
     threat_model: ThreatModel,
     x_natural: Tensor,
     labels: Tensor,
     *,
+    precision: PrecisionConfig,
     batch_size: int,
     generators: Sequence[torch.Generator],
     keeper: Keeper,
@@ -107,11 +110,13 @@ def attack_survivors(
     """Runs the stages of an attack, each on the images that survived the stages before it.
 
     Args:
-        model: Network in eval mode, from pixels to logits [B, N].
+        model: Network in eval mode, from pixels to logits [B, N], which decides in fp32 whether an image survives.
+        network: The network or its folded copy, on which adversarial images are searched.
         spec: Attack and its stages.
         threat_model: Norm and radius.
         x_natural: Images [M, C, H, W], fp32 in [0, 1].
         labels: Class numbers [M], int64.
+        precision: Arithmetic of `network`.
         batch_size: Images per batch.
         generators: One generator of random starts per restart.
         keeper: Saved progress, from which the attack resumes.
@@ -122,6 +127,7 @@ def attack_survivors(
     """
     survival = keeper.load() or _before_attack(model, x_natural, labels, batch_size)
     for number, (stage, attack) in enumerate(spec.stages):
+        assert not isinstance(attack, GradientAttack)  # it makes one pass over all images; see gradient_pass.py
         if number < len(survival.accuracies):
             progress(stage, len(labels))
             continue
@@ -134,7 +140,10 @@ def attack_survivors(
         for start in range(0, len(pending), batch_size):
             indices = pending[start : start + batch_size]
             started = time.perf_counter()
-            survives = attack.survives(model, threat_model, x_natural[indices], labels[indices], generators)
+            attacked = x_natural[indices], labels[indices]
+            with tensor_cores(precision, labels.device):
+                x_adv = attack.adversarial_images(network, threat_model, *attacked, generators)
+            survives = correct(model, x_adv, labels[indices])
             survival.advance(indices, survives, time.perf_counter() - started)
             keeper.save(survival)
             progress(stage, len(indices))

@@ -210,17 +210,20 @@ class InnerMaximizer:
         labels: Tensor | None = None,
         *,
         generator: torch.Generator | None = None,
+        x_start: Tensor | None = None,
         replay: bool = True,
     ) -> InnerResult:
         """Searches as a call does, and returns everything that the search knows. See __call__ for arguments and errors.
 
         In mode graph the next search overwrites the result. `replay=False` runs uncaptured in mode graph, for a caller
-        that captures more than the search.
+        that captures more than the search. `x_start` [B, C, H, W] is the first point, changed in place and uncaptured
+        too; default: a drawn one.
         """
         if torch.compiler.is_compiling():
             # The caller's torch.compile would give student and teacher the same folded copy. Compiled calls inside the
             # search stay compiled.
-            return torch.compiler.disable(self.search)(x_natural, labels, generator=generator, replay=replay)
+            search = torch.compiler.disable(self.search)
+            return search(x_natural, labels, generator=generator, x_start=x_start, replay=replay)
         check_generator(generator)
         # The loop needs a grad mode of its own.
         with torch.inference_mode(False), torch.enable_grad():
@@ -228,8 +231,9 @@ class InnerMaximizer:
             arithmetic = tensor_cores(self.precision, x_natural.device) if self.sets_tf32 else nullcontext()
             with arithmetic, self.networks(x_natural) as networks:
                 self._check_first_call(networks, x_natural, labels)
-                maximize = self._replay if replay and self.mode == "graph" else self._maximize
-                return maximize(networks, x_natural.detach(), labels, generator)
+                if replay and self.mode == "graph" and x_start is None:
+                    return self._replay(networks, x_natural.detach(), labels, generator)
+                return self._maximize(networks, x_natural.detach(), labels, generator, x_start)
 
     def _check_first_call(self, networks: Networks, x_natural: Tensor, labels: Tensor | None) -> None:
         teacher = self.teacher if self.method.needs_teacher else None
@@ -307,10 +311,15 @@ class InnerMaximizer:
         return start_point(x_natural, start, self.inner, generator, self.process_group)
 
     def _maximize(
-        self, networks: Networks, x_natural: Tensor, labels: Tensor | None, generator: torch.Generator | None
+        self,
+        networks: Networks,
+        x_natural: Tensor,
+        labels: Tensor | None,
+        generator: torch.Generator | None,
+        x_start: Tensor | None = None,
     ) -> InnerResult:
         search = self.new_search(networks, x_natural, labels)
-        x_adv = self.start_point(x_natural, generator)
+        x_adv = self.start_point(x_natural, generator) if x_start is None else x_start
         state = None
         for step in range(self.inner.num_steps):
             if step % self.query_interval == 0:

@@ -29,13 +29,19 @@ FP16_GRADIENT_SCALE = 1024.0
 
 
 def resolved(
-    precision: PrecisionConfig, device: torch.device, *, student_folds: bool = True, teacher_folds: bool = True
+    precision: PrecisionConfig,
+    device: torch.device,
+    *,
+    on_tensor_cores: Precision = AUTO_ON_TENSOR_CORES,
+    student_folds: bool = True,
+    teacher_folds: bool = True,
 ) -> PrecisionConfig:
-    """Replaces `auto` by the precision for this device: AUTO_ON_TENSOR_CORES, or fp32 on a device without tensor cores.
+    """Replaces `auto` by the precision for this device: `on_tensor_cores`, or fp32 on a device without tensor cores.
 
     Args:
         precision: Setting of both networks.
         device: Device of the networks.
+        on_tensor_cores: Precision of `auto` on CUDA devices with tensor cores.
         student_folds: The search runs on a folded copy of the student. Otherwise `auto` is tf32 on tensor cores, as
             only a folded copy can be in bf16 or fp16.
         teacher_folds: The same of the teacher.
@@ -46,7 +52,7 @@ def resolved(
             return setting
         if not _has_tensor_cores(device):
             return "fp32"
-        return AUTO_ON_TENSOR_CORES if folds else "tf32"
+        return on_tensor_cores if folds else "tf32"
 
     return replace(
         precision,

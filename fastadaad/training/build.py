@@ -1,11 +1,13 @@
 """Builds what a run's configuration names: device, mode, networks and training step."""
 
+import logging
 from typing import cast
 
 import torch
 from torch import nn
 
 from fastadaad.config import Mode
+from fastadaad.inner.compile_choice import compile_seconds, forward_flops, is_worth_compiling
 from fastadaad.inner.maximizer import resolve_mode
 from fastadaad.models import load_model
 from fastadaad.models.shipped import checkpoint_path
@@ -14,6 +16,8 @@ from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.training.data import TrainingData
 from fastadaad.training.distiller import Distiller
 from fastadaad.training.self_check import ensure_checked
+
+log = logging.getLogger(__name__)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -42,6 +46,37 @@ def checked_mode(mode: Mode, device: torch.device) -> Mode:
     if mode == "auto" and result.status("captured") == "passed":
         resolved = "graph"
     return cast(Mode, result.usable_mode(resolved))
+
+
+def mode_of_run(
+    config: RunConfig, data: TrainingData, student: nn.Module, teacher: nn.Module | None, device: torch.device
+) -> Mode:
+    """Returns the mode of a run: on a CPU, `auto` compiles a run that is long enough to gain by it.
+
+    The length is counted in FLOPs, so the ranks decide alike, and a resumed run keeps the mode that it began with.
+    Deterministic runs stay eager.
+
+    Args:
+        config: Configuration of the run.
+        data: Data of the run.
+        student: The student.
+        teacher: The teacher, or None.
+        device: Device of the run.
+    """
+    mode = checked_mode(config.mode, device)
+    if config.mode != "auto" or device.type != "cpu" or config.deterministic or not config.inner.student_eval:
+        return mode
+    networks = [network for network in (student, teacher) if network is not None]
+    x_natural, _ = next(iter(data.test.epoch(0)))
+    flops = [forward_flops(network, x_natural) for network in networks]
+    through = flops if config.method_row.through_teacher else flops[:1]
+    # A pixel gradient costs as much as a forward pass, and a training pass three times as much.
+    per_image = 2 * config.inner.num_steps * sum(through) + 3 * flops[0] + sum(flops[1:])
+    num_images = config.optim.epochs * len(data.train) * config.data.batch_size
+    if not is_worth_compiling(num_images * per_image, networks, device):
+        return mode
+    log.info(f"the run is long enough to compile: the first step takes up to {compile_seconds(networks):.0f} s more")
+    return checked_mode("compiled", device)
 
 
 def build_model(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:

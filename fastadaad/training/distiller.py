@@ -23,6 +23,7 @@ from fastadaad.config import (
 from fastadaad.inner.caller import check_trainable
 from fastadaad.inner.frozen import frozen
 from fastadaad.inner.maximizer import InnerMaximizer, InnerResult
+from fastadaad.inner.spot_check import SpotCheck
 from fastadaad.inner.teacher_error import TeacherError, TeacherErrorMeter, adapted
 from fastadaad.methods.outer_batch import OuterBatch
 from fastadaad.runtime.batch_norm import running_statistics
@@ -35,7 +36,6 @@ from fastadaad.training.gradient_exchange import average_over_ranks
 from fastadaad.training.graph_step import captured_step
 from fastadaad.training.mixed_precision import check_awp, first_convolution_in_fp32, gradient_scaler, in_precision
 from fastadaad.training.nonfinite import NonFiniteCounters, UpdateGuard, check_scale, find_nonfinite
-from fastadaad.training.spot_check import SpotCheck
 
 # Steps between two adaptations of an adaptive teacher policy to its error.
 ADAPT_EVERY = 20

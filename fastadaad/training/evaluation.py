@@ -1,13 +1,12 @@
 """Evaluation of a run's student: on the validation split during the training, on the test set at its end."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from fastadaad.data import Pipeline
 from fastadaad.evaluation import AttackResult, evaluate, merge, num_stages
@@ -48,6 +47,7 @@ def evaluate_on_validation_split(
         group,
         threat_model=evaluation.threat_model,
         seed=config.seed,
+        mode="eager",  # short beside the training of an epoch
         layout=config.layout,
         fold=config.fold,
         progress=progress,
@@ -91,6 +91,8 @@ def evaluate_on_test_set(
             threat_model=evaluation.threat_model,
             restarts=evaluation.restarts,
             seed=config.seed,
+            mode=evaluation.mode,
+            precision=evaluation.precision,
             layout=config.layout,
             fold=config.fold,
             progress=lambda stage, num_images: progress.advance(num_images, stage),
@@ -126,7 +128,20 @@ def _evaluate(
         group.progress()
         group.all_gather(False)
 
-    return evaluate(model, partial(shard.epoch, 0), attacks, progress=meet_after_batch, **options)
+    return evaluate(model, _Images(shard), attacks, progress=meet_after_batch, **options)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images of a pipeline as a function that returns the batches, with their number as its length."""
+
+    pipeline: Pipeline
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.pipeline.epoch(0)
+
+    def __len__(self) -> int:
+        return self.pipeline.num_images
 
 
 def _merged_over_ranks(results: list[AttackResult], group: ProcessGroup) -> list[AttackResult]:

@@ -25,7 +25,7 @@ DATA = "data_sha256"
 # Settings that change neither the weights of a run nor the choice of its best epoch.
 IRRELEVANT = {
     "data": ("download", "num_workers"),
-    "evaluation": ("attacks", "restarts", "batch_size", "num_images"),
+    "evaluation": ("attacks", "restarts", "batch_size", "mode", "precision", "num_images"),
 }
 IRRELEVANT_AT_THE_TOP = ("log_every", "checkpoint_every", "on_nonfinite", "teacher_check", "rank_timeout_s")
 

@@ -26,8 +26,8 @@ from fastadaad.training.build import (
     build_model,
     build_student,
     build_teacher,
-    checked_mode,
     distiller_of,
+    mode_of_run,
     resolve_device,
 )
 from fastadaad.training.checkpoint import CheckpointError, CheckpointFacts, checkpoint_paths, write_checkpoint
@@ -117,7 +117,7 @@ class Trainer:
         if config.method_row.needs_teacher and config.teacher is not None:
             teacher = build_teacher(config.teacher, self.data, self.device)
         with self.console.status("self-check of this machine"):
-            mode = checked_mode(config.mode, self.device)
+            mode = mode_of_run(config, self.data, self.state.student, teacher, self.device)
         # A measured layout may differ at the next run.
         layout = "contiguous" if config.deterministic and config.layout == "auto" else config.layout
         config = replace(config, mode=mode, layout=layout)

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from bench import __main__ as command_line
-from bench import ops, readme, roofline, step, time_to_accuracy
+from bench import evaluate, ops, readme, roofline, step, time_to_accuracy
 from bench.flops import StepCost
 from bench.roofline import Device, best_images_per_s
 from fastadaad.recipes import RECIPES
@@ -75,6 +75,21 @@ def test_step_measures_and_writes_rows(tmp_path):
         assert float(row["gflop_per_s"]) == pytest.approx(gflop_per_s, rel=0.1, abs=0.02)
         assert row["n"] == "1"
     assert [float(row["ratio_p50"]) for row in rows if row["variant"] == "reference"] == [1.0, 1.0]
+
+
+@pytest.mark.slow
+def test_evaluations_of_the_same_images_are_timed(tmp_path):
+    path = tmp_path / "evaluate.csv"
+    words = ["--networks", "cnn-4", "--modes", "eager", "--batch-size", "50", "--num-steps", "3", "--rounds", "1"]
+    evaluate.main([*words, "--natural-accuracy", "0.8", "--device", "cpu", "--output", str(path)])
+    rows = readme.rows_of(path)
+    assert [row["variant"] for row in rows] == ["plain loop", "foolbox", "evaluate-eager"]
+    accuracies = [float(row["robust_accuracy"]) for row in rows]
+    assert max(accuracies) <= 0.8
+    assert max(accuracies) - min(accuracies) <= 0.06  # three images: each has its own random starts
+    for row in rows:
+        assert float(row["images_per_s"]) == pytest.approx(1e3 * 50 / float(row["p50_ms"]), rel=1e-2)
+    assert float(rows[0]["ratio_p50"]) == float(rows[1]["times_foolbox_p50"]) == 1
 
 
 def test_bytes_of_an_operation_count_its_arguments_and_results():

@@ -202,9 +202,9 @@ def test_attacks_in_stages_run_a_folded_network_or_note_the_reason(teacher, digi
 
     attacked = []
 
-    def attack_survivors(network: nn.Module, *args, **kwargs):
+    def attack_survivors(model: nn.Module, network: nn.Module, *args, **kwargs):
         attacked.append(network)
-        return survival.attack_survivors(network, *args, **kwargs)
+        return survival.attack_survivors(model, network, *args, **kwargs)
 
     monkeypatch.setattr(accuracy, "attack_survivors", attack_survivors)
     images, branches = batches(digits[0][:20], digits[1][:20]), Branches()

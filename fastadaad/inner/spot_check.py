@@ -49,10 +49,10 @@ class SpotCheck:
         equal = (fast.sign() == own.sign()) & moves
         self.sums += torch.stack([equal.sum(), moves.sum()])
 
-    def read(self) -> float | None:
+    def read(self, remedy: str = "set fold=False") -> float | None:
         """Returns the fraction of equal signs since the last read, None without a check. Waits for the device.
 
-        Warns if the fraction is too small for rounding.
+        Warns, with the remedy, if the fraction is too small for rounding.
         """
         equal, pixels = self.sums.tolist()
         self.sums.zero_()
@@ -62,7 +62,7 @@ class SpotCheck:
         if fraction < self.least:
             warnings.warn(
                 f"only {fraction:.1%} of the pixel gradients of the folded copies have the networks' own sign: the "
-                "networks change in a way that the copies do not see; set fold=False",
+                f"networks change in a way that the copies do not see; {remedy}",
                 stacklevel=2,
             )
         return fraction

@@ -9,8 +9,8 @@ from networks import images_and_labels, tiny_network
 from torch import Tensor, nn
 
 from fastadaad import Distiller, InnerConfig
-from fastadaad.training import spot_check
-from fastadaad.training.spot_check import SpotCheck
+from fastadaad.inner import spot_check
+from fastadaad.inner.spot_check import SpotCheck
 
 INNER = InnerConfig(num_steps=2)
 SIGN = {"value": 1.0}

@@ -1,0 +1,119 @@
+"""One pass of a gradient attack over the images: eager or compiled, on the images that are still classified correctly.
+
+The search runs on a folded copy, which is checked against the network on the first batch. Whether an image survives is
+decided by the network itself, in eval mode and fp32.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fastadaad.config import Mode, ThreatModel
+from fastadaad.evaluation.attacks import GradientAttack, SearchSettings, correct
+from fastadaad.evaluation.search_network import is_faithful
+from fastadaad.inner.compile_choice import compile_seconds, forward_flops, is_worth_compiling
+from fastadaad.inner.maximizer import InnerMaximizer
+from fastadaad.runtime.precision import STRICT_FP32
+
+log = logging.getLogger(__name__)
+
+# Images of one search: on a CPU few enough that the activations of a layer stay in its cache. On a GPU an eager search
+# takes all survivors of a batch at once; a compiled one has a fixed number, whose last search is padded.
+CPU_SEARCH_SIZE = 64
+COMPILED_SEARCH_SIZE = 128
+
+
+class GradientPass:
+    """A gradient attack on batch after batch of the same network.
+
+    Args:
+        name: Name of the attack.
+        attack: The attack.
+        model: Network in eval mode, from pixels to logits [B, N].
+        threat_model: Norm and radius.
+        settings: Execution of the search.
+        num_images: Number of images of the pass; None: unknown, and mode auto is eager.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        attack: GradientAttack,
+        model: nn.Module,
+        threat_model: ThreatModel,
+        settings: SearchSettings,
+        num_images: int | None,
+    ) -> None:
+        self.name, self.attack, self.model, self.threat_model = name, attack, model, threat_model
+        self.settings, self.num_images = settings, num_images
+        self._maximizer: InnerMaximizer | None = None
+        self._search_size: int | None = None
+
+    def survives(
+        self, x_natural: Tensor, labels: Tensor, generators: Sequence[torch.Generator], nonfinite: Tensor
+    ) -> Tensor:
+        """Attacks the images of a batch that are classified correctly, once per generator.
+
+        Args:
+            x_natural: Images [B, C, H, W], fp32 in [0, 1].
+            labels: Class numbers [B], int64.
+            generators: One generator of random starts per restart, which draws for all images of the batch.
+            nonfinite: Counter of images with non-finite logits; see `correct`.
+
+        Returns:
+            A bool tensor [B]: True if the image is classified as its label before the attack and after every restart.
+        """
+        survives = correct(self.model, x_natural, labels, nonfinite)
+        if self.attack.num_steps == 0 or not len(labels):
+            return survives
+        if self._maximizer is None:
+            self._maximizer = self._new_maximizer(x_natural, labels, len(generators))
+        rows = survives.nonzero().flatten()
+        for generator in generators:
+            x_start = self._maximizer.start_point(x_natural, generator)
+            parts = [self._attacked(x_natural, labels, x_start, part, nonfinite) for part in self._parts(rows)]
+            rows = torch.cat([rows[:0], *parts])
+        return torch.zeros_like(survives).index_fill_(0, rows, True)
+
+    def _parts(self, rows: Tensor) -> Sequence[Tensor]:
+        """Splits the images to attack, by their rows in a batch, into the images of one search each."""
+        if not len(rows):
+            return []
+        return [rows] if self._search_size is None else rows.split(self._search_size)
+
+    def _attacked(self, x_natural: Tensor, labels: Tensor, x_start: Tensor, rows: Tensor, nonfinite: Tensor) -> Tensor:
+        """Attacks the images `rows` of a batch, and returns the rows of those that survive."""
+        assert self._maximizer is not None
+        searched = rows
+        if self._maximizer.mode == "compiled":  # always the same shape, as another one would be compiled too
+            searched = torch.cat([rows, rows[:1].expand((self._search_size or len(rows)) - len(rows))])
+        x_adv = self._maximizer.search(x_natural[searched], labels[searched], x_start=x_start[searched]).x_adv
+        return rows[correct(self.model, x_adv[: len(rows)], labels[rows], nonfinite)]
+
+    def _new_maximizer(self, x_natural: Tensor, labels: Tensor, num_restarts: int) -> InnerMaximizer:
+        """Returns the search after the spot check of its folded copy and the choice of its mode."""
+        settings = replace(self.settings, mode=self._mode(x_natural, num_restarts))
+        maximizer = self.attack.maximizer(self.model, self.threat_model, settings)
+        if not is_faithful(maximizer, x_natural, labels, self.name):
+            settings = replace(settings, fold=False, precision=STRICT_FP32)
+            maximizer = self.attack.maximizer(self.model, self.threat_model, settings)
+        if x_natural.device.type == "cpu":
+            self._search_size = min(CPU_SEARCH_SIZE, len(labels))
+        elif maximizer.mode == "compiled":
+            self._search_size = min(COMPILED_SEARCH_SIZE, len(labels))
+        return maximizer
+
+    def _mode(self, x_natural: Tensor, num_restarts: int) -> Mode:
+        if self.settings.mode != "auto":
+            return self.settings.mode
+        if self.num_images is None:
+            return "eager"
+        passes = 2 * self.attack.num_steps * num_restarts  # the pixel gradient costs as much as the forward pass
+        flops = passes * self.num_images * forward_flops(self.model, x_natural)
+        if not is_worth_compiling(flops, [self.model], x_natural.device):
+            return "eager"
+        log.info(f"{self.name}: compiling, up to {compile_seconds([self.model]):.0f} s the first time")
+        return "compiled"
