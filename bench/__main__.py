@@ -11,6 +11,7 @@ BENCHMARKS = {
     "data": "images/s of the data engines, time that a training waits for data, pixel differences between engines",
     "faults": "trainings that are killed or lose their disk, compared with an undisturbed run",
     "generated": "launches, bytes and machine code that torch.compile generates for a GPU: counted, needs none",
+    "gpu": "training steps on a GPU: precisions, batch sizes, modes; against the model of predict",
     "measures": "the inner loop with one measure after the other, from the plain program to ours",
     "ops": "each operation against plain torch, eager and compiled; --static: resources of the Triton kernels",
     "policies": "accuracy under each teacher policy, over several seeds",

@@ -90,7 +90,7 @@ def split_policies(text: str) -> list[TeacherPolicy]:
 def variants_of(
     method: str, modes: list[str], policies: list[TeacherPolicy], precisions: list[str]
 ) -> Iterator[Variant]:
-    """Yields the references in fp32, exact Distillers in every mode and precision, and each policy in the last mode.
+    """Yields the references in fp32, exact Distillers in every mode and precision, and each policy in the last of both.
 
     Args:
         method: Name of the method.
@@ -101,7 +101,7 @@ def variants_of(
     yield from (Variant(mode=name) for name in references(method))
     yield from (Variant(mode=mode, precision=precision) for mode, precision in product(modes, precisions))
     if methods.get(method).through_teacher:
-        yield from (Variant(mode=modes[-1], policy=policy) for policy in policies)
+        yield from (Variant(mode=modes[-1], policy=policy, precision=precisions[-1]) for policy in policies)
 
 
 class Program:
