@@ -88,7 +88,7 @@ def outer_parts(pair: Pair) -> Iterator[Part]:
         yield "exact", f"outer {'backward' if 'tangents' in code.text else 'forward'}", code, peak
 
 
-def columns(code: GeneratedCode, num_pixels: int) -> dict[str, object]:
+def columns(code: GeneratedCode, batch_size: int) -> dict[str, object]:
     """Returns the counts of one graph."""
     return {
         "device_operations": len(code.operations),
@@ -96,7 +96,7 @@ def columns(code: GeneratedCode, num_pixels: int) -> dict[str, object]:
         "generated_launches": len(code.launches),
         "kernels": len(code.kernels),
         "gb": round(code.num_bytes / 1e9, 4),
-        "layout_copies": len(code.layout_copies(num_pixels)),
+        "layout_copies": len(code.layout_copies(batch_size)),
         "max_registers": max(one.registers for one in code.machine_codes),
         "spills": sum(one.spills for one in code.machine_codes),
         "narrow_kernels": " ".join(
@@ -116,7 +116,6 @@ def rows_of(pair_name: str, query_only: bool = False) -> Iterator[dict[str, obje
     makers = makers[:1] if query_only else makers
     parts = [part for make in makers for part in make()]
     major, minor = torch.cuda.get_device_capability()
-    num_pixels = pair.batch_size * pair.channels * pair.size**2
     for policy, part, code, peak in parts:
         yield {
             "kind": "computed",
@@ -128,7 +127,7 @@ def rows_of(pair_name: str, query_only: bool = False) -> Iterator[dict[str, obje
             "policy": policy,
             "part": part,
             "target": f"sm_{major}{minor}",
-            **columns(code, num_pixels),
+            **columns(code, pair.batch_size),
             "peak_mib": peak,
             "torch": torch.__version__,
         }

@@ -42,13 +42,9 @@ class Kernel:
         return 1e9 * float(re.search(r"'kernel_num_gb': ([\d.e-]+)", self.source)[1])
 
     @property
-    def size(self) -> int:
-        """Upper bound of the elements of an elementwise kernel, a power of two for each axis."""
-        axes = re.search(r"size_hints=\{([^}]*)\}", self.source)[1]
-        size = 1
-        for axis in re.findall(r": (\d+)", axes):
-            size *= int(axis)
-        return size
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the operands."""
+        return [tuple(map(int, shape.split(","))) for shape in re.findall(r"rand_strided\(\(([\d, ]+\d)", self.source)]
 
     @property
     def changes_layout(self) -> bool:
@@ -108,9 +104,17 @@ class GeneratedCode:
             best[code.kernel] = max(best.get(code.kernel, 0.0), fraction)
         return [name for name, fraction in best.items() if fraction < 0.5]
 
-    def layout_copies(self, num_pixels: int) -> list[Kernel]:
-        """Launches that change the layout of tensors larger than the images, which have `num_pixels` numbers."""
-        return [kernel for kernel in self.launches if kernel.changes_layout and kernel.size > 2 * num_pixels]
+    def layout_copies(self, batch_size: int) -> list[Kernel]:
+        """Launches that change the layout of activations: more channels than a picture's, and pixels beyond 3x3."""
+        return [
+            kernel
+            for kernel in self.launches
+            if kernel.changes_layout
+            and any(
+                len(shape) == 4 and shape[0] == batch_size and shape[1] > 4 and shape[2] * shape[3] > 9
+                for shape in kernel.shapes
+            )
+        ]
 
 
 @contextmanager

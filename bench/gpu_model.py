@@ -42,6 +42,8 @@ class Card:
     """Time of the host per step in any case."""
     element_bytes: int
     """Bytes of an activation."""
+    first_layer: "Card | None" = None
+    """Constants for the first layer, whose arithmetic may be finer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +53,11 @@ class Overhead:
     inner_passes: float
     """Times that one inner step moves the outputs of all convolutions, forward and to the pixels."""
     outer_passes: float
-    """Times that the outer loss and its backward pass move them."""
+    """Times that a pass of the student in the outer loss moves them."""
     inner_operations: float
-    """Device operations of an inner step per convolution layer, convolutions included."""
+    """Device operations of an inner step per layer, convolutions included."""
     outer_operations: float
-    """Device operations of the outer loss per convolution layer, convolutions included."""
+    """Device operations of a pass of the student in the outer loss per layer, convolutions included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,9 @@ def layer_s(card: Card, layer: LayerCost, batch_size: int, direction: str) -> fl
 
 def network_s(card: Card, network: NetworkCost, batch_size: int, *directions: str) -> float:
     """Seconds of a network's layers in these directions, without launches."""
-    return sum(layer_s(card, layer, batch_size, way) for layer in network.layers for way in directions)
+    cards = [card.first_layer or card] + [card] * (len(network.layers) - 1)
+    layers = [*zip(cards, network.layers, strict=True)]
+    return sum(layer_s(one, layer, batch_size, way) for one, layer in layers for way in directions)
 
 
 def outputs_bytes(card: Card, network: NetworkCost, batch_size: int) -> float:
@@ -160,8 +164,9 @@ def predict(
     outer = OUTER_PASSES[method.partition("+")[0]]
     # (network, forward passes, passes to the input, passes to the weight, passes of inner and of outer overhead)
     trained = outer.student_trained
+    train_passes = trained + outer.student_statistics
     work = [
-        (student, num_steps + outer.student_statistics + trained, num_steps + trained, trained, num_steps, trained),
+        (student, num_steps + train_passes, num_steps + trained, trained, num_steps, train_passes),
     ]
     if teacher is not None:
         inner = (teacher_forwards + teacher_backwards) / 2
@@ -194,4 +199,5 @@ def shifted(card: Card, factor: float) -> Card:
         memory_efficiency=min(0.95, card.memory_efficiency * factor),
         launch_s=card.launch_s / factor,
         host_operation_s=card.host_operation_s / factor,
+        first_layer=None if card.first_layer is None else shifted(card.first_layer, factor),
     )

@@ -14,13 +14,15 @@ from bench.timing import RESULTS
 NARROW = {"poi_fused__to_copy", "poi_fused__to_copy_kl_grad", "poi_fused_add_div_linf_step", "poi_fused_clone_div_sub"}
 
 
-def kernel(name: str, axes: str, gb: float) -> str:
+def kernel(name: str, axes: str, gb: float, shape: tuple[int, ...] = (8, 64, 4, 4)) -> str:
     return f"""
 {name} = async_compile.triton('{name}', '''
 @triton_heuristics.pointwise(
     size_hints={{{axes}}},
     inductor_meta={{'kernel_num_gb': {gb}}},
 )
+def get_args():
+    arg_0 = rand_strided({shape}, (1024, 1, 256, 64), device='cuda:0', dtype=torch.bfloat16)
 ''', device_str='cuda')
 """
 
@@ -52,10 +54,15 @@ def test_counts_of_a_graph():
     assert code.num_bytes == pytest.approx(1.25e9)
 
 
-def test_a_kernel_over_two_axes_copies_a_layout_unless_it_is_of_the_size_of_the_images():
-    code = GeneratedCode(CODE)
-    assert [copy.name for copy in code.layout_copies(num_pixels=512)] == ["triton_poi_fused_clone_1"]
-    assert code.layout_copies(num_pixels=2048) == []
+@pytest.mark.parametrize(
+    ("shape", "num_copies"),
+    [((8, 64, 4, 4), 1), ((8, 3, 32, 32), 0), ((8, 64, 3, 3), 0), ((64, 8, 4, 4), 0), ((8, 64), 0)],
+    ids=["activations", "pictures", "weights", "other batch", "matrix"],
+)
+def test_a_kernel_over_two_axes_copies_the_layout_of_activations(shape, num_copies):
+    copying = kernel("triton_poi_fused_clone_1", "'y': 64, 'x': 32", 0.25, shape)
+    code = GeneratedCode(CODE.replace(kernel("triton_poi_fused_clone_1", "'y': 64, 'x': 32", 0.25), copying))
+    assert [copy.name for copy in code.layout_copies(8)] == ["triton_poi_fused_clone_1"] * num_copies
 
 
 def test_a_kernel_is_narrow_if_no_configuration_is_wide():

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from bench.flops import network_cost
-from bench.gpu_model import Card, predict, product_s, shifted
+from bench.gpu_model import Card, outputs_bytes, predict, product_s, shifted
 from bench.predict import AFTER as OVERHEAD
 from bench.predict import CARDS, CPU, CPU_OVERHEADS, card, of_recipe, rows_of
 from bench.timing import RESULTS
@@ -34,6 +34,23 @@ def test_the_model_predicts_the_measured_steps_of_the_cpu_within_a_quarter(row):
         batch_size,
     )
     assert 1e3 * predicted.step_s == pytest.approx(float(row["p50_ms"]), rel=0.25)
+
+
+def test_the_counts_are_those_of_the_generated_code():
+    with (RESULTS / "generated.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["pair"] == "cifar" and row["target"] == "sm_80"]
+    counted = {(row["policy"], row["part"]): row for row in rows}
+    networks = [network_cost(load_model(name), (3, 32, 32)) for name in ("resnet18", "wrn-16-4")]
+    moved = [outputs_bytes(card("A100", "bf16"), network, 128) for network in networks]
+    query, reuse = counted["exact", "query"], counted["refreshed(every=2)", "reuse"]
+    assert OVERHEAD.inner_passes == pytest.approx(1e9 * float(query["gb"]) / sum(moved), rel=0.02)
+    assert OVERHEAD.inner_passes == pytest.approx(1e9 * float(reuse["gb"]) / moved[0], rel=0.02)
+    assert OVERHEAD.inner_operations == pytest.approx(int(query["device_operations"]) / (21 + 17), rel=0.02)
+    outer = [counted["exact", f"outer {part}"] for part in ("forward", "backward")]
+    student_bytes = 1e9 * sum(float(row["gb"]) for row in outer) - OVERHEAD.inner_passes / 2 * moved[1]
+    assert 2 * OVERHEAD.outer_passes == pytest.approx(student_bytes / moved[0], rel=0.02)
+    operations = sum(int(row["device_operations"]) for row in outer) - OVERHEAD.inner_operations / 2 * 17
+    assert 2 * OVERHEAD.outer_operations == pytest.approx(operations / 21, rel=0.02)
 
 
 def test_a_large_product_reaches_the_efficiency_and_a_small_one_does_not():
