@@ -131,6 +131,8 @@ def recorded() -> Iterator[list[GeneratedCode]]:
 
     def recording_precompile(autotuner: CachingAutotuner, *arguments: Any, **keywords: Any) -> None:
         precompile(autotuner, *arguments, **keywords)
+        if not codes:  # a candidate of Inductor's autotuner, before the code is written
+            return
         for result in autotuner.compile_results:
             codes[-1].machine_codes.append(_machine_code(autotuner.fn.__name__, result.kernel.asm["cubin"]))
 
