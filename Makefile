@@ -37,8 +37,11 @@ TESTS ?=
 WORKERS ?= $(if $(TESTS),0,2)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 FAST := -m 'not slow'
+# tests/gpu on a CUDA device that is not there (pretend_gpu/); it says so if torch is a CPU build.
+PRETEND_GPU := OMP_NUM_THREADS=1 $(BIN)/python -m pretend_gpu -m pytest --numprocesses $(WORKERS) tests/gpu tests/pretend_gpu
 
 test: setup
+	$(if $(TESTS),,$(PRETEND_GPU))
 	$(PYTEST) $(TESTS)
 
 test-fast: setup

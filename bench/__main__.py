@@ -16,6 +16,7 @@ BENCHMARKS = {
     "ops": "each operation against plain torch, eager and compiled; --static: resources of the Triton kernels",
     "policies": "accuracy under each teacher policy, over several seeds",
     "predict": "time of each recipe's step on A100, H100 and H200, by a model of layers, bytes and launches: computed",
+    "precisions": "accuracy of students trained with networks in fp32 and bf16, emulated on the CPU",
     "readme": "rewrites the README's tables of speed from bench/results",
     "roofline": "FLOPs and bytes of each recipe's step, and the upper bound of images/s on each GPU: computed",
     "run": "a recipe's teacher and students: accuracies, or the time to one",

@@ -10,7 +10,7 @@ from fastadaad import InnerConfig, methods
 from .launches import host_synchronisations, launches_per_inner_step
 from .limits import fastest_bare_networks
 from .memory import peak_bytes
-from .networks import Pair, Program
+from .networks import Pair, Program, reference_in
 from .stages import STAGES, stage_milliseconds
 from .timing import Spread, alternate, ratios
 
@@ -65,10 +65,10 @@ def peaks(pair_name: str, pair: Pair, method: str, programs: Mapping[str, Progra
         name: peak_bytes(pair_name, method, program.variant, program.inner, pair.batch_size, device)
         for name, program in programs.items()
     }
-    reference = peak.get("reference")
+    of_reference = {name: reference_in(peak, program.variant) for name, program in programs.items()}
     return {
         name: {"inner_peak_mib": round(size / 2**20, 1)}
-        | ({} if reference is None else {"inner_peak_of_reference": round(size / reference, 3)})
+        | ({"inner_peak_of_reference": round(size / peak[baseline], 3)} if (baseline := of_reference[name]) else {})
         for name, size in peak.items()
     }
 

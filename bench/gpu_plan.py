@@ -54,11 +54,11 @@ def seconds(run: Run, name: str) -> float:
     pair, total = PAIRS[run.pair], 0.0
     student, teacher = (network_cost(network, pair.image_shape) for network in pair.networks("cpu"))
     for method in run.methods:
-        variants = [*variants_of(method, [*run.modes], split_policies(run.policies), [*run.precisions])]
+        policies = split_policies(run.policies)
+        variants = [*variants_of(method, [*run.modes], policies, [*run.precisions], device_type="cuda")]
         for batch_size in run.batch_sizes or (pair.batch_size,):
             for variant in variants:
-                # The authors' program convolves in TF32 by torch's default.
-                precision = "tf32" if variant.is_reference else variant.precision
+                precision = "tf32" if variant.precision == "default" else variant.precision  # torch's own setting
                 step = predict(
                     card(name, precision), AFTER, method, student, teacher, 10, variant.policy, batch_size
                 ).step_s

@@ -40,7 +40,9 @@ def loops(pair: Pair, inner: InnerConfig, device: torch.device) -> Iterator[tupl
     yield REFERENCE, Program(pair, "adaad", Variant(mode="reference"), inner, device).inner_loop
     x_natural, _ = pair.batch(device)
     for name, (cache_off, folding_off, arguments) in MEASURES.items():
-        maximizer = InnerMaximizer(*map(copy.deepcopy, pair.networks(device)), inner=inner, **arguments)
+        maximizer = InnerMaximizer(
+            *map(copy.deepcopy, pair.networks(device)), inner=inner, precision="fp32", **arguments
+        )
         with ExitStack() as switches, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # unfolded networks are intended here
             for module, off in ((folded_cache, cache_off), (folding, folding_off)):

@@ -1,7 +1,8 @@
 """Peak memory of an inner loop, in a fresh process: `python -m bench.memory PAIR METHOD MODE ...` prints bytes.
 
 Counts the memory that the loop needs beside the networks, parameter gradients not included: the growth of resident
-memory during the second loop (after compilation), plus the tensors kept from loop to loop.
+memory during the second loop (after compilation), plus the tensors kept from loop to loop. On CUDA it is the growth of
+reserved memory: a CUDA graph keeps a pool of its own, of which only a part is allocated between two replays.
 """
 
 import argparse
@@ -57,11 +58,13 @@ def peak_bytes_here(pair: Pair, method: str, variant: Variant, inner: InnerConfi
     """Peak memory of the variant's inner loop in this process, in bytes."""
     if device.type == "cuda":
         program = Program(pair, method, variant, inner, device)
-        before = torch.cuda.memory_allocated(device)
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved(device)
         program.inner_loop()
+        torch.cuda.empty_cache()  # of compilation and warm-up; the pool of a graph stays
         torch.cuda.reset_peak_memory_stats(device)
         program.inner_loop()
-        return torch.cuda.max_memory_allocated(device) - before
+        return torch.cuda.max_memory_reserved(device) - before
     program = Program(pair, method, variant, inner, device)
     before = tensor_bytes()
     program.inner_loop()

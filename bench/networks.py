@@ -2,7 +2,8 @@
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fastadaad import Distiller, InnerConfig, load_model, methods
 from fastadaad.config import PrecisionConfig, TeacherPolicy
+from fastadaad.runtime.precision import tensor_cores
 
 from . import reference
 
@@ -64,11 +66,16 @@ class Variant:
     """A mode of Distiller, or the name of a reference."""
     policy: TeacherPolicy = field(default_factory=TeacherPolicy)
     precision: str = "fp32"
-    """Precision of both networks."""
+    """Precision of both networks. Of a reference: fp32, tf32, or `default`, which is torch's own setting."""
 
     @property
     def is_reference(self) -> bool:
         return self.mode.startswith("reference")
+
+    @property
+    def reference(self) -> "Variant":
+        """Reference with the same arithmetic on CUDA: fp32, tf32, or for other precisions torch's default."""
+        return Variant(mode="reference", precision=reference_precision(self.precision))
 
     @property
     def name(self) -> str:
@@ -82,23 +89,37 @@ def references(method: str) -> dict[str, reference.Reference]:
     return {"reference": reference.REFERENCES[method], **reference.LEANER.get(method, {})}
 
 
+def reference_precision(precision: str) -> str:
+    """Returns the precision of the reference that a Distiller in `precision` is compared with."""
+    return precision if precision in ("fp32", "tf32") else "default"
+
+
+def reference_in(names: Container[str], variant: Variant) -> str | None:
+    """Returns the name of the reference that `variant` is compared with, or None if `names` has none for it."""
+    return next((name for name in (variant.reference.name, "reference") if name in names), None)
+
+
 def split_policies(text: str) -> list[TeacherPolicy]:
     """Parses policies such as `refreshed(every=10),linearized(top=3,every=10)`, split at commas outside brackets."""
     return [TeacherPolicy.parse(part) for part in re.findall(r"[^,(]+(?:\([^)]*\))?", text)]
 
 
 def variants_of(
-    method: str, modes: list[str], policies: list[TeacherPolicy], precisions: list[str]
+    method: str, modes: list[str], policies: list[TeacherPolicy], precisions: list[str], *, device_type: str = "cpu"
 ) -> Iterator[Variant]:
-    """Yields the references in fp32, exact Distillers in every mode and precision, and each policy in the last of both.
+    """Yields the references, exact Distillers in every mode and precision, and each policy in the last of both.
+
+    On CUDA there is a reference for each kind of arithmetic, so that equal arithmetic can be compared.
 
     Args:
         method: Name of the method.
         modes: Modes of Distiller.
         policies: Teacher policies, used if the inner loop goes through the teacher.
-        precisions: Precisions of both networks.
+        precisions: Precisions of both networks; policies have the last one.
+        device_type: Type of the device; on the CPU all references are in fp32.
     """
-    yield from (Variant(mode=name) for name in references(method))
+    arithmetic = ["fp32"] if device_type == "cpu" else dict.fromkeys(map(reference_precision, precisions))
+    yield from (Variant(mode=name, precision=precision) for name, precision in product(references(method), arithmetic))
     yield from (Variant(mode=mode, precision=precision) for mode, precision in product(modes, precisions))
     if methods.get(method).through_teacher:
         yield from (Variant(mode=modes[-1], policy=policy, precision=precisions[-1]) for policy in policies)
@@ -111,7 +132,9 @@ class Program:
         self.variant, self.inner = variant, inner
         self.student, self.teacher = map(copy.deepcopy, pair.networks(device))
         self.x_natural, self.labels = pair.batch(device)
-        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        # A CUDA graph holds a fused step alone; the authors' programs leave torch's default.
+        settings = {} if variant.is_reference else {"fused": True}
+        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, **settings)
         if variant.is_reference:
             self.reference = references(method)[variant.mode]
         else:
@@ -119,12 +142,9 @@ class Program:
 
     def _distiller(self, method: str) -> Distiller:
         row = methods.get(method, **reference.REFERENCES[method].options)
-        settings = {}
+        settings = {"precision": self.variant.precision}
         if self.variant.policy.kind != "exact":
             settings["teacher_policy"] = self.variant.policy
-        if self.variant.precision != "fp32":
-            precision = self.variant.precision
-            settings["precision"] = PrecisionConfig(student=precision, teacher=precision)
         return Distiller(
             self.student,
             self.teacher,
@@ -135,12 +155,19 @@ class Program:
             **settings,
         )
 
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        """Switches TF32 on or off for a reference, unless it keeps torch's default."""
+        if self.variant.precision == "default":
+            return nullcontext()
+        return tensor_cores(PrecisionConfig.parse(self.variant.precision), self.x_natural.device)
+
     def step(self) -> object:
         """Runs one training step."""
         if not self.variant.is_reference:
             return self.distiller.step(self.x_natural, self.labels)
         networks = self.student, self.teacher, self.optimizer
-        return reference.reference_step(self.reference, *networks, self.x_natural, self.labels, inner=self.inner)
+        with self._arithmetic():
+            return reference.reference_step(self.reference, *networks, self.x_natural, self.labels, inner=self.inner)
 
     def inner_loop(self) -> object:
         """Runs the inner loop alone."""
@@ -149,4 +176,5 @@ class Program:
         batch = reference.Batch(
             student=self.student, teacher=self.teacher, x_natural=self.x_natural, labels=self.labels
         )
-        return reference.reference_inner_loop(self.reference, batch, self.inner)
+        with self._arithmetic():
+            return reference.reference_inner_loop(self.reference, batch, self.inner)

@@ -52,7 +52,7 @@ def config_of(base: RunConfig, policy: str, precision: str, seed: int) -> RunCon
         base,
         seed=seed,
         teacher=replace(base.teacher, policy=TeacherPolicy.parse(policy)),
-        precision=PrecisionConfig(teacher=precision),
+        precision=PrecisionConfig(student="fp32", teacher=precision),
     )
 
 

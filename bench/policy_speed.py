@@ -21,7 +21,7 @@ def step_of(pair: Pair, policy: str, precision: str, device: torch.device) -> Di
         inner=InnerConfig(),
         optimizer=torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4),
         teacher_policy=TeacherPolicy.parse(policy),
-        precision=PrecisionConfig(teacher=precision),
+        precision=PrecisionConfig(student="fp32", teacher=precision),
         mode="compiled",
     )
 

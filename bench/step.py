@@ -18,12 +18,12 @@ from fastadaad import InnerConfig
 from .details import COLUMNS, Details, details
 from .flops import method_cost, network_cost
 from .limits import MATRIX_FLOPS, fastest_convolutions, matrix_product
-from .networks import PAIRS, Pair, Program, split_policies, variants_of
+from .networks import PAIRS, Pair, Program, reference_in, split_policies, variants_of
 from .reference import REFERENCES
 from .tables import print_rows
 from .timing import RESULTS, Spread, alternate, hardware, ratios, write_rows
 
-REFERENCE, MATRIX_PRODUCT, CONVOLUTIONS = "reference", "matrix product", "convolutions"
+MATRIX_PRODUCT, CONVOLUTIONS = "matrix product", "convolutions"
 SHOWN = (
     "pair", "method", "batch_shape", "variant", "images_per_s", "ratio_p50", "ratio_p20", "ratio_p80",
     "of_convolutions", "of_matrix_product", "overhead_p50", "inner_peak_of_reference", "host_synchronisations",
@@ -73,7 +73,8 @@ def row(
         """FLOP/s of the step over those of a bare run, in the same rounds."""
         return round(flops / limit_flops * ratios(timings[name], milliseconds).p50, 4)
 
-    faster = ratios(timings.get(REFERENCE, milliseconds), milliseconds)
+    baseline = reference_in(timings, variant)
+    faster = ratios(timings[baseline] if baseline else milliseconds, milliseconds)
     return {
         "pair": pair_name,
         "student": pair.student,
@@ -86,7 +87,7 @@ def row(
         "policy": str(variant.policy),
         "precision": variant.precision,
         "images_per_s": round(1e3 * pair.batch_size / spread.p50, 2),
-        **(faster.columns("ratio_{}") if REFERENCE in timings else dict.fromkeys(faster.columns("ratio_{}"), "")),
+        **(faster.columns("ratio_{}") if baseline else dict.fromkeys(faster.columns("ratio_{}"), "")),
         **spread.columns("{}_ms"),
         "n": spread.n,
         "gflop": round(flops / 1e9, 3),
@@ -100,7 +101,7 @@ def measure(pair_name: str, pair: Pair, method: str, options: argparse.Namespace
     """Returns the rows of a method's variants; a variant that does not fit into memory has none."""
     device, inner = options.device, InnerConfig(num_steps=options.num_steps)
     torch.compiler.reset()  # drops graphs of earlier methods: torch.compile keeps only a few per function
-    variants = variants_of(method, options.modes, options.policies, options.precisions)
+    variants = variants_of(method, options.modes, options.policies, options.precisions, device_type=device.type)
     programs = {variant.name: Program(pair, method, variant, inner, device) for variant in variants}
     programs = {name: program for name, program in programs.items() if fits(name, program)}
     costs = [network_cost(network, pair.image_shape) for network in pair.networks(torch.device("cpu"))]
@@ -123,7 +124,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--method", choices=(*REFERENCES, "all"), action="append", help="default: adaad")
     parser.add_argument("--modes", default="eager,compiled", help="modes of Distiller; default: %(default)s", **words)
     parser.add_argument("--policies", default=[], type=split_policies, help="teacher policies, each in the last mode")
-    parser.add_argument("--precisions", default="fp32", help="of both networks; default: %(default)s", **words)
+    parser.add_argument("--precisions", help="of both networks; default: fp32, and on CUDA fp32,tf32,auto", **words)
     parser.add_argument(
         "--batch-sizes", type=lambda text: [int(size) for size in text.split(",")], help="default: see PAIRS"
     )
@@ -133,7 +134,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=RESULTS / "step.csv", help="CSV file that the rows are added to")
     parser.add_argument("--rewrite", action="store_true", help="overwrite the CSV file")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.precisions = options.precisions or (["fp32", "tf32", "auto"] if options.device.type == "cuda" else ["fp32"])
+    return options
 
 
 def main(argv: list[str]) -> None:

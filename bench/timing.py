@@ -69,11 +69,11 @@ def alternate(variants: Variants, device: torch.device, *, rounds: int = 30, war
         for _ in range(warmup):
             run()
     sample = _cuda_sampler(device) if device.type == "cuda" else _cpu_sampler(variants)
-    samples = {name: [] for name in variants}
+    samples: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds):
         for name in rotated(list(variants), number):
             samples[name].append(sample(name, variants[name]))
-    return {name: [read() for read in reads] for name, reads in samples.items()}
+    return samples
 
 
 def rotated(names: list[str], number: int) -> list[str]:
@@ -94,14 +94,17 @@ def _cpu_sampler(variants: Variants):
     repeats = {name: max(1, round(_MIN_SAMPLE_S / seconds(run, 1))) for name, run in variants.items()}
 
     def sample(name, run):
-        milliseconds = 1e3 * seconds(run, repeats[name]) / repeats[name]
-        return lambda: milliseconds
+        return 1e3 * seconds(run, repeats[name]) / repeats[name]
 
     return sample
 
 
 def _cuda_sampler(device: torch.device):
-    """Sampler that uses CUDA events; clearing the L2 cache first also keeps the queue busy during the launch."""
+    """Sampler that uses CUDA events and waits for each sample.
+
+    Queued samples would hide the launches of one behind the kernels of the one before. Clearing the L2 cache first
+    keeps the device busy while a single kernel is launched, but not while a step of hundreds of launches is.
+    """
     cache = torch.empty(_CACHE_BYTES, dtype=torch.uint8, device=device)
 
     def sample(name, run):
@@ -110,12 +113,8 @@ def _cuda_sampler(device: torch.device):
         start.record()
         run()
         end.record()
-
-        def read():
-            end.synchronize()
-            return start.elapsed_time(end)
-
-        return read
+        end.synchronize()
+        return start.elapsed_time(end)
 
     return sample
 

@@ -10,9 +10,9 @@ from .config import TeacherPolicy as TeacherPolicy
 from .config import ThreatModel as ThreatModel
 from .evaluation.accuracy import AttackResult as AttackResult
 from .evaluation.accuracy import evaluate as evaluate
+from .inner.drop_in import adaad_inner_loss as adaad_inner_loss
 from .inner.maximizer import InnerMaximizer as InnerMaximizer
 from .inner.maximizer import InnerResult as InnerResult
-from .inner.maximizer import adaad_inner_loss as adaad_inner_loss
 from .models.factory import create_model as create_model
 from .models.factory import load_model as load_model
 from .run_config import RunConfig as RunConfig

@@ -17,7 +17,7 @@ Norm = Literal["linf", "l2"]
 Start = Literal["gaussian", "uniform", "natural"]
 Mode = Literal["eager", "compiled", "graph", "auto"]
 Layout = Literal["auto", "contiguous", "channels_last"]
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 PolicyKind = Literal["exact", "refreshed", "linearized"]
 Engine = Literal["auto", "resident", "dali", "torch"]
 OnError = Literal["raise", "skip"]
@@ -207,11 +207,15 @@ class InnerConfig:
 @hinted()
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
-    """Arithmetic of each network. Pixels, first convolutions, losses and steps are always fp32."""
+    """Arithmetic of each network. Pixels, first convolutions, logits, losses and steps are always fp32.
 
-    student: Precision = "fp32"
+    `auto` is bf16 on a CUDA device with tensor cores (compute capability 8.0 or more), else fp32. `fp32` is strict: it
+    switches TF32 off.
+    """
+
+    student: Precision = "auto"
     """Precision of the student, in the inner loop and in its training pass."""
-    teacher: Precision = "fp32"
+    teacher: Precision = "auto"
     """Precision of the teacher."""
 
     def __post_init__(self) -> None:
@@ -220,7 +224,7 @@ class PrecisionConfig:
 
     @classmethod
     def parse(cls, given: "PrecisionConfig | str | None") -> "PrecisionConfig":
-        """Returns `given`; a string such as `"bf16"` is the precision of both networks, None is fp32."""
+        """Returns `given`; a string such as `"bf16"` is the precision of both networks, None is auto."""
         if isinstance(given, str):
             return cls(student=given, teacher=given)  # type: ignore[arg-type]
         require_type("precision", given or cls(), cls, "a PrecisionConfig or a string such as 'bf16'")

@@ -263,7 +263,7 @@ class RunConfig:
     layout: Layout = "auto"
     """Memory layout of the folded copies' convolutions; auto: measured once per machine and network."""
     fold: bool = True
-    """Run searches and attacks on folded copies of the networks; false: on the networks, slower and in fp32 only."""
+    """Run searches and attacks on folded copies of the networks; false: on the networks, slower, in fp32 or tf32."""
     log_every: int = 20
     """Number of steps between two reads of the metrics from the device."""
     early_stop_epochs: int | None = None

@@ -27,5 +27,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_report_header() -> str:
-    """Names the tests that this machine cannot run; the processes of pytest-xdist do not report what they deselect."""
-    return "" if torch.cuda.is_available() else "tests/gpu is not run: no CUDA device"
+    """Names the device of tests/gpu; the processes of pytest-xdist do not report what they deselect."""
+    if "PRETEND_GPU" in os.environ:
+        return "tests/gpu runs on the pretend GPU"
+    return "" if torch.cuda.is_available() else "tests/gpu is not run here: no CUDA device"

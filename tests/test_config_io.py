@@ -120,7 +120,7 @@ def test_null_removes_a_setting_and_the_last_override_of_a_setting_counts():
         ("teacher.policy=refreshed(every=0)", "every is 0"),
         ("teacher.policy=refreshed(top=9)", "top belongs to linearized"),
         ("teacher.policy.every=8", "exact queries the teacher in every step"),
-        ("precision.teacher=int8", "^precision.teacher is 'int8': give fp32, tf32, bf16 or fp16$"),
+        ("precision.teacher=int8", "^precision.teacher is 'int8': give auto, fp32, tf32, bf16 or fp16$"),
         ("layout=NHWC", "layout.*channels_last"),
     ],
 )

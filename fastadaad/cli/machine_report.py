@@ -108,7 +108,17 @@ def _self_check_table(result: self_check.SelfCheckResult | None) -> Table:
 
 
 def _layout_table() -> Table:
-    columns = ("network", "batch", "dtype", "layout", "compiled", "contiguous ms", "channels-last ms", "measured", "on")
+    columns = (
+        "network",
+        "batch",
+        "precision",
+        "layout",
+        "compiled",
+        "contiguous ms",
+        "channels-last ms",
+        "measured",
+        "on",
+    )
     table = _table("layouts", *columns)
     choices = layout.remembered_choices()
     if not choices:
@@ -118,7 +128,7 @@ def _layout_table() -> Table:
         table.add_row(
             choice["network"],
             "x".join(map(str, choice["shape"])),
-            choice["dtype"].removeprefix("torch."),
+            choice.get("precision", "unknown"),  # an entry of an earlier version
             choice["choice"],
             choice["compiled_choice"],
             f"{choice['contiguous_ms']:.1f}",

@@ -54,7 +54,9 @@ class GradientAttack:
             start=self.start,
         )
         method = replace(methods.get("pgd-at"), name="attack", objective=self.objective)
-        return InnerMaximizer(model, method=method, inner=inner, layout=self.layout, fold=self.fold, mode="eager")
+        return InnerMaximizer(
+            model, method=method, inner=inner, precision="fp32", layout=self.layout, fold=self.fold, mode="eager"
+        )
 
     def survives(
         self,

@@ -64,8 +64,13 @@ def check_generator(generator: Any) -> None:
 
 def device_type(network: nn.Module) -> str:
     """Returns the type of the network's device; cpu for a network without tensors."""
+    return device_of(network).type
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Returns the network's device; the CPU for a network without tensors."""
     tensor = _first_tensor(network)
-    return "cpu" if tensor is None else tensor.device.type
+    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def check_devices(student: nn.Module, teacher: nn.Module | None, x_natural: Tensor, labels: Tensor | None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastadaad.config import Layout, Precision
 from fastadaad.inner.folding import FoldedNetwork, fold
 from fastadaad.inner.layout import FORMATS, choose_memory_format
-from fastadaad.runtime.precision import DTYPES
+from fastadaad.runtime.precision import DTYPES, is_low
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,9 @@ class Form:
     """False: the network runs unfolded, without a warning."""
     compiled: bool = False
     """The copy is going to be compiled, which decides the layout `auto`."""
+    unfolded_precision: Precision | None = None
+    """Precision of the network itself if it cannot be folded and `precision` is bf16 or fp16, fp32 or tf32; None: such
+    a network is refused."""
 
     def __post_init__(self) -> None:
         if self.layout not in ("auto", *FORMATS):
@@ -170,18 +173,19 @@ def _measured(network: nn.Module, x: Tensor, dtype: torch.dtype, form: Form) -> 
     def build(memory_format: torch.memory_format) -> nn.Module:
         return FoldedNetwork(network, memory_format=memory_format, dtype=dtype)
 
-    return choose_memory_format(network, x, build, compiled=form.compiled)
+    return choose_memory_format(network, x, build, precision=form.precision, compiled=form.compiled)
 
 
 def _warn_unfolded(network: nn.Module, form: Form, why: str) -> None:
     """Warns that a network runs unfolded, or raises ValueError if it cannot."""
     _check_unfolded(network, form, why)
-    warnings.warn(f"{type(network).__name__}: {why}; the inner loop runs it unfolded", stacklevel=2)
+    instead = f", in {form.unfolded_precision} instead of {form.precision}" if is_low(form.precision) else ""
+    warnings.warn(f"{type(network).__name__}: {why}; the inner loop runs it unfolded{instead}", stacklevel=2)
 
 
 def _check_unfolded(network: nn.Module, form: Form, why: str) -> None:
     """Raises ValueError if the network cannot run unfolded."""
-    if DTYPES[form.precision] != torch.float32:
+    if is_low(form.precision) and form.unfolded_precision is None:
         raise ValueError(f"precision {form.precision} needs a folded network, and {why}: set it to fp32")
     if any(tensor.is_inference() for tensor in chain(network.parameters(), network.buffers())):
         raise ValueError(

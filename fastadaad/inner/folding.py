@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastadaad.config import PrecisionConfig
-from fastadaad.runtime.precision import tensor_cores
+from fastadaad.runtime.precision import STRICT_FP32, tensor_cores
 
 # Error of the copy's logits that counts as rounding, relative to the largest logit of the network.
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -148,7 +147,7 @@ def _difference(folded: FoldedNetwork, network: nn.Module, x: Tensor, dtype: tor
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(x.device.type, enabled=False),
-        tensor_cores(PrecisionConfig(), x.device),  # without TF32
+        tensor_cores(STRICT_FP32, x.device),
     ):
         reference = _in_eval_mode(network)
         if any(tensor.is_inference() for tensor in chain(network.parameters(), network.buffers())):

@@ -1,10 +1,9 @@
 """x_natural -> x_adv: the projected search for the point at which a method's inner objective is largest."""
 
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +16,19 @@ from fastadaad.config import (
     Precision,
     PrecisionConfig,
     TeacherPolicy,
-    ThreatModel,
     require_bool,
     require_choice,
     require_type,
 )
-from fastadaad.inner.caller import bare, check_devices, check_generator, check_networks, device_type, usable
+from fastadaad.inner.caller import (
+    bare,
+    check_devices,
+    check_generator,
+    check_networks,
+    device_of,
+    device_type,
+    usable,
+)
 from fastadaad.inner.checks import check_batch, check_first_call
 from fastadaad.inner.folded_cache import Form, folded_copy
 from fastadaad.inner.frozen import frozen
@@ -32,7 +38,7 @@ from fastadaad.inner.teacher_policies import POLICIES, first_interval
 from fastadaad.runtime.compile import one_graph
 from fastadaad.runtime.cuda_graph import CapturedCall
 from fastadaad.runtime.distributed import ProcessGroup
-from fastadaad.runtime.precision import gradient_scale, tensor_cores
+from fastadaad.runtime.precision import gradient_scale, is_low, resolved, tensor_cores, uses_tf32
 
 Networks = tuple[nn.Module, nn.Module | None]
 
@@ -85,9 +91,12 @@ class InnerMaximizer:
         inner: Threat model, step size and number of steps; a dict of settings or an InnerConfig. Default: 10 steps of
             2/255 in linf 8/255.
         teacher_policy: Interval of the teacher queries, such as `"refreshed(every=5)"`. Default: exact.
-        precision: Arithmetic of each network, a PrecisionConfig or one string for both. Default: fp32.
+        precision: Arithmetic of each network, a PrecisionConfig or one string for both. Default: auto, which is bf16 on
+            a CUDA device with tensor cores, else fp32; a network that cannot be folded then runs in TF32. The attribute
+            `precision` holds the precision in use.
         layout: Memory layout of the convolutions; `auto` measures once per machine and network.
-        fold: Run on folded copies of the networks (docs/folding.md); False: on the networks themselves, in fp32.
+        fold: Run on folded copies of the networks (docs/folding.md); False: on the networks themselves, in fp32 or
+            tf32.
         mode: `eager`, `compiled`, `graph`, or `auto`: compiled on CUDA, else eager. The attribute `mode` holds the mode
             in use.
         compile_options: Keyword arguments of torch.compile.
@@ -96,6 +105,8 @@ class InnerMaximizer:
 
     Attributes:
         query_interval: Number of steps between two queries of the teacher; may be changed between searches.
+        sets_tf32: True: the search switches TF32 on or off by its precision. False: it leaves torch's switches as they
+            are.
 
     Raises:
         ValueError: Settings that contradict each other, or a network that is not a torch.nn.Module.
@@ -126,11 +137,19 @@ class InnerMaximizer:
         self.method = (methods.get(method) if isinstance(method, str) else method).resolved()
         self.inner, self.process_group = InnerConfig.parse(inner), process_group
         self.teacher_policy = TeacherPolicy.parse(teacher_policy)
-        self.precision, self.layout, self.fold = PrecisionConfig.parse(precision), layout, fold
+        self.layout, self.fold = layout, fold
+        self._wanted_precision = PrecisionConfig.parse(precision)
+        self.precision = resolved(
+            self._wanted_precision,
+            device_of(student),
+            student_folds=fold and self.inner.student_eval,
+            teacher_folds=fold,
+        )
         self.student, self.teacher = bare(student), None if teacher is None else bare(teacher)
         self.method.require_teacher(teacher)
         self.teacher_policy.check(self.method.through_teacher, self.method.name)
         self._check_student_eval()
+        self.sets_tf32 = True
         self.query_interval = first_interval(self.teacher_policy, self.inner.num_steps)
         self._policy = POLICIES[self.teacher_policy.kind]
         options = compile_options or {}
@@ -165,7 +184,7 @@ class InnerMaximizer:
             raise ValueError(
                 f"student_eval is False, and mode {self.mode} cannot update batch-norm inside: set mode=eager"
             )
-        if self.precision.student in ("bf16", "fp16"):
+        if is_low(self.precision.student):
             raise ValueError(
                 f"student_eval is False, and a student in train mode is not folded: precision.student cannot be "
                 f"{self.precision.student}, set it to fp32"
@@ -210,7 +229,8 @@ class InnerMaximizer:
         # The loop needs a grad mode of its own.
         with torch.inference_mode(False), torch.enable_grad():
             x_natural, labels = self.admit(x_natural, labels)
-            with tensor_cores(self.precision, x_natural.device), self.networks(x_natural) as networks:
+            arithmetic = tensor_cores(self.precision, x_natural.device) if self.sets_tf32 else nullcontext()
+            with arithmetic, self.networks(x_natural) as networks:
                 self._check_first_call(networks, x_natural, labels)
                 maximize = self._replay if replay and self.mode == "graph" else self._maximize
                 return maximize(networks, x_natural.detach(), labels, generator)
@@ -233,7 +253,7 @@ class InnerMaximizer:
         """Student and teacher of the loop: folded copies with the present weights, or the networks, frozen inside."""
         student, teacher = self.student, self.teacher_network(x_natural)
         if self.inner.student_eval:
-            student = folded_copy(student, x_natural, self.form(self.precision.student))
+            student = folded_copy(student, x_natural, self.form("student"))
         with (
             frozen(*[self.teacher] if teacher is not None and teacher is self.teacher else []),
             frozen(*[student] if student is self.student else [], evaluation=self.inner.student_eval),
@@ -247,9 +267,17 @@ class InnerMaximizer:
         tensors = [tensor for network in networks for tensor in chain(network.parameters(), network.buffers())]
         return self.fold and self.inner.student_eval and not any(tensor.is_inference() for tensor in tensors)
 
-    def form(self, precision: Precision) -> Form:
-        """Returns the form of this loop's folded copies in `precision`."""
-        return Form(precision=precision, layout=self.layout, fold=self.fold, compiled=self.mode != "eager")
+    def form(self, network: Literal["student", "teacher"]) -> Form:
+        """Returns the form of the folded copy of one of the networks."""
+        precision: Precision = getattr(self.precision, network)
+        is_optional = is_low(precision) and getattr(self._wanted_precision, network) == "auto"
+        return Form(
+            precision=precision,
+            layout=self.layout,
+            fold=self.fold,
+            compiled=self.mode != "eager",
+            unfolded_precision=("tf32" if uses_tf32(self.precision) else "fp32") if is_optional else None,
+        )
 
     def teacher_network(self, x: Tensor) -> nn.Module | None:
         """Returns the teacher's folded copy for batches like x [B, C, H, W], or the teacher if it cannot be folded.
@@ -258,7 +286,7 @@ class InnerMaximizer:
         """
         if self.teacher is None:
             return None
-        return folded_copy(self.teacher, x, self.form(self.precision.teacher))
+        return folded_copy(self.teacher, x, self.form("teacher"))
 
     def new_search(self, networks: Networks, x_natural: Tensor, labels: Tensor | None) -> Search:
         """Returns the search on `networks` from x_natural, with the objective's target computed."""
@@ -313,61 +341,3 @@ class InnerMaximizer:
 
             self._captured[key] = CapturedCall(maximize, generators=[generator])
         return self._captured[key](x_natural, *[] if labels is None else [labels])
-
-
-def adaad_inner_loss(
-    model: nn.Module,
-    teacher_model: nn.Module,
-    x_natural: Tensor,
-    step_size: float = 2 / 255,
-    steps: int = 10,
-    epsilon: float = 8 / 255,
-    BN_eval: bool = True,  # noqa: N803 - the name that existing AdaAD programs use
-    random_init: bool = True,
-    clip_min: float = 0.0,
-    clip_max: float = 1.0,
-    *,
-    layout: Layout = "auto",
-    fold: bool = True,
-) -> Tensor:
-    """Drop-in replacement for the inner loop of existing AdaAD programs: x_natural [B, C, H, W] -> x_adv.
-
-    The names of the arguments are the authors'; the mathematics is InnerMaximizer's with method adaad. Both networks
-    keep their modes. The authors' function leaves `model` in train mode and `teacher_model` in eval mode: this one
-    warns if a network is in the other mode.
-
-    Args:
-        model: Student.
-        teacher_model: Teacher.
-        x_natural: Natural images, fp32 [B, C, H, W] in [0, 1].
-        step_size: Length of a step in pixel units.
-        steps: Number of steps.
-        epsilon: Radius in linf, in pixel units.
-        BN_eval: Student in eval mode during the loop.
-        random_init: Gaussian start with standard deviation 0.001, else x_natural.
-        clip_min: Smallest pixel.
-        clip_max: Largest pixel.
-        layout: Memory layout of the folded copies; see InnerMaximizer.
-        fold: Run on folded copies of the networks; see InnerMaximizer.
-
-    Raises:
-        ValueError: Radii that make no sense, see InnerConfig.
-    """
-    for name, network, mode in (("model", model, "train"), ("teacher_model", teacher_model, "eval")):
-        if isinstance(network, nn.Module) and network.training != (mode == "train"):
-            warnings.warn(
-                f"{name} is not in {mode} mode and is not put into it: call {name}.{mode}() before the loss",
-                stacklevel=2,
-            )
-    inner = InnerConfig(
-        threat_model=ThreatModel(norm="linf", epsilon=epsilon),
-        step_size=step_size,
-        num_steps=steps,
-        start="gaussian" if random_init else "natural",
-        student_eval=BN_eval,
-        lower=clip_min,
-        upper=clip_max,
-    )
-    return InnerMaximizer(model, teacher_model, method="adaad", inner=inner, layout=layout, fold=fold, mode="eager")(
-        x_natural
-    )

@@ -10,7 +10,7 @@ from fastadaad.inner.folded_cache import folded_copy
 from fastadaad.inner.frozen import frozen
 from fastadaad.inner.maximizer import InnerMaximizer, Networks
 from fastadaad.inner.search import tape_vjp
-from fastadaad.runtime.precision import gradient_scale, tensor_cores
+from fastadaad.runtime.precision import STRICT_FP32, gradient_scale, tensor_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class PrecisionReport:
 
 def is_fp32(precision: PrecisionConfig) -> bool:
     """Returns True if both networks are in fp32."""
-    return precision == PrecisionConfig()
+    return precision == STRICT_FP32
 
 
 def measure(maximizer: InnerMaximizer, x_natural: Tensor, labels: Tensor | None, *, seed: int) -> PrecisionReport:
@@ -62,11 +62,11 @@ def pixel_gradients(
 
     Both are taken in eval mode by autograd's tape; the networks themselves run in fp32.
     """
-    student, teacher, own = maximizer.student, maximizer.teacher, maximizer.precision
-    folded = folded_copy(student, x_natural, maximizer.form(own.student)), maximizer.teacher_network(x_natural)
+    student, teacher = maximizer.student, maximizer.teacher
+    folded = folded_copy(student, x_natural, maximizer.form("student")), maximizer.teacher_network(x_natural)
     with frozen(*[network for network in (student, teacher) if network is not None]):
-        low = _gradient(maximizer, own, folded, x_natural, x_adv, labels)
-        fp32 = _gradient(maximizer, PrecisionConfig(), (student, teacher), x_natural, x_adv, labels)
+        low = _gradient(maximizer, maximizer.precision, folded, x_natural, x_adv, labels)
+        fp32 = _gradient(maximizer, STRICT_FP32, (student, teacher), x_natural, x_adv, labels)
     return low, fp32
 
 

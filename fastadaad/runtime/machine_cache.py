@@ -4,6 +4,7 @@ One JSON file per entry: <cache folder>/<section>/<digest of the key>.json with 
 Unreadable or unwritable entries are ignored after one warning.
 """
 
+import ctypes
 import functools
 import hashlib
 import json
@@ -26,6 +27,9 @@ from fastadaad.runtime.locks import locked
 from fastadaad.runtime.version import version
 
 CACHE_VARIABLE = "FASTADAAD_CACHE"
+
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
+DRIVER_LIBRARY = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +128,19 @@ def _processor() -> str:
 
 def _driver() -> str:
     try:
-        return "driver " + re.findall(r" (\d+\.[\d.]+) ", Path("/proc/driver/nvidia/version").read_text())[0]
-    except (OSError, IndexError):  # WSL has the driver elsewhere
-        return f"CUDA driver {torch._C._cuda_getDriverVersion()}"  # type: ignore[attr-defined]
+        return "driver " + re.findall(r" (\d+\.[\d.]+) ", DRIVER_FILE.read_text())[0]
+    except (OSError, IndexError):  # WSL and some containers do not have the file
+        return f"CUDA driver {_cuda_driver_version()}"
+
+
+def _cuda_driver_version() -> str:
+    """Returns the CUDA version of the driver, such as 13000, from the driver's library, which torch has loaded too."""
+    version_found = ctypes.c_int(0)
+    try:
+        result = ctypes.CDLL(DRIVER_LIBRARY).cuDriverGetVersion(ctypes.byref(version_found))
+    except (OSError, AttributeError):
+        return "of unknown version"
+    return "of unknown version" if result else str(version_found.value)
 
 
 def _kernels_digest() -> str:

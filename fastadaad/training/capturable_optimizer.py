@@ -12,12 +12,19 @@ from fastadaad.training.optimizers import LAMB, LARS
 # Optimisers whose state does not begin as zeros; only their own first step knows its values.
 NOT_FROM_ZERO = (torch.optim.ASGD, torch.optim.NAdam, torch.optim.Rprop)
 
+# Optimisers with the option `capturable` that take a tensor as learning rate in their multi-tensor form alone.
+ONLY_FOREACH = (torch.optim.Adadelta, torch.optim.RMSprop)
+
+# Devices on which torch's optimisers accept `capturable`.
+CAPTURABLE_DEVICES = ("cuda",)
+
 
 class CapturableOptimizer:
     """Wrapper of an optimiser whose step() can be captured; learning rates stay numbers for users and schedules.
 
     Call refresh() before each call of a captured function, to pass on the learning rates. All state exists from the
-    start, as zeros, so the first step gives the same result as without the wrapper. A capture freezes all other
+    start, as zeros, so the first step gives the same result as without the wrapper. torch's option `capturable`,
+    without which Adam and others refuse a capture, is on in the wrapper's steps alone. A capture freezes all other
     settings, such as momentum and weight decay.
 
     Raises:
@@ -27,11 +34,7 @@ class CapturableOptimizer:
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         for group in optimizer.param_groups:
-            if not _takes_tensor_rate(optimizer, group):
-                raise ValueError(
-                    f"{type(optimizer).__name__} without fused=True reads its learning rate on the host, which a graph "
-                    "cannot: construct it with fused=True, or set mode=compiled"
-                )
+            _check_takes_tensor_rate(optimizer, group)
             if group.get("dampening"):
                 raise ValueError("dampening is not 0, and the first step of a captured SGD would differ: set it to 0")
         self.learning_rates = [
@@ -44,6 +47,9 @@ class CapturableOptimizer:
                     "does: set mode=compiled"
                 )
             self._create_state()
+        self._move_counts_to_device()
+        # The steps before the capture run with `capturable` too, of which torch would warn.
+        optimizer._warned_capturable_if_run_uncaptured = True
 
     @property
     def state(self) -> list[Tensor]:
@@ -68,14 +74,18 @@ class CapturableOptimizer:
     def step(self) -> None:
         """Takes one step with the learning rates of the last refresh."""
         groups = self.optimizer.param_groups
-        numbers = [group["lr"] for group in groups]
+        own: list[dict[str, Any]] = [
+            {name: group[name] for name in ("lr", "capturable") if name in group} for group in groups
+        ]
         try:
             for group, rate in zip(groups, self.learning_rates, strict=True):
                 group["lr"] = rate
+                if _can_be_capturable(group):
+                    group["capturable"] = True
             self.optimizer.step()
         finally:
-            for group, number in zip(groups, numbers, strict=True):
-                group["lr"] = number
+            for group, settings in zip(groups, own, strict=True):
+                group.update(settings)
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -93,6 +103,29 @@ class CapturableOptimizer:
         for tensor in self.state[len(self._parameters()) :]:
             tensor.zero_()
 
+    def _move_counts_to_device(self) -> None:
+        """Moves the scalars of a state that was made without `capturable`, such as step counts, to the parameters."""
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.dim() == 0 and value.device != parameter.device:
+                    state[name] = value.to(parameter.device)
 
-def _takes_tensor_rate(optimizer: Optimizer, group: dict[str, Any]) -> bool:
-    return bool(isinstance(optimizer, (LARS, LAMB)) or group.get("fused") or group.get("capturable"))
+
+def _can_be_capturable(group: dict[str, Any]) -> bool:
+    return "capturable" in group and group["params"][0].device.type in CAPTURABLE_DEVICES
+
+
+def _check_takes_tensor_rate(optimizer: Optimizer, group: dict[str, Any]) -> None:
+    """Raises ValueError if the optimiser reads a learning rate that is a tensor on the host."""
+    name = type(optimizer).__name__
+    if isinstance(optimizer, (LARS, LAMB)) or group.get("fused"):
+        return
+    if isinstance(optimizer, ONLY_FOREACH) and group.get("foreach") is False:
+        raise ValueError(
+            f"{name} with foreach=False reads its learning rate on the host, which a graph cannot: construct it with "
+            "foreach=True, or set mode=compiled"
+        )
+    if not _can_be_capturable(group):
+        remedy = "construct it with fused=True, or set mode=compiled" if "fused" in group else "set mode=compiled"
+        without = " without fused=True" if "fused" in group else ""
+        raise ValueError(f"{name}{without} reads its learning rate on the host, which a graph cannot: {remedy}")

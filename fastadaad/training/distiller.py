@@ -28,7 +28,7 @@ from fastadaad.methods.outer_batch import OuterBatch
 from fastadaad.runtime.batch_norm import running_statistics
 from fastadaad.runtime.compile import one_graph
 from fastadaad.runtime.distributed import ProcessGroup
-from fastadaad.runtime.precision import tensor_cores
+from fastadaad.runtime.precision import description, tensor_cores
 from fastadaad.runtime.sync_batch_norm import check_sync, synced_batch_norm
 from fastadaad.training.awp import kept_buffers, perturbed_weights
 from fastadaad.training.gradient_exchange import average_over_ranks
@@ -50,6 +50,8 @@ class StepResult:
     overwrites it."""
     x_adv: Tensor
     """Adversarial images [B, C, H, W]. In mode graph the next step overwrites them."""
+    precision: PrecisionConfig
+    """Precision in which the step ran, without `auto`."""
 
 
 class MicroBatch(NamedTuple):
@@ -98,8 +100,10 @@ class Distiller:
         optimizer: Optimiser of the student's parameters.
         teacher_policy: Interval of the teacher queries, such as `"refreshed(every=5)"`. Default: exact. An adaptive
             policy reads its error from the device in every ADAPT_EVERY-th step.
-        precision: Arithmetic of each network, a PrecisionConfig or one string for both. In bf16 and fp16 the student's
-            training pass is under autocast; in fp16 `scaler` skips an update with an infinite gradient.
+        precision: Arithmetic of each network, a PrecisionConfig or one string for both. Default: auto, which is bf16 on
+            a CUDA device with tensor cores, else fp32; the attribute `precision` holds the precision in use. In bf16
+            and fp16 the student's training pass is under autocast; in fp16 `scaler` skips an update with an infinite
+            gradient.
         layout: Memory layout of the folded copies' convolutions; `auto` measures once per machine and network.
         fold: Run the search on folded copies of the networks (docs/folding.md).
         mode: `eager`; `compiled`: the inner step and the outer loss are one graph of torch.compile each; `graph`: the
@@ -193,6 +197,11 @@ class Distiller:
                 self._update, self.maximizer, optimizer, micro_batch, sums, num_ranks=self.process_group.size
             )
 
+    @property
+    def arithmetic(self) -> str:
+        """Precision in use, in one phrase."""
+        return description(self.precision, self._nonfinite.counts.device, has_teacher=self.method.needs_teacher)
+
     def __repr__(self) -> str:
         return f"Distiller({self.maximizer!r}, optimizer={type(self.optimizer).__name__})"
 
@@ -246,7 +255,7 @@ class Distiller:
             self._num_steps += 1
             if self.maximizer.teacher_policy.is_adaptive and self._num_steps % ADAPT_EVERY == 0:
                 self.read_teacher_error()
-            return StepResult(loss=loss, x_adv=x_adv)
+            return StepResult(loss=loss, x_adv=x_adv, precision=self.precision)
 
     @property
     def _teachers(self) -> list[nn.Module]:

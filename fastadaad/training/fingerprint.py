@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastadaad.config import PrecisionConfig
 from fastadaad.data.datasets import OWN_DATASETS
 from fastadaad.models.shipped import checkpoint_path
 from fastadaad.models.weights_reading import check_is_file
 from fastadaad.run_config import DataConfig, RunConfig
+from fastadaad.runtime.precision import resolved
 from fastadaad.runtime.version import version
+from fastadaad.training.build import resolve_device
 
 # Item of a checkpoint's facts that identifies the images; a configuration only names them.
 DATA = "data_sha256"
@@ -28,8 +31,12 @@ IRRELEVANT_AT_THE_TOP = ("log_every", "checkpoint_every", "on_nonfinite", "teach
 
 
 def training_facts(config: RunConfig) -> dict[str, Any]:
-    """Returns the settings that the weights of a run depend on, as JSON has them; the teacher by its sha256."""
+    """Returns the settings that the weights of a run depend on, as JSON has them.
+
+    The teacher is named by its sha256, and the precision `auto` is resolved for the run's device.
+    """
     facts = asdict(config)
+    facts["precision"] = asdict(precision_of(config))
     for name in IRRELEVANT_AT_THE_TOP:
         del facts[name]
     facts["data"]["root"] = place(config.data)
@@ -39,6 +46,20 @@ def training_facts(config: RunConfig) -> dict[str, Any]:
     if config.teacher is not None:
         facts["teacher"]["checkpoint"] = sha256_of(config.teacher.checkpoint)
     return json.loads(json.dumps(facts))
+
+
+def precision_of(config: RunConfig) -> PrecisionConfig:
+    """Returns the precision of a run of `config` on its device.
+
+    Raises:
+        ValueError: The device cannot be used.
+    """
+    return resolved(
+        config.precision,
+        resolve_device(config.device),
+        student_folds=config.fold and config.inner.student_eval,
+        teacher_folds=config.fold,
+    )
 
 
 def sha256_of(checkpoint: str | None) -> str | None:

@@ -33,7 +33,7 @@ def report_precision(
         folder: Folder of the run.
         files: Writer of the file.
     """
-    precision = config.precision
+    precision = distiller.precision
     if precision_report.is_fp32(precision):
         return
     x_natural, labels = next(data.train.epoch(0))

@@ -10,7 +10,13 @@ from fastadaad.runtime.files import remove_temporaries
 from fastadaad.runtime.locks import run_lock
 from fastadaad.runtime.progress import Counts
 from fastadaad.runtime.reproducibility import own_random_states, random_states, restore_random_states
-from fastadaad.training.checkpoint import CHECKPOINTS, CheckpointError, RunCheckpoint, last_checkpoint
+from fastadaad.training.checkpoint import (
+    CHECKPOINTS,
+    CheckpointError,
+    CheckpointFacts,
+    RunCheckpoint,
+    last_checkpoint,
+)
 from fastadaad.training.distiller import Distiller
 from fastadaad.training.fingerprint import differences, versions
 from fastadaad.training.state import TrainingState
@@ -39,12 +45,19 @@ def check_same_run(checkpoint: RunCheckpoint, run_facts: dict[str, Any], process
     """Raises CheckpointError if the checkpoint belongs to another run; logs differences that affect rounding."""
     facts, path = checkpoint.facts, checkpoint.path
     if found := differences(facts.run, run_facts):
+        only_precision = all(text.startswith("precision.") for text in found)
+        hint = f" ({_precision_settings(facts)}; precision auto depends on the device)" if only_precision else ""
         raise CheckpointError(
-            f"{path} belongs to another run: {', '.join(found)}; give the same settings, or another --run-folder"
+            f"{path} belongs to another run: {', '.join(found)}; give the same settings{hint}, or another --run-folder"
         )
     saved = facts.versions | {"processes": facts.processes}
     if found := differences(saved, versions() | {"processes": process_group.size}):
         log.info(f"the rest of the run may differ in rounding from an uninterrupted one: {', '.join(found)}")
+
+
+def _precision_settings(facts: CheckpointFacts) -> str:
+    """Returns the settings that give a saved run's precision."""
+    return " ".join(f"precision.{network}={name}" for network, name in facts.run["precision"].items())
 
 
 def check_same_run_on_all_ranks(run_facts: dict[str, Any], process_group: ProcessGroup) -> None:

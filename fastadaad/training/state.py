@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
 
 from fastadaad.run_config import OptimConfig, RunConfig
+from fastadaad.training.averaging import AveragedWeights
 from fastadaad.training.optimizers import make_optimizer
 
 # Attributes of a TrainingState that are numbers or lists of numbers.
@@ -19,7 +19,7 @@ class TrainingState:
     """The student and everything else that its further training depends on, except for the Distiller's state."""
 
     student: nn.Module
-    averaged: AveragedModel | None
+    averaged: AveragedWeights | None
     """Average of the student's weights, by EMA or SWA."""
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
@@ -38,7 +38,7 @@ class TrainingState:
     @property
     def evaluated(self) -> nn.Module:
         """The network that is evaluated and saved: the averaged student as soon as there is one."""
-        if self.averaged is None or self.averaged.n_averaged == 0:
+        if self.averaged is None or self.averaged.num_averaged == 0:
             return self.student
         return self.averaged.module
 
@@ -54,13 +54,13 @@ class TrainingState:
     def average_after_step(self, optim: OptimConfig) -> None:
         """Adds the student to its EMA, if `optim` has one."""
         if self.averaged is not None and optim.ema_decay:
-            self.averaged.update_parameters(self.student)
+            self.averaged.add(self.student)
 
     def average_after_epoch(self, optim: OptimConfig) -> None:
         """Adds the student to its SWA average, from the epoch in which it begins."""
         if optim.swa_begin is not None and self.epoch > optim.swa_begin * optim.epochs:
             assert self.averaged is not None
-            self.averaged.update_parameters(self.student)
+            self.averaged.add(self.student)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as nested dicts and lists of tensors, numbers and None."""
@@ -98,14 +98,8 @@ def initial_state(config: RunConfig, student: nn.Module, device: torch.device) -
     )
 
 
-def _averaged(student: nn.Module, optim: OptimConfig) -> AveragedModel | None:
+def _averaged(student: nn.Module, optim: OptimConfig) -> AveragedWeights | None:
     """Returns the running average that `optim` selects."""
     if not optim.ema_decay and optim.swa_begin is None:
         return None
-    return AveragedModel(
-        student,
-        multi_avg_fn=get_ema_multi_avg_fn(optim.ema_decay) if optim.ema_decay else None,
-        # torch's multi-tensor form of SWA fails at batch-norm's integer counters.
-        avg_fn=None if optim.ema_decay else get_swa_avg_fn(),
-        use_buffers=True,
-    )
+    return AveragedWeights(student, optim.ema_decay or None)

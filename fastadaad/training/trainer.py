@@ -168,7 +168,7 @@ class Trainer:
         ):
             self._prepare()
             request = stack.enter_context(interruption())
-            log.info(f"{title}: {self.distiller.mode} mode on {self.device}")
+            log.info(f"{title}: {self.distiller.arithmetic}, {self.distiller.mode} mode on {self.device}")
             if self.process_group.is_first:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(run_lock(self.folder))

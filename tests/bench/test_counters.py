@@ -8,13 +8,16 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import memory, networks
 from bench.flops import network_cost
 from bench.launches import external_calls, host_synchronisations, operators_dispatched
 from bench.limits import convolution, convolutions
 from bench.memory import resident_growth, tensor_bytes
-from bench.networks import PAIRS, Program, Variant, split_policies, variants_of
+from bench.networks import PAIRS, Program, Variant, reference_in, split_policies, variants_of
 from bench.stages import STAGES, stage_milliseconds
 from fastadaad import InnerConfig
+from fastadaad.runtime.precision import fp32_switches, tensor_cores
+from fastadaad.training.capturable_optimizer import CapturableOptimizer
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -104,6 +107,79 @@ def test_variants_have_distinct_names():
     assert names[:3] == ["reference", "reference-no-loop", "reference-lean"]
     assert set(names[3:]) == {
         "distiller-eager", "distiller-eager bf16", "distiller-compiled", "distiller-compiled bf16",
-        "distiller-compiled refreshed(every=2)",
+        "distiller-compiled refreshed(every=2) bf16",
     }  # fmt: skip
     assert all(variant.policy.kind == "exact" for variant in variants_of("trades", ["eager"], policies, ["fp32"]))
+
+
+def test_on_cuda_each_precision_is_compared_with_a_reference_of_equal_arithmetic():
+    variants = list(variants_of("trades", ["graph"], [], ["fp32", "tf32", "bf16", "auto"], device_type="cuda"))
+    names = [variant.name for variant in variants if variant.is_reference]
+    assert names == ["reference", "reference tf32", "reference default"]
+    found = {variant.precision: reference_in(names, variant) for variant in variants if not variant.is_reference}
+    assert found == {
+        "fp32": "reference", "tf32": "reference tf32", "bf16": "reference default", "auto": "reference default",
+    }  # fmt: skip
+    assert reference_in(["reference"], variants[-1]) == "reference"  # the only one on the CPU
+    assert reference_in(["distiller-eager"], variants[-1]) is None
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"), [("fp32", ["none", "ieee"]), ("tf32", ["tf32", "tf32"]), ("default", ["tf32", "none"])]
+)
+def test_a_reference_runs_in_its_arithmetic(precision, expected, monkeypatch):
+    """Switches of convolutions and of matrix products; torch's default is TF32 for convolutions alone."""
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(networks, "tensor_cores", lambda precision, device: tensor_cores(precision, cuda))
+    program = Program(
+        PAIRS["demo"], "adaad", Variant(mode="reference", precision=precision), InnerConfig(num_steps=1), CPU
+    )
+    seen = []
+    program.teacher.register_forward_hook(lambda *_: seen.append(fp32_switches()))
+    program.step()
+    program.inner_loop()
+    assert seen
+    assert {(convolutions, products) for products, convolutions, _ in seen} == {tuple(expected)}
+
+
+@pytest.mark.parametrize(("mode", "fused"), [("eager", True), ("reference", None)])
+def test_the_distillers_optimizer_can_be_captured_and_the_authors_is_torchs_default(mode, fused):
+    program = Program(PAIRS["demo"], "adaad", Variant(mode=mode), InnerConfig(num_steps=1), CPU)
+    assert program.optimizer.defaults["fused"] is fused
+    if fused:
+        CapturableOptimizer(program.optimizer)
+
+
+class FakeAllocator:
+    """torch.cuda's counters: the first loop reserves a pool of 886 for its graph, and 50 that are free afterwards."""
+
+    def __init__(self) -> None:
+        self.pool, self.cached, self.peak, self.loops = 100, 30, 130, 0
+
+    def inner_loop(self) -> None:
+        self.loops += 1
+        if self.loops == 1:
+            self.pool, self.cached = self.pool + 886, self.cached + 50
+        self.peak = max(self.peak, self.pool + self.cached)
+
+    def empty_cache(self) -> None:
+        self.cached = 0
+
+    def memory_reserved(self, device: torch.device) -> int:
+        return self.pool + self.cached
+
+    def reset_peak_memory_stats(self, device: torch.device) -> None:
+        self.peak = self.pool + self.cached
+
+    def max_memory_reserved(self, device: torch.device) -> int:
+        return self.peak
+
+
+def test_peak_memory_on_cuda_counts_the_pool_of_a_graph(monkeypatch):
+    allocator = FakeAllocator()
+    monkeypatch.setattr(memory, "Program", lambda *_: allocator)
+    for name in ("empty_cache", "memory_reserved", "reset_peak_memory_stats", "max_memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, getattr(allocator, name))
+    arguments = PAIRS["demo"], "adaad", Variant(mode="graph"), InnerConfig(num_steps=1), torch.device("cuda")
+    assert memory.peak_bytes_here(*arguments) == 886
+    assert allocator.loops == 2

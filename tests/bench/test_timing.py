@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import torch
 
-from bench.timing import Spread, alternate, commit_of, ratios, write_rows
+from bench.timing import Spread, _cuda_sampler, alternate, commit_of, ratios, write_rows
 
 CPU = torch.device("cpu")
 
@@ -34,6 +34,33 @@ def test_every_round_runs_every_variant_in_a_rotating_order():
     assert {name: len(values) for name, values in timings.items()} == dict.fromkeys(names, 3)
     firsts = [name for i, name in enumerate(order[3:]) if i == 0 or order[3:][i - 1] != name]
     assert "".join(firsts) == "abcabcabc"[:1] + "bc" + "bca" + "cab"
+
+
+def test_each_sample_on_cuda_is_waited_for(monkeypatch):
+    """A device that works through a queue: 3 ms of launches and 1 ms of kernels a sample, by a fake clock."""
+    log, clock = [], [0.0]
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.time = clock[0]
+
+        def synchronize(self) -> None:
+            log.append("wait")
+
+        def elapsed_time(self, other: "Event") -> float:
+            return other.time - self.time
+
+    def run() -> None:
+        log.append("run")
+        clock[0] += 4.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    sample = _cuda_sampler(CPU)
+    assert [sample("a", run), sample("b", run)] == [4.0, 4.0]
+    assert log == ["run", "wait", "run", "wait"]
 
 
 def test_a_file_with_other_columns_is_not_appended_to(tmp_path):

@@ -126,7 +126,7 @@ def test_print_config_shows_policy_precision_layout_and_mode(run):
     config = json.loads(out)
     assert code == 0
     assert config["teacher"]["policy"] == {"kind": "linearized", "every": 5, "top": 2}
-    assert config["precision"] == {"student": "fp32", "teacher": "bf16"}
+    assert config["precision"] == {"student": "auto", "teacher": "bf16"}
     assert (config["layout"], config["mode"]) == ("contiguous", "auto")
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from fastadaad import Distiller, InnerConfig, ThreatModel, methods, ops
 from fastadaad.config import TeacherPolicy
 from fastadaad.runtime.cuda_graph import NUM_WARM_UP_RUNS, CapturedCall, run_on_two_streams
+from fastadaad.runtime.precision import STRICT_FP32, tensor_cores
+from fastadaad.training.averaging import AveragedWeights
 from fastadaad.training.capturable_optimizer import CapturableOptimizer
 
 NUM_STEPS = 20
@@ -24,11 +26,11 @@ DEVICE = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def reproducible(monkeypatch):
-    """Makes fp32 convolutions use the same algorithm in every run."""
+    """Makes convolutions use the same algorithm in every run, and in fp32 without TF32."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    with tensor_cores(STRICT_FP32, DEVICE):  # pytest cannot restore torch's switches for TF32
+        yield
 
 
 @contextmanager
@@ -54,15 +56,26 @@ def schedule(step: int) -> float:
     return (32 - step) / 1024  # exact in fp32
 
 
+fused_sgd = partial(torch.optim.SGD, lr=1.0, momentum=0.9, fused=True)
+
+
 class Training:
     """Training in one mode, with a learning rate that changes at each step."""
 
-    def __init__(self, mode: str, method: str | methods.Method, fused: bool = True, **options) -> None:
+    def __init__(
+        self, mode: str, method: str | methods.Method, make_optimizer: Callable = fused_sgd, **options
+    ) -> None:
         self.student, teacher = networks_on_gpu()
-        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=1.0, momentum=0.9, fused=fused)
+        self.optimizer = make_optimizer(self.student.parameters())
         self.generator = torch.Generator(DEVICE).manual_seed(0)
         self.distiller = Distiller(
-            self.student, teacher, method=method, inner=INNER, optimizer=self.optimizer, mode=mode, **options
+            self.student,
+            teacher,
+            method=method,
+            inner=INNER,
+            optimizer=self.optimizer,
+            mode=mode,
+            **{"precision": "fp32"} | options,
         )
         self.updates_by_python = 0
         self.optimizer.register_step_post_hook(self.count_update)
@@ -131,8 +144,42 @@ def test_introspection_is_captured_when_it_begins():
 
 def test_an_optimizer_that_reads_its_rate_on_the_host_leaves_only_the_inner_loop_captured():
     with pytest.warns(UserWarning, match="captures the inner loop and not the whole step"):
-        graph, _ = assert_same_training("adaad", fused=False)
+        graph, _ = assert_same_training("adaad", make_optimizer=partial(fused_sgd, fused=False))
     assert graph.updates_by_python == NUM_STEPS
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (torch.optim.AdamW, {"fused": True}),
+        (torch.optim.AdamW, {}),
+        (torch.optim.Adam, {"foreach": False}),
+        (torch.optim.RMSprop, {}),
+        (torch.optim.Adagrad, {"fused": True}),
+    ],
+)
+def test_a_captured_step_of_other_optimizers_equals_the_eager_step(kind, settings):
+    weights = []
+    for captured in (True, False):
+        weight = nn.Parameter(torch.linspace(-1, 1, 1000, device=DEVICE))
+        optimizer = kind([weight], lr=1.0, **settings)
+        capturable = CapturableOptimizer(optimizer) if captured else None
+
+        def train(x: Tensor, weight=weight, optimizer=capturable or optimizer) -> Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            loss = (weight.sin() * x).square().sum()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        step = CapturedCall(train, state=capturable.state) if capturable else train
+        for number in range(NUM_STEPS):
+            optimizer.param_groups[0]["lr"] = schedule(number)
+            if capturable:
+                capturable.refresh()
+            step(torch.full((1000,), 1 + number / NUM_STEPS, device=DEVICE))
+        weights.append(weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
 
 
 def test_replays_accumulate_the_error_of_a_teacher_policy():
@@ -141,6 +188,20 @@ def test_replays_accumulate_the_error_of_a_teacher_policy():
     error, expected = (training.distiller.read_teacher_error() for training in (graph, eager))
     assert error.logit_error == pytest.approx(expected.logit_error, rel=1e-2)
     assert error.kl_error == pytest.approx(expected.kl_error, rel=5e-2)
+
+
+def test_the_default_precision_is_bf16_on_tensor_cores():
+    training, plain = (
+        Training("eager", "adaad", **options) for options in ({"precision": "auto"}, {"precision": "fp32"})
+    )
+    expected = "bf16" if torch.cuda.get_device_capability(DEVICE) >= (8, 0) else "fp32"
+    assert (training.distiller.precision.student, training.distiller.precision.teacher) == (expected, expected)
+    losses = []
+    for one in (training, plain):
+        loss, x_adv = one.step(0, guard=unguarded)
+        assert x_adv.dtype == loss.dtype == torch.float32
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_mode_auto_is_compiled_and_uses_no_graph():
@@ -233,3 +294,18 @@ def test_a_compiled_function_can_be_captured():
         x_adv, _ = batch_on_gpu(seed=seed)
         networks[0][0].weight.mul_(0.9)
         torch.testing.assert_close(captured(x_adv), plain_gradient(*networks, x_adv), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("ema_decay", [0.9, None], ids=["EMA", "SWA"])
+def test_averaging_the_weights_does_not_wait_for_the_device(ema_decay):
+    student, _ = networks_on_gpu()
+    averaged = AveragedWeights(student, ema_decay)
+    with host_sync_is_an_error():
+        for _ in range(3):
+            averaged.add(student)
+            with torch.no_grad():
+                student[0].weight.mul_(0.5)
+    assert averaged.num_averaged == 3
+    weight = averaged.module[0].weight / student[0].weight  # the student's is 1/8 of the first one
+    expected = 0.9 * (0.9 + 0.1 / 2) + 0.1 / 4 if ema_decay else (1 + 1 / 2 + 1 / 4) / 3
+    torch.testing.assert_close(weight, torch.full_like(weight, 8 * expected))

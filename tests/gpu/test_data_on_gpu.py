@@ -28,7 +28,10 @@ def assert_same(batches, expected) -> None:
         assert torch.equal(labels, labels_expected)
 
 
-@pytest.mark.parametrize("engine", ["resident", "torch", "dali"])
+DALI = pytest.param("dali", marks=pytest.mark.real_gpu("DALI has a CUDA runtime of its own"))
+
+
+@pytest.mark.parametrize("engine", ["resident", "torch", DALI])
 def test_batches_equal_the_batches_on_the_cpu(engine):
     expected = list(make_pipeline("resident", IMAGES, LABELS, **OPTIONS).epoch(1))
     assert_same(on_host(make_pipeline(engine, IMAGES, LABELS, device="cuda", **OPTIONS).epoch(1)), expected)

@@ -282,19 +282,19 @@ def test_both_layouts_give_the_same_x_adv(policy):
 def test_layout_auto_is_the_stored_one_and_looked_up_once(monkeypatch, stored):
     calls = []
 
-    def choose(network, x, build, *, compiled):
-        calls.append((network, tuple(x.shape), build(stored).memory_format, compiled))
+    def choose(network, x, build, *, precision, compiled):
+        calls.append((network, tuple(x.shape), build(stored).memory_format, precision, compiled))
         return stored
 
     monkeypatch.setattr(folded_cache, "choose_memory_format", choose)
     network, (x, _) = tiny_network(1), images_and_labels()
-    form = Form(compiled=True)
+    form = Form(precision="bf16", compiled=True)
     copied = folded_copy(network, x, form)
     assert folded_copy(network, x, form) is copied
     assert copied.memory_format == stored
     weight = next(buffer for buffer in copied.buffers() if buffer.dim() == 4)
     assert weight.is_contiguous(memory_format=stored)
-    assert calls == [(network, (16, 3, 8, 8), stored, True)]
+    assert calls == [(network, (16, 3, 8, 8), stored, "bf16", True)]
 
 
 def test_a_given_layout_is_not_measured(monkeypatch):

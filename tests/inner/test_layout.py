@@ -46,7 +46,7 @@ class FakeClock:
 
 
 def choose(
-    clock: FakeClock, network: nn.Module | None = None, x: Tensor | None = None, **options: bool
+    clock: FakeClock, network: nn.Module | None = None, x: Tensor | None = None, **options
 ) -> torch.memory_format:
     x = images_and_labels(4)[0] if x is None else x
     return choose_memory_format(network or tiny_network(1), x, clock.build, clock=clock, **options)
@@ -85,11 +85,11 @@ def test_a_network_to_be_compiled_is_contiguous_only_where_that_is_much_faster(
 
 
 def test_doctor_shows_what_was_chosen_and_why():
-    choose(FakeClock([0.01], [0.004]))
+    choose(FakeClock([0.01], [0.004]), precision="bf16")
     console = Console(file=io.StringIO(), width=200)
     doctor.print_report(console)
     (line,) = [line for line in console.file.getvalue().splitlines() if "Sequential" in line]
-    assert all(word in line for word in ("4x3x8x8", "float32", "channels_last", "10.0", "4.0"))
+    assert all(word in line for word in ("4x3x8x8", "bf16", "channels_last", "10.0", "4.0"))
 
 
 def test_contiguous_where_neither_is_faster_or_there_is_nothing_to_choose():
@@ -117,6 +117,36 @@ def test_another_network_or_batch_is_measured_again(change):
         clock.build = lambda memory_format: Timed(clock, tiny_network(1).double(), "", clock.durations[memory_format])
     assert choose(clock, network, x) is torch.contiguous_format
     assert clock.passes
+
+
+def test_each_precision_has_its_own_choice():
+    """In bf16 the contiguous layout is slower here, and in fp32 the other one."""
+    times = {"fp32": ([0.004], [0.01]), "bf16": ([0.01], [0.004])}
+    for precision, expected in (("fp32", torch.contiguous_format), ("bf16", torch.channels_last)):
+        assert choose(FakeClock(*times[precision]), precision=precision) is expected
+    for precision, expected in (("fp32", torch.contiguous_format), ("bf16", torch.channels_last)):
+        clock = FakeClock([0.01], [0.01])
+        assert choose(clock, precision=precision) is expected
+        assert clock.passes == []
+    assert {entry.value["precision"] for entry in remembered_choices()} == {"fp32", "bf16"}
+
+
+class OnGpu:
+    """Batch whose device is a GPU; nothing else of it is read where nothing is measured."""
+
+    device, shape, dtype = torch.device("cuda", 0), torch.Size([4, 3, 8, 8]), torch.float32
+
+    def dim(self) -> int:
+        return 4
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32", "fp16"])
+def test_a_compiled_network_on_tensor_cores_is_channels_last_without_a_measurement(precision):
+    clock = FakeClock([0.001], [0.01])
+    assert choose(clock, x=OnGpu(), precision=precision, compiled=True) is torch.channels_last
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    assert choose(clock, linear, OnGpu(), precision=precision, compiled=True) is torch.contiguous_format
+    assert clock.passes == []
 
 
 def test_the_passes_alternate_and_outliers_do_not_decide():

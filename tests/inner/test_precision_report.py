@@ -12,6 +12,7 @@ from fastadaad.config import InnerConfig, PrecisionConfig
 from fastadaad.inner import precision_report
 from fastadaad.inner.maximizer import InnerMaximizer
 from fastadaad.inner.precision_report import PrecisionReport, measure
+from fastadaad.runtime.precision import STRICT_FP32
 
 # So that the gradient's point is known without drawing.
 NATURAL = InnerConfig(start="natural")
@@ -56,7 +57,7 @@ def test_both_fractions_are_those_of_a_known_gradient(monkeypatch, known):
 
     def planted(search, precision, *arguments):
         gradient = true_gradient(search, precision, *arguments)
-        if precision == PrecisionConfig():
+        if precision == STRICT_FP32:
             torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
             return gradient
         return torch.where(wrong, -expected, expected).masked_fill(still, 0)

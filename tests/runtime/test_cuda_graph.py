@@ -128,7 +128,8 @@ def test_a_schedule_sees_numbers_and_a_capture_sees_tensors():
     [
         (lambda p: torch.optim.SGD(p, lr=0.1, foreach=True), "SGD without fused=True"),
         (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.5, fused=True), "dampening is not 0"),
-        (lambda p: torch.optim.NAdam(p, capturable=True), "NAdam does not begin as zeros"),
+        (lambda p: torch.optim.Adagrad(p), "Adagrad without fused=True.*: construct it with fused=True, or set mode"),
+        (lambda p: torch.optim.Adafactor(p), "Adafactor reads its learning rate on the host.*: set mode=compiled"),
     ],
 )
 def test_an_optimizer_that_cannot_be_captured_is_refused(optimizer, message):

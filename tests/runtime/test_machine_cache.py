@@ -1,5 +1,6 @@
 """Stored values are loaded again, also by other processes; an unusable cache warns and is ignored."""
 
+import shutil
 import subprocess
 import sys
 import warnings
@@ -103,3 +104,35 @@ def test_the_key_names_the_gpu_and_its_driver(monkeypatch):
     monkeypatch.setattr(machine_cache.torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     monkeypatch.setattr(machine_cache, "_driver", lambda: "driver 1.2")
     assert machine_key("cuda:1").startswith("GPU 1, driver 1.2; torch ")
+
+
+DRIVER_TEXT = """NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.82.07  Wed Aug 27 17:42:26 UTC 2025
+GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)
+"""
+
+LIBRARY = """
+int cuDriverGetVersion(int *version) { *version = 13010; return RESULT; }
+"""
+
+
+def test_the_driver_is_read_from_the_kernel_module(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine_cache, "DRIVER_FILE", tmp_path / "version")
+    (tmp_path / "version").write_text(DRIVER_TEXT)
+    assert machine_cache._driver() == "driver 580.82.07"
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="a C compiler is needed")
+@pytest.mark.parametrize(("result", "expected"), [(0, "CUDA driver 13010"), (3, "CUDA driver of unknown version")])
+def test_without_the_kernel_modules_file_the_drivers_library_names_its_version(tmp_path, monkeypatch, result, expected):
+    (tmp_path / "cuda.c").write_text(LIBRARY.replace("RESULT", str(result)))
+    library = tmp_path / f"libcuda{result}.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "cuda.c"], check=True)
+    monkeypatch.setattr(machine_cache, "DRIVER_FILE", tmp_path / "version")
+    monkeypatch.setattr(machine_cache, "DRIVER_LIBRARY", str(library))
+    assert machine_cache._driver() == expected
+
+
+def test_a_machine_without_driver_file_and_library_has_a_key_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine_cache, "DRIVER_FILE", tmp_path / "version")
+    monkeypatch.setattr(machine_cache, "DRIVER_LIBRARY", str(tmp_path / "libcuda.so.1"))
+    assert machine_cache._driver() == "CUDA driver of unknown version"

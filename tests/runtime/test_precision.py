@@ -11,13 +11,20 @@ from plain import fraction_equal, mean_kl
 from searches import pixel_gradient
 from torch import Tensor
 
-from fastadaad import InnerConfig, InnerMaximizer, ThreatModel
+from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel
 from fastadaad.config import PrecisionConfig, TeacherPolicy
 from fastadaad.inner import maximizer as maximizer_module
 from fastadaad.inner.folded_cache import Form, folded_copy
 from fastadaad.inner.search import tape_vjp, traceable_vjp
 from fastadaad.methods.objectives import KL_TO_TEACHER, kl_of_both
-from fastadaad.runtime.precision import FP16_GRADIENT_SCALE, gradient_scale, tensor_cores
+from fastadaad.runtime.precision import (
+    FP16_GRADIENT_SCALE,
+    STRICT_FP32,
+    description,
+    gradient_scale,
+    resolved,
+    tensor_cores,
+)
 
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=16 / 255), step_size=4 / 255, num_steps=5, start="natural")
 CUDA = torch.device("cuda")
@@ -142,6 +149,98 @@ def test_a_student_in_train_mode_is_refused_in_low_precision():
     InnerMaximizer(*student_and_teacher(), inner=inner, precision=PrecisionConfig(teacher="bf16"))
 
 
+def pair(precision: PrecisionConfig) -> tuple[str, str]:
+    return precision.student, precision.teacher
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Networks count as networks on a GPU with tensor cores; values are those of the CPU."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(maximizer_module, "device_of", lambda network: CUDA)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "auto"),
+    [("cuda", (8, 0), "bf16"), ("cuda:1", (12, 0), "bf16"), ("cuda", (7, 5), "fp32"), ("cpu", (8, 0), "fp32")],
+)
+def test_auto_is_bf16_on_a_gpu_with_tensor_cores_and_fp32_elsewhere(device, capability, auto, monkeypatch):
+    device = torch.device(device)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", {device: capability}.__getitem__)
+    assert pair(resolved(PrecisionConfig(), device)) == (auto, auto)
+    without_fold = ("fp32" if auto == "fp32" else "tf32",) * 2
+    assert pair(resolved(PrecisionConfig(), device, student_folds=False, teacher_folds=False)) == without_fold
+    for explicit in ("fp32", "tf32", "bf16", "fp16"):
+        given = PrecisionConfig(student=explicit, teacher=explicit)
+        assert resolved(given, device, student_folds=False) == given
+    assert pair(resolved(PrecisionConfig(teacher="fp32"), device)) == (auto, "fp32")
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ("bf16", "bf16")),
+        ({"precision": "fp32"}, ("fp32", "fp32")),
+        ({"precision": PrecisionConfig(teacher="fp32")}, ("bf16", "fp32")),
+        ({"fold": False}, ("tf32", "tf32")),
+        ({"inner": InnerConfig(student_eval=False)}, ("tf32", "bf16")),
+    ],
+    ids=str,
+)
+def test_the_search_holds_the_resolved_precision_and_uses_it(settings, expected):
+    networks = student_and_teacher()
+    found = InnerMaximizer(*networks, **{"inner": INNER, "layout": "contiguous", **settings})
+    assert pair(found.precision) == expected
+    assert f"precision={'/'.join(expected)})" in repr(found)
+    explicit = PrecisionConfig(student=expected[0], teacher=expected[1])
+    again = InnerMaximizer(*networks, **{"inner": INNER, "layout": "contiguous", **settings, "precision": explicit})
+    x_natural, _ = images_and_labels()
+    assert torch.equal(*(search(x_natural, generator=torch.Generator().manual_seed(0)) for search in (found, again)))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_auto_runs_a_network_that_cannot_be_folded_in_fp32_and_warns():
+    student, teacher = student_and_teacher()
+    student.register_forward_hook(lambda *_: None)
+    search = InnerMaximizer(student, teacher, inner=INNER)
+    x_natural, _ = images_and_labels()
+    with pytest.warns(UserWarning, match="has hooks.*; the inner loop runs it unfolded, in fp32 instead of bf16"):
+        search(x_natural)
+    with search.networks(x_natural) as networks:
+        assert networks[0] is student
+        assert torch.bfloat16 in {buffer.dtype for buffer in networks[1].buffers()}
+    with pytest.raises(ValueError, match="precision bf16 needs a folded network"):
+        InnerMaximizer(student, teacher, inner=INNER, precision="bf16")(x_natural)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_training_step_tells_the_resolved_precision():
+    student, teacher = student_and_teacher()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01)
+    distiller = Distiller(student, teacher, inner=INNER, optimizer=optimizer)
+    result = distiller.step(*images_and_labels())
+    assert pair(distiller.precision) == pair(result.precision) == ("bf16", "bf16")
+    assert distiller.arithmetic == "student bf16, teacher bf16 (first convolutions fp32)"
+    assert "precision=bf16/bf16" in repr(distiller)
+    assert result.loss.dtype == result.x_adv.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_teacher", "text"),
+    [
+        (("fp32", "fp32"), True, "student fp32, teacher fp32"),
+        (("bf16", "fp32"), True, "student bf16, teacher fp32 (first convolutions fp32)"),
+        (("bf16", "tf32"), True, "student bf16, teacher tf32 (first convolutions TF32)"),
+        (("fp32", "bf16"), False, "student fp32"),
+    ],
+)
+def test_the_precision_in_use_is_described_in_one_phrase(precision, has_teacher, text):
+    config = PrecisionConfig(student=precision[0], teacher=precision[1])
+    assert description(config, CUDA, has_teacher=has_teacher) == text
+    assert description(config, torch.device("cpu"), has_teacher=has_teacher) == text.replace("TF32", "fp32")
+
+
 MATMUL, CUDNN = torch.backends.cuda.matmul, torch.backends.cudnn
 
 
@@ -182,7 +281,7 @@ def by_newer_names() -> None:
 @pytest.mark.parametrize(
     ("precision", "allowed"),
     [
-        (PrecisionConfig(), False),
+        (STRICT_FP32, False),
         (PrecisionConfig(student="bf16", teacher="fp16"), False),
         (PrecisionConfig(teacher="tf32"), True),
         (PrecisionConfig(student="tf32"), True),
@@ -196,7 +295,7 @@ def test_tf32_is_on_if_a_network_is_in_tf32_and_the_switches_are_restored(precis
         assert older_names() == [allowed, allowed]
         assert (MATMUL.fp32_precision == "tf32") is allowed
         assert (CUDNN.conv.fp32_precision == "tf32") is allowed
-        with tensor_cores(PrecisionConfig(), CUDA):
+        with tensor_cores(STRICT_FP32, CUDA):
             assert older_names() == [False, False]
         assert older_names() == [allowed, allowed]
     assert switches() == before

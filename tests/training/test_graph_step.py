@@ -73,6 +73,7 @@ class Training:
             optimizer=self.optimizer,
             mode=mode,
             compile_options=NOT_COMPILED,
+            layout="contiguous",  # a measured one may differ between the modes, and with it the rounding
             **options,
         )
 

@@ -26,11 +26,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import save_teacher
 
 from fastadaad.config import PrecisionConfig
+from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.runtime.locks import locked
-from fastadaad.training.checkpoint import CheckpointError, checkpoint_paths
-from fastadaad.training.fingerprint import versions
+from fastadaad.training.checkpoint import CheckpointError, checkpoint_paths, read_checkpoint
+from fastadaad.training.fingerprint import DATA, training_facts, versions
 from fastadaad.training.folders import choose_run_folder
 from fastadaad.training.log import read_metrics
+from fastadaad.training.resume import check_same_run
 
 
 @pytest.mark.slow
@@ -268,3 +270,22 @@ def test_every_generator_continues_from_its_state(tmp_path, monkeypatch):
     assert random.getstate() == before
     assert np.random.get_state()[1].tolist() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_a_run_on_hardware_with_another_auto_precision_is_not_resumed(tmp_path, monkeypatch):
+    """A checkpoint holds the resolved precision, so auto refuses to continue in another arithmetic."""
+    config = long_run()
+    assert config.precision == PrecisionConfig(student="auto", teacher="auto")
+    run_until(config, tmp_path / "run", step=3)
+    (saved,) = {str(read_checkpoint(path).facts.run["precision"]) for path in checkpoint_paths(tmp_path / "run")}
+    assert saved == "{'student': 'fp32', 'teacher': 'fp32'}"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("fastadaad.training.fingerprint.resolve_device", lambda name: torch.device("cuda"))
+        elsewhere.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        on_gpu = training_facts(config)
+    assert on_gpu["precision"] == {"student": "bf16", "teacher": "bf16"}
+    (checkpoint, *_) = map(read_checkpoint, checkpoint_paths(tmp_path / "run"))
+    with pytest.raises(CheckpointError, match=r"precision\.student fp32 -> bf16, precision\.teacher") as error:
+        check_same_run(checkpoint, on_gpu | {DATA: checkpoint.facts.run[DATA]}, ProcessGroup())
+    assert "(precision.student=fp32 precision.teacher=fp32; precision auto depends" in str(error.value)
+    trainer(replace(config, precision=PrecisionConfig.parse("fp32")), tmp_path / "run", resume=True)

@@ -32,8 +32,10 @@ def compiled_difference(device: torch.device | str, compile_options: dict[str, A
     """Describes a difference between compiled and eager inner loop, also after an update in place; None if equal."""
     student, teacher = _networks(device)
     inner = InnerConfig(num_steps=NUM_STEPS, start="natural")
-    eager = InnerMaximizer(student, teacher, inner=inner, mode="eager")
-    compiled = InnerMaximizer(student, teacher, inner=inner, mode="compiled", compile_options=compile_options)
+    eager = InnerMaximizer(student, teacher, inner=inner, precision="fp32", mode="eager")
+    compiled = InnerMaximizer(
+        student, teacher, inner=inner, precision="fp32", mode="compiled", compile_options=compile_options
+    )
     x_natural = _images(device)
     for moment in ("first", "after an update of the weights in place"):
         difference = _search_difference((student, teacher), compiled(x_natural), eager(x_natural))
@@ -127,7 +129,8 @@ def _training_step(
     student, teacher = _networks(device)
     generator = torch.Generator(device).manual_seed(SEED)
     # After two steps x_adv is inside the ball and still depends on the start.
-    maximizer = InnerMaximizer(student, teacher, inner=InnerConfig(num_steps=2, start="uniform"), mode="eager")
+    inner = InnerConfig(num_steps=2, start="uniform")
+    maximizer = InnerMaximizer(student, teacher, inner=inner, precision="fp32", mode="eager")
     parameters = dict(student.named_parameters())
 
     def step(x_natural: Tensor, learning_rate: Tensor) -> Mapping[str, Any]:

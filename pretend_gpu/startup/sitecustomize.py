@@ -1,0 +1,5 @@
+"""Puts this Python process on the pretend GPU, before its program starts."""
+
+import pretend_gpu.operations
+
+pretend_gpu.operations.install()
