@@ -79,18 +79,12 @@ bench: setup
 	$(BIN)/python -m bench data --draw
 	$(BIN)/python -m bench readme
 
+# What it measures is in bench/gpu_plan.py; how long that takes: python -m bench gpu --estimate A100
 GPU := bench/results/gpu
-POLICIES := refreshed(every=5),refreshed(every=10),linearized(top=3,every=10)
 bench-gpu: setup
 	$(BIN)/python -m bench ops --device cuda --rewrite --output $(GPU)/ops.csv
-	$(STEP) --device cuda --pair cifar --pair paper --method adaad --method adaiad --modes eager,compiled,graph \
-		--policies "$(POLICIES)" --rewrite --output $(GPU)/step.csv
-	$(STEP) --device cuda --pair small --method all --modes eager,compiled,graph --no-details --output $(GPU)/step.csv
-	$(STEP) --device cuda --pair paper --modes graph --precisions fp32,tf32,bf16,fp16,auto --no-details \
-		--rewrite --output $(GPU)/precision.csv
-	$(STEP) --device cuda --pair cifar --modes compiled,graph --batch-sizes 128,256,512,1024,2048,4096 --no-details \
-		--rewrite --output $(GPU)/batch.csv
 	$(BIN)/python -m bench data --device cuda --rewrite --output $(GPU)/data.csv
+	$(BIN)/python -m bench gpu
 
 clean:
 	rm -rf $(VENV) build *.egg-info kernels/*.so

@@ -11,9 +11,12 @@ BENCHMARKS = {
     "data": "images/s of the data engines, time that a training waits for data, pixel differences between engines",
     "evaluate": "a PGD evaluation against a plain loop of the usual libraries and against foolbox",
     "faults": "trainings that are killed or lose their disk, compared with an undisturbed run",
+    "generated": "launches, bytes and machine code that torch.compile generates for a GPU: counted, needs none",
+    "gpu": "training steps on a GPU: precisions, batch sizes, modes; against the model of predict",
     "measures": "the inner loop with one measure after the other, from the plain program to ours",
     "ops": "each operation against plain torch, eager and compiled; --static: resources of the Triton kernels",
     "policies": "accuracy under each teacher policy, over several seeds",
+    "predict": "time of each recipe's step on A100, H100 and H200, by a model of layers, bytes and launches: computed",
     "precisions": "accuracy of students trained with networks in fp32 and bf16, emulated on the CPU",
     "readme": "rewrites the README's tables of speed from bench/results",
     "roofline": "FLOPs and bytes of each recipe's step, and the upper bound of images/s on each GPU: computed",
@@ -27,7 +30,7 @@ def main(argv: list[str]) -> None:
     """Passes the options to `main(argv)` of the module named first; exits with 2 if the name is unknown."""
     name, *options = argv or [""]
     if name not in BENCHMARKS:
-        lines = [f"  {benchmark:8} {purpose}" for benchmark, purpose in BENCHMARKS.items()]
+        lines = [f"  {benchmark:9} {purpose}" for benchmark, purpose in BENCHMARKS.items()]
         print("usage: python -m bench NAME [options]", *lines, sep="\n", file=sys.stderr)
         raise SystemExit(0 if name in ("-h", "--help") else 2)
     with messages_on(Console()):

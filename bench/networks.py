@@ -108,7 +108,7 @@ def split_policies(text: str) -> list[TeacherPolicy]:
 def variants_of(
     method: str, modes: list[str], policies: list[TeacherPolicy], precisions: list[str], *, device_type: str = "cpu"
 ) -> Iterator[Variant]:
-    """Yields the references, exact Distillers in every mode and precision, and each policy in the last mode.
+    """Yields the references, exact Distillers in every mode and precision, and each policy in the last of both.
 
     On CUDA there is a reference for each kind of arithmetic, so that equal arithmetic can be compared.
 

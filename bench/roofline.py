@@ -60,12 +60,17 @@ def _cost_of(name: str, data: str) -> NetworkCost:
     return network_cost(load_model(name, NUM_CLASSES.get(data, 10), in_channels=shape[0]), shape)
 
 
+def network_costs(config: RunConfig) -> tuple[NetworkCost, NetworkCost | None]:
+    """Costs of a recipe's student and teacher."""
+    student = _cost_of(config.student.name, config.data.name)
+    return student, None if config.teacher is None else _cost_of(config.teacher.name, config.data.name)
+
+
 def recipe_cost(config: RunConfig, policy: str, precision: str) -> StepCost:
     """Cost of one training step of the recipe under a teacher policy, per image."""
     return method_cost(
         config.method,
-        _cost_of(config.student.name, config.data.name),
-        None if config.teacher is None else _cost_of(config.teacher.name, config.data.name),
+        *network_costs(config),
         config.inner.num_steps,
         TeacherPolicy.parse(policy),
         batch_size=config.data.batch_size,

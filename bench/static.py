@@ -102,7 +102,7 @@ def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([_TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def _disassemble(cubin: bytes) -> tuple[dict[str, int], list[str]]:
+def disassemble(cubin: bytes) -> tuple[dict[str, int], list[str]]:
     """Returns resource usage ({"REG": 32, "STACK": 0, ...}) and opcodes of a compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -114,7 +114,7 @@ def _disassemble(cubin: bytes) -> tuple[dict[str, int], list[str]]:
     return usage, re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", code, re.MULTILINE)
 
 
-def _widths(opcodes: list[str], *names: str) -> list[int]:
+def widths(opcodes: list[str], *names: str) -> list[int]:
     """Returns the bytes per thread of each instruction with one of these names."""
     parts = [opcode.split(".") for opcode in opcodes]
     return [next((_WIDTHS[p] for p in rest if p in _WIDTHS), 4) for name, *rest in parts if name in names]
@@ -143,9 +143,9 @@ def measure(case: Case, capability: int) -> Resources:
     with _launches_compile(capability) as compiled:
         case.launch()
     [(kernel, arguments)] = compiled
-    usage, opcodes = _disassemble(kernel.asm["cubin"])
-    loads = _widths(opcodes, "LDG", "LDGSTS")
-    stores = _widths(opcodes, "STG")
+    usage, opcodes = disassemble(kernel.asm["cubin"])
+    loads = widths(opcodes, "LDG", "LDGSTS")
+    stores = widths(opcodes, "STG")
     threads = WARP_SIZE * kernel.metadata.num_warps
     return Resources(
         kernel=kernel.name.removeprefix("_").removesuffix("_kernel"),
@@ -154,10 +154,10 @@ def measure(case: Case, capability: int) -> Resources:
         threads=threads,
         registers=usage["REG"],
         shared_bytes=kernel.metadata.shared,
-        spills=len(_widths(opcodes, "STL", "LDL")),
+        spills=len(widths(opcodes, "STL", "LDL")),
         local_bytes=usage.get("LOCAL", 0),
         stack_bytes=usage["STACK"],
-        fused_multiply_adds=len(_widths(opcodes, "FFMA", "FFMA2")),
+        fused_multiply_adds=len(widths(opcodes, "FFMA", "FFMA2")),
         loads=len(loads),
         loads_128=loads.count(16),
         load_bytes=sum(loads),

@@ -1,10 +1,12 @@
 """Folded copy of a frozen network, for the inner loop and the attacks, which evaluate it thousands of times.
 
 Batch-norm in eval mode is a scale and a shift per channel. After a convolution both go into the convolution's weight
-and bias; otherwise they stay as one multiply-add. torch.fx finds out which layer follows which.
+and bias. After a sum of a convolution and another tensor they do so too, and the other tensor is scaled. Otherwise they
+stay as one multiply-add. torch.fx finds out which layer follows which.
 """
 
 import copy
+import operator
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -34,6 +36,9 @@ _tracing = threading.Lock()
 
 # Attributes and methods that read the shape of a convolution's output. The batch-norm after it has the same shape.
 SHAPES = ("shape", "ndim", "size", "dim")
+
+# Sums of two tensors. One in place leaves nothing behind that another layer could read.
+SUMS = (operator.add, operator.iadd, torch.add)
 
 # Largest patch, in numbers, for which a convolution on the CPU becomes a matrix product: 3x3 pixels of three channels.
 MAX_PATCH = 27
@@ -223,6 +228,8 @@ class _Refresh:
         self.plain: list[Tensor] = []
         self.filled = [buffers[norm.scale_target] for norm in norms[num_folded:]]
         self.filled += [buffers[norm.shift_target] for norm in norms]
+        self.summand_norms = [index for index, norm in enumerate(norms) if norm.summand_target is not None]
+        self.filled += [buffers[norm.summand_target] for norm in norms if norm.summand_target is not None]
 
     def copied(self, source: Any, buffer: Callable[[Tensor], Tensor]) -> Any:
         """Returns a copy of a tensor or module with buffers in place of its tensors, which are copied unchanged."""
@@ -244,7 +251,8 @@ class _Refresh:
         for out, weight, scale in zip(self.folded_weights, self.conv_weights, scales[:num_folded], strict=True):
             torch.mul(weight, scale.view(-1, 1, 1, 1), out=out)
         if self.filled:
-            torch._foreach_copy_(self.filled, [*scales[num_folded:], *shifts, *self.plain])
+            of_summands = [scales[index] for index in self.summand_norms]
+            torch._foreach_copy_(self.filled, [*scales[num_folded:], *shifts, *of_summands, *self.plain])
 
     def _scales_and_shifts(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Returns gamma / sqrt(var + eps) and beta - (mean - conv_bias) * scale [C] of each batch-norm."""
@@ -316,11 +324,14 @@ class _Norm:
     """Name of the scale's buffer, or of the folded weight's."""
     shift_target: str
     """Name of the shift's buffer, or of the folded bias's."""
+    summand_target: str | None
+    """Name of the buffer with the scale of the tensor that is added to the convolution, if any."""
 
     def shapes_of_buffers(self) -> tuple[tuple[str, Tensor], ...]:
-        """Returns the names of both buffers, each with a tensor of its shape."""
+        """Returns the names of the buffers, each with a tensor of its shape."""
         scaled = self.var if self.conv_weight is None else self.conv_weight
-        return (self.scale_target, scaled), (self.shift_target, self.var)
+        buffers = (self.scale_target, scaled), (self.shift_target, self.var)
+        return buffers if self.summand_target is None else (*buffers, (self.summand_target, self.var))
 
 
 def _take_out_batch_norms(graph: fx.Graph, root: nn.Module) -> list[_Norm]:
@@ -331,10 +342,9 @@ def _take_out_batch_norms(graph: fx.Graph, root: nn.Module) -> list[_Norm]:
     norms, convolutions = [], set(_convolutions(graph))
     for node in [node for node in graph.nodes if _has_fixed_statistics(node)]:
         before = node.args[0]
-        others = [user for user in before.users if user is not node and not _reads_shape(user)]
-        conv = before if before in convolutions and not others else None
+        conv, summand = _convolution_before(node, convolutions)
         convolutions.discard(conv)  # one batch-norm each
-        norm = _norm(node, conv, root)
+        norm = _norm(node, conv, summand, root)
         norms.append(norm)
         with graph.inserting_before(conv or node):
             scale, shift = (graph.create_node("get_attr", name) for name in (norm.scale_target, norm.shift_target))
@@ -342,11 +352,35 @@ def _take_out_batch_norms(graph: fx.Graph, root: nn.Module) -> list[_Norm]:
                 before = graph.call_function(_scale_and_shift, (before, scale, shift))
             else:
                 conv.args = (conv.args[0], scale, shift, *conv.args[3:])
+        if norm.summand_target is not None:
+            with graph.inserting_before(before):
+                scaled = graph.call_function(_scale, (summand, graph.create_node("get_attr", norm.summand_target)))
+            before.replace_input_with(summand, scaled)
         node.replace_all_uses_with(before)
         graph.erase_node(node)
     for node in [node for node in graph.nodes if node.op == "get_attr" and not node.users]:
         graph.erase_node(node)
     return sorted(norms, key=lambda norm: norm.conv_weight is None)
+
+
+def _convolution_before(norm: Any, convolutions: set[Any]) -> tuple[Any | None, Any | None]:
+    """Returns the convolution to fold a batch-norm into, and the tensor that is added to its output in between."""
+    before = norm.args[0]
+    if not _is_only_read_by(before, norm):
+        return None, None
+    if before in convolutions:
+        return before, None
+    if before.target in SUMS and len(before.args) == 2 and not before.kwargs:
+        first, second = before.args
+        for conv, summand in ((first, second), (second, first)):
+            is_other = isinstance(summand, fx.Node) and summand is not conv
+            if conv in convolutions and is_other and _is_only_read_by(conv, before):
+                return conv, summand
+    return None, None
+
+
+def _is_only_read_by(node: Any, reader: Any) -> bool:
+    return all(user is reader or _reads_shape(user) for user in node.users)
 
 
 def _reads_shape(node: Any) -> bool:
@@ -374,7 +408,7 @@ def _convolutions(graph: fx.Graph) -> list[Any]:
     ]
 
 
-def _norm(node: Any, conv: Any | None, root: nn.Module) -> _Norm:
+def _norm(node: Any, conv: Any | None, summand: Any | None, root: nn.Module) -> _Norm:
     _, mean_node, var_node = node.args
 
     def tensor(argument: Any, default: Callable[[Tensor], Tensor] = torch.zeros_like) -> Tensor:
@@ -393,6 +427,7 @@ def _norm(node: Any, conv: Any | None, root: nn.Module) -> _Norm:
         conv_bias=tensor(None if conv is None else conv.args[2]),
         scale_target=f"{owner.name}_{'scale' if conv is None else 'weight'}",
         shift_target=f"{owner.name}_{'shift' if conv is None else 'bias'}",
+        summand_target=None if summand is None else f"{owner.name}_summand_scale",
     )
 
 
@@ -404,6 +439,11 @@ def _scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """scale * x + shift per channel, x [B, C, ...]."""
     shape = (-1, *[1] * (x.dim() - 2))
     return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+
+def _scale(x: Tensor, scale: Tensor) -> Tensor:
+    """scale * x per channel, x [B, C, H, W]."""
+    return x * scale.view(-1, 1, 1)
 
 
 def _multiply_patches(graph: fx.Graph, attributes: dict[str, Any], memory_format: torch.memory_format) -> None:

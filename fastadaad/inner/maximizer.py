@@ -157,6 +157,10 @@ class InnerMaximizer:
             self._vjp, self._query, self._reuse = tape_vjp, self._policy.query, self._policy.reuse
         else:
             self._vjp = traceable_vjp
+            if device_type(student) == "cuda":
+                from fastadaad.runtime.epilogues import with_epilogues  # imports Inductor
+
+                options = with_epilogues(options)
             pair = " and ".join(type(model).__name__ for model in (self.student, self.teacher) if model is not None)
             self._query, self._reuse = (
                 one_graph(step, name=f"the inner step of {pair}", required=self.mode == "graph", **options)

@@ -4,7 +4,9 @@
   extern "C" __attribute__((visibility("default"))) int name() { return 0; }
 
 NOTHING(__cudaInitModule)
+NOTHING(cuCtxGetLimit)
 NOTHING(cuCtxSetCurrent)
+NOTHING(cuCtxSetLimit)
 NOTHING(cuFuncSetAttribute)
 NOTHING(cuFuncSetCacheConfig)
 NOTHING(cuModuleUnload)

@@ -1,7 +1,9 @@
 """The folded copy against float64 runs of its network, which stays unchanged; no weight is held twice."""
 
 import copy
+import operator
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -48,10 +50,12 @@ def assert_exact(network: nn.Module, x: Tensor, **options) -> FoldedNetwork:
     return folded
 
 
+# The batch-norms whose input another layer reads too. Others are folded into the convolution before them, or into the
+# last one of a sum.
 PRE_ACTIVATION = {
-    "preactresnet18": [*(f"layer{stage}.{block}.bn1" for stage in (1, 2, 3, 4) for block in (0, 1)), "bn"],
-    "wrn-10-1": [*(f"block{stage}.layer.0.bn1" for stage in (1, 2, 3)), "bn1"],
-    "wrn-16-1": [*(f"block{stage}.layer.{block}.bn1" for stage in (1, 2, 3) for block in (0, 1)), "bn1"],
+    "preactresnet18": ["layer1.0.bn1", *(f"layer{stage}.1.bn1" for stage in (1, 2, 3, 4))],
+    "wrn-10-1": ["block1.layer.0.bn1"],
+    "wrn-16-1": ["block1.layer.0.bn1", *(f"block{stage}.layer.1.bn1" for stage in (1, 2, 3))],
 }
 NAMES = ["resnet18", "mobilenet-v2", "cnn-16", "rescnn-8", "timm/resnet10t", *PRE_ACTIVATION]
 
@@ -67,6 +71,57 @@ def test_networks_fold_exactly_and_only_pre_activation_norms_stay(name, layout):
     assert F.batch_norm not in called
     assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
     assert sum("scale_and_shift" in str(target) for target in called) == len(folded.unfolded)
+
+
+class Sum(nn.Module):
+    """Batch-norm of the sum of a convolution and another tensor, made by a function of both."""
+
+    def __init__(self, add: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.norm, self.add = nn.BatchNorm2d(3), add
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.add(self.conv(x), self.other(x).sin()))).mean((2, 3))
+
+
+FOLDED_SUMS = {
+    "+": lambda conv, other: conv + other,
+    "+, other first": lambda conv, other: other + conv,
+    "+=": operator.iadd,
+    "torch.add": torch.add,
+    "one value per channel": lambda conv, other: conv + other.mean((2, 3), keepdim=True),
+    "one value per pixel": lambda conv, other: conv + other.mean(1, keepdim=True),
+}
+OTHER_SUMS = {
+    "scaled": lambda conv, other: torch.add(conv, other, alpha=0.5),
+    "number": lambda conv, other: conv + 0.5 + 0 * other,
+    "with itself": lambda conv, other: conv + conv,
+    "read twice": lambda conv, other: (conv + other) + conv.cos(),
+    "difference": lambda conv, other: conv - other,
+}
+
+
+@pytest.mark.parametrize("name", [*FOLDED_SUMS, *OTHER_SUMS])
+def test_a_batch_norm_of_a_sum_is_folded_into_its_convolution(name):
+    torch.manual_seed(0)
+    network = trained(Sum((FOLDED_SUMS | OTHER_SUMS)[name]))
+    folded = assert_exact(network, images_and_labels(4)[0])
+    assert folded.unfolded == (() if name in FOLDED_SUMS else ("norm",))
+
+
+def test_a_folded_sum_follows_the_network_and_copies_of_the_copy():
+    torch.manual_seed(0)
+    network, x = trained(Sum(torch.add)), images_and_labels(4)[0]
+    folded = FoldedNetwork(network)
+    copied = copy.deepcopy(folded)
+    trained(network)  # moves the running statistics, scales and shifts
+    with torch.no_grad():
+        network.norm.weight.mul_(-2)
+    for one in (folded, copied):
+        assert not torch.allclose(one(x), copy.deepcopy(network).eval()(x), atol=1e-3)
+        one.refresh()
+        torch.testing.assert_close(one(x), copy.deepcopy(network).eval()(x))
 
 
 class SharedConv(nn.Module):
