@@ -298,7 +298,25 @@ def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *others: 
     return launch("convolution_backward", x.device, compute, (gradient, x, weight, *others), {}, [])
 
 
+def _convolution_add_relu(x: Tensor, weight: Tensor, other: Any, alpha: Any, bias: Any, *shape: Any) -> Tensor:
+    memory_format = _cudnn_format(x, weight)
+
+    def compute(x: Tensor, weight: Tensor, other: Any, bias: Any) -> Tensor:
+        stride, padding, dilation, groups = shape
+        out = aten.convolution.default(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
+        out = out if other is None else out + alpha * other
+        return out.relu().contiguous(memory_format=memory_format)
+
+    return launch("cudnn_convolution_add_relu", x.device, compute, (x, weight, other, bias), {}, [])
+
+
+def _convolution_relu(x: Tensor, weight: Tensor, bias: Any, *shape: Any) -> Tensor:
+    return _convolution_add_relu(x, weight, None, 1.0, bias, *shape)
+
+
 REPLACED = {
+    "aten::cudnn_convolution_relu": _convolution_relu,
+    "aten::cudnn_convolution_add_relu": _convolution_add_relu,
     "aten::convolution": _convolution,
     "aten::convolution_backward": _convolution_backward,
     "aten::copy_": _copy_,
