@@ -22,6 +22,7 @@ BENCHMARKS = {
     "roofline": "FLOPs and bytes of each recipe's step, and the upper bound of images/s on each GPU: computed",
     "run": "a recipe's teacher and students: accuracies, or the time to one",
     "scaling": "efficiency of 8 to 512 GPUs, limited by communication: computed",
+    "stems": "gradient signs in bf16 with the first convolution in fp32 or TF32",
     "step": "one training step of each method: Distiller against a plain restatement of its authors' program",
 }
 

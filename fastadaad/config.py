@@ -207,7 +207,9 @@ class InnerConfig:
 @hinted()
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
-    """Arithmetic of each network. Pixels, first convolutions, logits, losses and steps are always fp32.
+    """Arithmetic of each network. Pixels, logits, losses and steps are always fp32.
+
+    First convolutions of networks in bf16 and fp16 are in fp32, on CUDA in TF32 unless the other network is in fp32.
 
     `auto` is bf16 on a CUDA device with tensor cores (compute capability 8.0 or more), else fp32. `fp32` is strict: it
     switches TF32 off.

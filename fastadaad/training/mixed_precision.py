@@ -35,7 +35,8 @@ def in_precision(network: nn.Module, precision: Precision) -> nn.Module:
 def first_convolution_in_fp32(network: nn.Module) -> Iterator[None]:
     """Excludes the first convolution of a MixedPrecision from autocast inside the context; others stay as they are.
 
-    This convolution reads pixels, and bf16 numbers in [0.5, 1) are 1/256 apart: half of a step of 2/255.
+    This convolution reads pixels, and bf16 numbers in [0.5, 1) are 1/256 apart: half of a step of 2/255. On CUDA it is
+    in TF32 if uses_tf32(precision).
     """
     first = next((module for module in network.modules() if type(module) is nn.Conv2d), None)
     if first is None or not isinstance(network, MixedPrecision):

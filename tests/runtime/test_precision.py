@@ -200,12 +200,12 @@ def test_the_search_holds_the_resolved_precision_and_uses_it(settings, expected)
 
 
 @pytest.mark.usefixtures("gpu")
-def test_auto_runs_a_network_that_cannot_be_folded_in_fp32_and_warns():
+def test_auto_runs_a_network_that_cannot_be_folded_in_tf32_and_warns():
     student, teacher = student_and_teacher()
     student.register_forward_hook(lambda *_: None)
     search = InnerMaximizer(student, teacher, inner=INNER)
     x_natural, _ = images_and_labels()
-    with pytest.warns(UserWarning, match="has hooks.*; the inner loop runs it unfolded, in fp32 instead of bf16"):
+    with pytest.warns(UserWarning, match="has hooks.*; the inner loop runs it unfolded, in tf32 instead of bf16"):
         search(x_natural)
     with search.networks(x_natural) as networks:
         assert networks[0] is student
@@ -221,7 +221,7 @@ def test_a_training_step_tells_the_resolved_precision():
     distiller = Distiller(student, teacher, inner=INNER, optimizer=optimizer)
     result = distiller.step(*images_and_labels())
     assert pair(distiller.precision) == pair(result.precision) == ("bf16", "bf16")
-    assert distiller.arithmetic == "student bf16, teacher bf16 (first convolutions fp32)"
+    assert distiller.arithmetic == "student bf16, teacher bf16 (first convolutions fp32)"  # the images are on the CPU
     assert "precision=bf16/bf16" in repr(distiller)
     assert result.loss.dtype == result.x_adv.dtype == torch.float32
 
@@ -231,6 +231,7 @@ def test_a_training_step_tells_the_resolved_precision():
     [
         (("fp32", "fp32"), True, "student fp32, teacher fp32"),
         (("bf16", "fp32"), True, "student bf16, teacher fp32 (first convolutions fp32)"),
+        (("bf16", "fp16"), True, "student bf16, teacher fp16 (first convolutions TF32)"),
         (("bf16", "tf32"), True, "student bf16, teacher tf32 (first convolutions TF32)"),
         (("fp32", "bf16"), False, "student fp32"),
     ],
@@ -282,7 +283,8 @@ def by_newer_names() -> None:
     ("precision", "allowed"),
     [
         (STRICT_FP32, False),
-        (PrecisionConfig(student="bf16", teacher="fp16"), False),
+        (PrecisionConfig(student="bf16", teacher="fp16"), True),
+        (PrecisionConfig(student="bf16", teacher="fp32"), False),
         (PrecisionConfig(teacher="tf32"), True),
         (PrecisionConfig(student="tf32"), True),
     ],
