@@ -24,8 +24,7 @@ from fastadaad.evaluation.attacks import (
 from fastadaad.evaluation.autoattack import AutoAttackStage
 from fastadaad.evaluation.batches import Batches, Images, batches_of, has_fixed_order, known_num_images
 from fastadaad.evaluation.checks import PassChecks
-from fastadaad.evaluation.gradient_pass import GradientPass
-from fastadaad.evaluation.search_network import search_network
+from fastadaad.evaluation.gradient_pass import GradientPass, search_network
 from fastadaad.evaluation.survival import Keeper, attack_survivors, sha256_of_tensors
 from fastadaad.inner.caller import bare, check_not_quantized
 from fastadaad.inner.frozen import frozen

@@ -121,7 +121,7 @@ def correct(model: nn.Module, x: Tensor, labels: Tensor, nonfinite: Tensor | Non
     Returns:
         A bool tensor [B]: True if the model classifies the image as its label.
     """
-    with torch.no_grad(), tensor_cores(PrecisionConfig(), x.device):
+    with torch.no_grad(), tensor_cores(STRICT_FP32, x.device):
         logits = model(x)
         if nonfinite is not None:
             nonfinite += (~logits.isfinite()).any(dim=1).sum()
