@@ -94,7 +94,8 @@ class FuseEpilogues(CustomGraphPass):
     def uuid(self) -> str:
         """Returns the part of the compile cache's key that stands for this pass."""
         card = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-        return f"{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()} {card}"
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        return f"{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()} {card} {deterministic}"
 
     def __call__(self, graph: Any) -> None:
         """Replaces each relu(conv(x)) and relu(conv(x) + z), in place."""
