@@ -23,8 +23,8 @@ from fastadaad.training.averaging import AveragedWeights
 from fastadaad.training.capturable_optimizer import CapturableOptimizer
 from fastadaad.training.self_check_result import SECTION, SelfCheckResult
 
-NUM_STEPS = 20
-EPOCH = 10
+NUM_STEPS = 12
+EPOCH = 6
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=8 / 255), step_size=2 / 255, num_steps=3)
 DEVICE = torch.device("cuda", 0)
 
