@@ -250,6 +250,15 @@ def test_results_of_a_captured_step_survive_the_next_step():
     assert torch.equal(result.x_adv, x_adv)
 
 
+def test_a_loss_that_is_kept_from_before_does_not_break_the_capture():
+    training = Training("graph", "adaad")
+    kept = training.student(batch_on_gpu()[0]).sum()  # its graph holds nodes of the default stream
+    before = [parameter.detach().clone() for parameter in training.student.parameters()]
+    training.distiller.step(*batch_on_gpu())
+    assert kept.requires_grad
+    assert not any(map(torch.equal, before, training.student.parameters()))
+
+
 def test_captures_of_a_search_are_bounded():
     student, teacher = networks_on_gpu()
     maximizer = InnerMaximizer(student, teacher, inner=INNER, mode="graph")
