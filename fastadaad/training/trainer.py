@@ -16,6 +16,7 @@ from fastadaad.evaluation import AttackResult, check_attacks
 from fastadaad.models.weights_writing import serialized
 from fastadaad.run_config import ModelConfig, RunConfig
 from fastadaad.runtime.distributed import ProcessGroup, current_process_group
+from fastadaad.runtime.garbage import GarbageCollection
 from fastadaad.runtime.locks import run_lock
 from fastadaad.runtime.messages import messages_on
 from fastadaad.runtime.progress import Counts, ImageProgress, image_progress
@@ -124,6 +125,7 @@ class Trainer:
         self.distiller = distiller_of(config, self.state.student, teacher, self.state.optimizer, self.process_group)
         self._must_compile = self.distiller.mode != "eager"
         self._files = RetryingFiles(enabled=self.process_group.is_first)
+        self._garbage = GarbageCollection()
         self._run_facts = training_facts(self.config)
         # All training images, the extra ones included.
         self._run_facts[DATA] = dataset_digest(replace(self.data.dataset, train_images=self.data.train.images))
@@ -164,6 +166,7 @@ class Trainer:
             messages_on(self.console),
             own_random_states(config.seed + self.process_group.rank),
             deterministic_algorithms(config.deterministic),
+            self._garbage,
             ExitStack() as stack,
         ):
             self._prepare()
@@ -180,7 +183,8 @@ class Trainer:
                     self._report_precision("start")
             while not self._is_finished():
                 if state.epoch == len(state.rows):
-                    self._train_epoch(progress, request)
+                    with self._garbage.held():
+                        self._train_epoch(progress, request)
                 self._finish_epoch(progress, request, run_log)
             result = self._result(progress)
             if self._stop_requested(request):  # too late for a step to see it
@@ -269,6 +273,7 @@ class Trainer:
                 self._check_finite()
                 loss = state.mean_loss()
             progress.advance(0, f"epoch {state.epoch + 1}/{config.optim.epochs}  loss {loss:.4f}")
+        self._garbage.after_step(is_due=is_logged)
         if (is_logged or self.process_group.size == 1) and self._stop_requested(request):
             self._save_and_stop(progress, request)
         # At the end of an epoch the checkpoint comes after its evaluation.
