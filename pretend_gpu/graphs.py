@@ -99,9 +99,11 @@ def check_memory(recorded: Recording, pool: tuple[int, int]) -> None:
     """Raises RuntimeError if a replay would touch memory that is neither in use nor in the graph's own pool."""
     usable = []
     for segment in torch.cuda.memory.memory_snapshot():
+        # A graph may use all memory of its pool, however the allocator divides it.
         is_own = tuple(segment["segment_pool_id"]) == tuple(pool)
-        blocks = [block for block in segment["blocks"] if is_own or block["state"] == "active_allocated"]
-        usable += [(block["address"], block["address"] + block["size"]) for block in blocks]
+        pieces = [segment] if is_own else [block for block in segment["blocks"] if block["state"] == "active_allocated"]
+        sizes = [piece["total_size"] if is_own else piece["size"] for piece in pieces]
+        usable += [(piece["address"], piece["address"] + size) for piece, size in zip(pieces, sizes, strict=True)]
     for address, num_bytes in recorded.spans:
         if not any(begin <= address and address + num_bytes <= end for begin, end in usable):
             raise RuntimeError(f"a replay touches {num_bytes} bytes that were freed after the capture")

@@ -96,7 +96,7 @@ def folded_copy(network: nn.Module, x: Tensor, form: Form) -> nn.Module:
     if not form.fold:
         _check_unfolded(network, form, "fold is False")
         return network
-    key = (form, tuple(x.shape[1:]), x.device, _has_hooks(network))
+    key = (form, tuple(x.shape[1:]), x.device, has_hooks(network))
     copies = _copies.setdefault(network, {}).setdefault(key, _Copies())
     # Measurements and comparisons hold for all callers, under autocast or not.
     with torch.autocast(x.device.type, enabled=False):
@@ -133,7 +133,8 @@ def _plain(value: Any) -> Any:
     return id(value)
 
 
-def _has_hooks(network: nn.Module) -> bool:
+def has_hooks(network: nn.Module) -> bool:
+    """Returns True if the network or a module inside has hooks, which are the user's own Python code."""
     return any(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
         for module in network.modules()
@@ -142,7 +143,7 @@ def _has_hooks(network: nn.Module) -> bool:
 
 def _fold(network: nn.Module, x: Tensor, form: Form) -> FoldedNetwork | None:
     dtype = DTYPES[form.precision]
-    if _has_hooks(network):
+    if has_hooks(network):
         _warn_unfolded(network, form, "batch-norm was not folded: the network has hooks, which would not run")
         return None
     images = x[:2].clone()

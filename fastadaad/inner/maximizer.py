@@ -42,6 +42,9 @@ from fastadaad.runtime.precision import gradient_scale, is_low, resolved, tensor
 
 Networks = tuple[nn.Module, nn.Module | None]
 
+# CUDA graphs of a search that are kept, such as those of the intervals of an adaptive teacher policy.
+MAX_CAPTURES = 4
+
 
 def resolve_mode(mode: Mode, device_type: str) -> Mode:
     """Replaces `auto` by `compiled` on CUDA and `eager` elsewhere: on a CPU compiling takes minutes.
@@ -133,9 +136,10 @@ class InnerMaximizer:
         require_type("method", method, str | methods.Method, "a name such as adaad, or a Method")
         require_type("compile_options", compile_options or {}, dict, "a dict of keyword arguments of torch.compile")
         require_type("process_group", process_group or ProcessGroup(), ProcessGroup, "current_process_group()")
-        self.mode = resolve_mode(mode, device_type(student))
-        self.method = (methods.get(method) if isinstance(method, str) else method).resolved()
         self.inner, self.process_group = InnerConfig.parse(inner), process_group
+        # Batch-norm in train mode changes its statistics in every step of the search, which no compiled step does.
+        self.mode = resolve_mode(mode if self.inner.student_eval or mode != "auto" else "eager", device_type(student))
+        self.method = (methods.get(method) if isinstance(method, str) else method).resolved()
         self.teacher_policy = TeacherPolicy.parse(teacher_policy)
         self.layout, self.fold = layout, fold
         self._wanted_precision = PrecisionConfig.parse(precision)
@@ -340,13 +344,20 @@ class InnerMaximizer:
     def _replay(
         self, networks: Networks, x_natural: Tensor, labels: Tensor | None, generator: torch.Generator | None
     ) -> InnerResult:
-        """Replays _maximize as a CUDA graph, captured at the first call for networks, generator and interval."""
+        """Replays _maximize as a CUDA graph, captured at the first call for networks, generator and interval.
+
+        The last MAX_CAPTURES captures are kept: each holds the memory of a search.
+        """
         generator = drawing_generator(generator, x_natural.device)
         key = (*map(id, networks), id(generator), self.query_interval)
-        if key not in self._captured:
+        captured = self._captured.pop(key, None)
+        if captured is None:
 
             def maximize(x_natural: Tensor, *labels: Tensor) -> InnerResult:
                 return self._maximize(networks, x_natural, labels[0] if labels else None, generator)
 
-            self._captured[key] = CapturedCall(maximize, generators=[generator])
-        return self._captured[key](x_natural, *[] if labels is None else [labels])
+            captured = CapturedCall(maximize, generators=[generator])
+            while len(self._captured) >= MAX_CAPTURES:
+                del self._captured[next(iter(self._captured))]
+        self._captured[key] = captured  # the latest comes last
+        return captured(x_natural, *[] if labels is None else [labels])

@@ -69,12 +69,10 @@ def record_cuda_graph(
 
 
 def _register(graph: torch.cuda.CUDAGraph, generators: Sequence[torch.Generator]) -> None:
-    """Registers the generators. torch 2.14 finds them by itself, warns here, and will drop the method."""
-    if hasattr(graph, "register_generator_state"):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*register_generator_state")
-            for generator in generators:
-                graph.register_generator_state(generator)
+    """Registers the generators. torch 2.14 finds them by itself, and its C++ code would warn at each call."""
+    if torch.__version__ < (2, 14):  # type: ignore[operator]  # TorchVersion compares itself with tuples
+        for generator in generators:
+            graph.register_generator_state(generator)
 
 
 class CapturedCall:

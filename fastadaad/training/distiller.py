@@ -20,7 +20,8 @@ from fastadaad.config import (
     require_choice,
     require_integer,
 )
-from fastadaad.inner.caller import check_trainable
+from fastadaad.inner.caller import check_networks, check_trainable, device_of
+from fastadaad.inner.folded_cache import has_hooks
 from fastadaad.inner.frozen import frozen
 from fastadaad.inner.maximizer import InnerMaximizer, InnerResult
 from fastadaad.inner.spot_check import SpotCheck
@@ -36,6 +37,7 @@ from fastadaad.training.gradient_exchange import average_over_ranks
 from fastadaad.training.graph_step import captured_step
 from fastadaad.training.mixed_precision import check_awp, first_convolution_in_fp32, gradient_scaler, in_precision
 from fastadaad.training.nonfinite import NonFiniteCounters, UpdateGuard, check_scale, find_nonfinite
+from fastadaad.training.self_check_result import remembered_mode
 
 # Steps between two adaptations of an adaptive teacher policy to its error.
 ADAPT_EVERY = 20
@@ -46,12 +48,17 @@ class StepResult:
     """Result of a step, on the device. Reading a value synchronises with the host, so do it seldom."""
 
     loss: Tensor
-    """Outer loss before the update, a scalar. With AWP: at the perturbed weights. In mode graph the next step
-    overwrites it."""
+    """Outer loss before the update, a scalar. With AWP: at the perturbed weights."""
     x_adv: Tensor
-    """Adversarial images [B, C, H, W]. In mode graph the next step overwrites them."""
+    """Adversarial images [B, C, H, W]."""
     precision: PrecisionConfig
     """Precision in which the step ran, without `auto`."""
+
+
+def _runs_own_code(student: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer) -> bool:
+    """Returns True if hooks of the user run in each step, which a replay of a CUDA graph would leave out."""
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    return any(hooks) or any(has_hooks(network) for network in (student, teacher) if network is not None)
 
 
 class MicroBatch(NamedTuple):
@@ -108,7 +115,9 @@ class Distiller:
         fold: Run the search on folded copies of the networks (docs/folding.md).
         mode: `eager`; `compiled`: the inner step and the outer loss are one graph of torch.compile each; `graph`: the
             whole compiled step is replayed as one CUDA graph, or the inner loop alone if a graph cannot hold the rest,
-            which warns; `auto`: compiled on CUDA, else eager. The attribute `mode` holds the mode in use. Eager mode on
+            which warns; `auto`: on CUDA graph if this machine passed the self-check of captured steps (`fastadaad
+            doctor --verify`) and neither networks nor optimizer have hooks, otherwise compiled; on other devices, and
+            with student_eval=False, eager. The attribute `mode` holds the mode in use. Eager mode on
             CUDA, and graph with compile_options={"disable": True}, run student and teacher on two streams. Graph
             captures again whenever a setting of the optimiser other than the learning rate changes.
         compile_options: Keyword arguments of torch.compile.
@@ -152,6 +161,11 @@ class Distiller:
         process_group: ProcessGroup | None = None,
         batch_norm: BatchNorm = "local",
     ) -> None:
+        check_networks(student, teacher)
+        check_trainable(student, teacher, optimizer)
+        is_capturable = InnerConfig.parse(inner).student_eval and not _runs_own_code(student, teacher, optimizer)
+        if mode == "auto" and is_capturable:
+            mode = remembered_mode(mode, device_of(student))
         self.maximizer = InnerMaximizer(
             student,
             teacher,
@@ -165,7 +179,6 @@ class Distiller:
             compile_options=compile_options,
             process_group=process_group,
         )
-        check_trainable(student, teacher, optimizer)
         require_choice("batch_norm", batch_norm, BatchNorm)
         require_choice("on_nonfinite", on_nonfinite, OnNonfinite)
         if micro_batch is not None:
@@ -249,7 +262,8 @@ class Distiller:
                     loss, x_adv = self._update(x_natural, labels, epoch, generator, self.optimizer)
                 else:
                     key = self.method.epoch_key(epoch), self._gamma(epoch)
-                    loss, x_adv = self._captured(x_natural, labels, epoch, generator, key)
+                    # The next replay overwrites the graph's own tensors.
+                    loss, x_adv = (x.clone() for x in self._captured(x_natural, labels, epoch, generator, key))
             if self._spot_check.is_due(self._num_steps) and self.maximizer.can_be_spot_checked:
                 self._spot_check.add(self.maximizer, x_natural, labels, x_adv)
             self._num_steps += 1

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from typing import cast
@@ -20,50 +20,14 @@ from fastadaad.runtime import machine_cache
 from fastadaad.runtime.files import write_atomically
 from fastadaad.training.self_check import ops as self_check_ops
 from fastadaad.training.self_check import steps as self_check_steps
+from fastadaad.training.self_check_result import SECTION, SelfCheckResult, cached_result
 
 log = logging.getLogger(__name__)
 
-SECTION = "self_check"
 OPS = tuple(op.removesuffix("_") for op in self_check_ops.CASES)
 CHECKS = (*OPS, "compiled", "captured")
 
-# Mode of a step -> checks that it depends on. If one of them failed, the next mode replaces it.
-MODES = {"graph": ("compiled", "captured"), "compiled": ("compiled",), "eager": ()}
-
 NOT_REQUESTED = "fastadaad doctor --verify runs it"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfCheckResult:
-    """Checks that passed, that failed and that were not run, by the names in CHECKS, with reasons."""
-
-    passed: tuple[str, ...]
-    failures: dict[str, str]
-    not_run: dict[str, str]
-    device: str
-    seconds: float
-    report_path: str | None = None
-    """Path of the file for a bug report; None if no check failed, or if the file could not be written."""
-    date: str = field(default_factory=lambda: datetime.now().isoformat(timespec="seconds"))
-
-    def status(self, check: str) -> str:
-        """Returns `passed`, `failed` or `not run`."""
-        return "failed" if check in self.failures else "passed" if check in self.passed else "not run"
-
-    @property
-    def summary(self) -> str:
-        """One line with the failed checks, which are switched off on this machine, and the path of the report."""
-        if not self.failures:
-            return f"self-check on {self.device}: all of {', '.join(self.passed)} passed"
-        check, reason = next(iter(self.failures.items()))
-        where = f"please report it with {self.report_path}" if self.report_path else "no report could be written"
-        failed = ", ".join(self.failures)
-        return f"self-check on {self.device}: {failed} failed, off on this machine ({check}: {reason[:160]}); {where}"
-
-    def usable_mode(self, mode: str) -> str:
-        """Returns `mode`, or the next slower mode that passed if it failed on this machine."""
-        slower_modes = list(MODES)[list(MODES).index(mode) :]
-        return next(slower for slower in slower_modes if not self.failures.keys() & set(MODES[slower]))
 
 
 def default_checks(device: torch.device | str) -> tuple[str, ...]:
@@ -89,12 +53,6 @@ def self_check(
     result = _run(device, checks)
     machine_cache.store(SECTION, machine_cache.machine_key(device), asdict(result))
     return result
-
-
-def cached_result(device: torch.device | str) -> SelfCheckResult | None:
-    """Returns the result of the last self-check on this machine, or None."""
-    value = machine_cache.load(SECTION, machine_cache.machine_key(device))
-    return None if value is None else SelfCheckResult(**value | {"passed": tuple(value["passed"])})
 
 
 def apply(result: SelfCheckResult) -> None:
