@@ -3,7 +3,7 @@
 import logging
 import time
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +15,7 @@ from fastadaad.data.rank_agreement import dataset_digest
 from fastadaad.evaluation import AttackResult, check_attacks
 from fastadaad.models.weights_writing import serialized
 from fastadaad.run_config import ModelConfig, RunConfig
+from fastadaad.runtime.device_memory import restart_peak
 from fastadaad.runtime.distributed import ProcessGroup, current_process_group
 from fastadaad.runtime.garbage import GarbageCollection
 from fastadaad.runtime.locks import run_lock
@@ -38,7 +39,7 @@ from fastadaad.training.fingerprint import DATA, training_facts, versions
 from fastadaad.training.log import RunLog, epoch_row
 from fastadaad.training.nonfinite import NonFiniteError
 from fastadaad.training.preflight import check_before_training
-from fastadaad.training.reports import closing_lines, report_precision, report_skipped_images
+from fastadaad.training.reports import TrainingResult, closing_lines, report_precision, report_skipped_images
 from fastadaad.training.resume import (
     check_same_run,
     check_same_run_on_all_ranks,
@@ -50,21 +51,6 @@ from fastadaad.training.schedule import learning_rate
 from fastadaad.training.state import initial_state
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """Folder of a finished run, the epoch of its best.safetensors, and its speed."""
-
-    folder: Path
-    best_epoch: int
-    best_robust_accuracy: float
-    images_per_s: float
-    seconds: float
-
-    def line(self, title: str) -> str:
-        """One line for the console."""
-        return f"{title}: best epoch {self.best_epoch}, {self.images_per_s:,.0f} images/s, {self.seconds:,.0f} s"
 
 
 class Trainer:
@@ -169,6 +155,7 @@ class Trainer:
             self._garbage,
             ExitStack() as stack,
         ):
+            restart_peak(self.device)
             self._prepare()
             request = stack.enter_context(interruption())
             log.info(f"{title}: {self.distiller.arithmetic}, {self.distiller.mode} mode on {self.device}")
@@ -208,7 +195,7 @@ class Trainer:
             seconds=progress.seconds,
         )
         self._report_precision("end")
-        for line in closing_lines(self.distiller, progress):
+        for line in closing_lines(self.distiller, progress, self.device):
             log.info(line)
         report_skipped_images(self.data, self.folder, self._files, self.process_group)
         self._files.require()

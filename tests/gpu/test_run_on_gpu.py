@@ -1,0 +1,49 @@
+"""Reports of a run on a CUDA device."""
+
+import re
+
+import pytest
+import torch
+from tiny_runs import gpu_run, printed_lines
+
+from fastadaad.config import PrecisionConfig
+from fastadaad.runtime import device_memory
+from fastadaad.training import build
+from fastadaad.training.self_check import CHECKS, SelfCheckResult
+
+DEVICE, FP32 = torch.device("cuda", 0), PrecisionConfig.parse("fp32")
+
+
+@pytest.fixture(autouse=True)
+def checked_machine(monkeypatch):
+    """A self-check that has passed: these tests are about the runs."""
+    result = SelfCheckResult(passed=CHECKS, failures={}, not_run={}, device="cuda", seconds=0.0)
+    monkeypatch.setattr(build, "ensure_checked", lambda device: result)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_the_peak_of_reserved_memory_is_a_closing_line(tmp_path, mode):
+    torch.cuda.empty_cache()
+    lines = printed_lines(gpu_run(tmp_path, mode=mode, precision=FP32), tmp_path / "run")
+    (line,) = (line for line in lines if "peak memory" in line)
+    peak = round(torch.cuda.max_memory_reserved() / 2**20)
+    assert peak > 0
+    found = re.fullmatch(r"peak memory: (\d+) MiB reserved on cuda:0(?:, (\d+) MiB of them by captured .*)?", line)
+    assert int(found[1]) == peak
+    if mode == "eager":
+        assert found[2] is None
+    else:
+        assert 0 < int(found[2]) < peak
+
+
+def test_memory_of_a_graph_counts_as_captured_as_long_as_the_graph_lives():
+    x = torch.zeros(2**20, device=DEVICE)
+    before = device_memory.captured_bytes(DEVICE)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = x + 1  # 4 MiB, in a segment of at least that size
+    held = device_memory.captured_bytes(DEVICE) - before
+    assert y.nbytes <= held <= 8 * y.nbytes
+    del y, graph
+    torch.cuda.empty_cache()
+    assert device_memory.captured_bytes(DEVICE) == before
