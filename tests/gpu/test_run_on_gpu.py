@@ -36,6 +36,12 @@ def test_the_peak_of_reserved_memory_is_a_closing_line(tmp_path, mode):
         assert 0 < int(found[2]) < peak
 
 
+def test_a_preset_of_options_reaches_a_captured_run(tmp_path):
+    lines = printed_lines(gpu_run(tmp_path, mode="graph", precision=FP32, compile_preset="long"), tmp_path / "run")
+    assert not [line for line in lines if "compile_preset" in line or "self-check" in line]
+    assert [line for line in lines if "graph mode on cuda:0" in line]
+
+
 def test_memory_of_a_graph_counts_as_captured_as_long_as_the_graph_lives():
     x = torch.zeros(2**20, device=DEVICE)
     before = device_memory.captured_bytes(DEVICE)
