@@ -47,8 +47,8 @@ def gpu_run(folder: Path, **changes) -> RunConfig:
     return tiny_run(method="adaad", teacher=save_teacher(folder / "teacher.safetensors"), device="cuda", **changes)
 
 
-def printed_lines(config: RunConfig, folder: Path) -> list[str]:
-    """Trains and returns the printed lines."""
-    console = Console(file=io.StringIO(), width=200)
-    Trainer(config, folder, console).train()
+def printed_lines(config: RunConfig, folder: Path, **options) -> list[str]:
+    """Trains and returns the printed lines; `options` are the Trainer's."""
+    console = Console(file=io.StringIO(), width=300)
+    Trainer(config, folder, console, **options).train()
     return console.file.getvalue().splitlines()

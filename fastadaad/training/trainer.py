@@ -49,6 +49,7 @@ from fastadaad.training.resume import (
 )
 from fastadaad.training.schedule import learning_rate
 from fastadaad.training.state import initial_state
+from fastadaad.training.step_profiler import StepProfiler
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ class Trainer:
         console: Console for messages and the progress bar. Default: standard output.
         resume: Resume from the last usable checkpoint in `folder`, if there is one.
         process_group: Ranks that train together. Default: the group that this process has joined.
+        profile_steps: Number of steps in a trace of torch.profiler, written to the folder with a snapshot of the memory
+            on CUDA; 0: none. Rank 0 writes its own.
 
     Raises:
         CheckpointError: The checkpoint belongs to another run, or there are checkpoints and none can be used.
@@ -82,10 +85,13 @@ class Trainer:
         *,
         resume: bool = False,
         process_group: ProcessGroup | None = None,
+        profile_steps: int = 0,
     ) -> None:
         check_attacks(config.evaluation.attacks, config.evaluation.threat_model)
         self.config, self.folder = config, folder
         self.process_group = process_group or current_process_group()
+        self._profile_steps = profile_steps if self.process_group.is_first else 0
+        self._profiler: StepProfiler | None = None
         self.console = (console or Console()) if self.process_group.is_first else Console(quiet=True)
         with messages_on(self.console):
             self._build()
@@ -168,6 +174,9 @@ class Trainer:
             if self._random_states is None:
                 with progress.clock_stopped():
                     self._report_precision("start")
+            if self._profile_steps:
+                profiler = StepProfiler(self._profile_steps, self.folder, self.device, self._files)
+                self._profiler = stack.enter_context(profiler)
             while not self._is_finished():
                 if state.epoch == len(state.rows):
                     with self._garbage.held():
@@ -245,6 +254,8 @@ class Trainer:
             state.average_after_step(config.optim)
             state.step += 1
             self.process_group.progress()
+            if self._profiler is not None:
+                self._profiler.after_step()
             self._after_step(progress, request)
         self.process_group.pause()
         state.epoch += 1

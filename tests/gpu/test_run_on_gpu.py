@@ -1,5 +1,6 @@
 """Reports of a run on a CUDA device."""
 
+import pickle
 import re
 
 import pytest
@@ -40,6 +41,19 @@ def test_a_preset_of_options_reaches_a_captured_run(tmp_path):
     lines = printed_lines(gpu_run(tmp_path, mode="graph", precision=FP32, compile_preset="long"), tmp_path / "run")
     assert not [line for line in lines if "compile_preset" in line or "self-check" in line]
     assert [line for line in lines if "graph mode on cuda:0" in line]
+
+
+def test_a_profile_on_cuda_comes_with_a_snapshot_of_the_memory(tmp_path):
+    config = gpu_run(tmp_path, mode="eager", precision=FP32)
+    lines = printed_lines(config, tmp_path / "run", profile_steps=2)
+    for name in ("trace.json", "memory.pickle"):
+        assert [line for line in lines if line.endswith(str(tmp_path / "run" / name))], lines
+    snapshot = pickle.loads((tmp_path / "run" / "memory.pickle").read_bytes())
+    frames = [frame["filename"] for event in snapshot["device_traces"][0] for frame in event["frames"]]
+    assert any(name.endswith("distiller.py") for name in frames)
+    before = len(torch.cuda.memory._snapshot()["device_traces"][0])
+    torch.zeros(2**20, device=DEVICE)
+    assert len(torch.cuda.memory._snapshot()["device_traces"][0]) == before  # nothing is recorded any more
 
 
 def test_memory_of_a_graph_counts_as_captured_as_long_as_the_graph_lives():
