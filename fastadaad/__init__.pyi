@@ -22,8 +22,8 @@ from .training.distiller import Distiller as Distiller
 from .training.distiller import StepResult as StepResult
 from .training.nonfinite import NonFiniteError as NonFiniteError
 from .training.reports import TrainingResult as TrainingResult
+from .training.run import train as train
 from .training.trainer import Trainer as Trainer
-from .training.trainer import train as train
 
 __version__: str
 

@@ -6,12 +6,6 @@ import torch
 _COMMON_POOL = (0, 0)
 
 
-def restart_peak(device: torch.device) -> None:
-    """Makes peak_memory() count from now on."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
 def peak_memory(device: torch.device) -> str | None:
     """Describes the largest memory that torch has reserved on `device`; None on devices other than CUDA.
 

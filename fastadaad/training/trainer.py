@@ -9,13 +9,12 @@ from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from fastadaad.data.rank_agreement import dataset_digest
 from fastadaad.evaluation import AttackResult, check_attacks
 from fastadaad.models.weights_writing import serialized
 from fastadaad.run_config import ModelConfig, RunConfig
-from fastadaad.runtime.device_memory import restart_peak
 from fastadaad.runtime.distributed import ProcessGroup, current_process_group
 from fastadaad.runtime.garbage import GarbageCollection
 from fastadaad.runtime.locks import run_lock
@@ -36,6 +35,7 @@ from fastadaad.training.checkpoint import CheckpointError, CheckpointFacts, chec
 from fastadaad.training.data import training_data
 from fastadaad.training.evaluation import evaluate_on_test_set, evaluate_on_validation_split
 from fastadaad.training.fingerprint import DATA, training_facts, versions
+from fastadaad.training.flop_rate import FlopRate
 from fastadaad.training.log import RunLog, epoch_row
 from fastadaad.training.nonfinite import NonFiniteError
 from fastadaad.training.preflight import check_before_training
@@ -115,6 +115,8 @@ class Trainer:
         layout = "contiguous" if config.deterministic and config.layout == "auto" else config.layout
         config = replace(config, mode=mode, layout=layout)
         self.distiller = distiller_of(config, self.state.student, teacher, self.state.optimizer, self.process_group)
+        shows_rate = self.device.type == "cuda" and self.process_group.is_first
+        self._flop_rate = FlopRate(self.distiller, self.device, self.process_group.size) if shows_rate else None
         self._must_compile = self.distiller.mode != "eager"
         self._files = RetryingFiles(enabled=self.process_group.is_first)
         self._garbage = GarbageCollection()
@@ -161,7 +163,8 @@ class Trainer:
             self._garbage,
             ExitStack() as stack,
         ):
-            restart_peak(self.device)
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)  # the closing line is about this run
             self._prepare()
             request = stack.enter_context(interruption())
             log.info(f"{title}: {self.distiller.arithmetic}, {self.distiller.mode} mode on {self.device}")
@@ -256,21 +259,29 @@ class Trainer:
             self.process_group.progress()
             if self._profiler is not None:
                 self._profiler.after_step()
+            if state.step % config.log_every == 0:
+                self._log(progress, x_natural, labels)
             self._after_step(progress, request)
         self.process_group.pause()
         state.epoch += 1
         state.average_after_epoch(config.optim)
 
+    def _log(self, progress: ImageProgress, x_natural: Tensor, labels: Tensor) -> None:
+        """Reads the loss from the device and shows it, with the rate on CUDA."""
+        state = self.state
+        with self.process_group.waiting():  # for the device, which may wait for another rank
+            self._check_finite()
+            notes = [f"epoch {state.epoch + 1}/{self.config.optim.epochs}", f"loss {state.mean_loss():.4f}"]
+        if self._flop_rate is not None:
+            with progress.clock_stopped():
+                notes.append(self._flop_rate.describe(progress.images_per_s, x_natural, labels, state.epoch))
+        progress.advance(0, "  ".join(notes))
+
     def _after_step(self, progress: ImageProgress, request: Interruption) -> None:
-        """Logs, stops and saves if it is time: the only host synchronisations of the loop."""
+        """Collects garbage, stops and saves if it is time. With _log the only host synchronisations of the loop."""
         config, state = self.config, self.state
         num_steps = state.step - state.epoch * len(self.data.train)
         is_logged = state.step % config.log_every == 0
-        if is_logged:
-            with self.process_group.waiting():  # for the device, which may wait for another rank
-                self._check_finite()
-                loss = state.mean_loss()
-            progress.advance(0, f"epoch {state.epoch + 1}/{config.optim.epochs}  loss {loss:.4f}")
         self._garbage.after_step(is_due=is_logged)
         if (is_logged or self.process_group.size == 1) and self._stop_requested(request):
             self._save_and_stop(progress, request)
@@ -372,25 +383,3 @@ class Trainer:
 
     def _report_precision(self, moment: str) -> None:
         report_precision(moment, self.config, self.data, self.distiller, self.folder, self._files)
-
-
-def train(
-    config: RunConfig, folder: str | Path, *, resume: bool = False, console: Console | None = None
-) -> list[AttackResult]:
-    """Trains the student of `config`, and evaluates its best epoch on the test set.
-
-    Args:
-        config: Complete configuration, such as fastadaad.recipes.get("demo").
-        folder: Folder of the run.
-        resume: Resume from the last checkpoint in `folder`, if there is one.
-        console: Console for messages and progress. Default: standard output.
-
-    Returns:
-        One result per attack of config.evaluation.
-
-    Raises:
-        Exception: As Trainer and Trainer.train.
-    """
-    trainer = Trainer(config, Path(folder), console, resume=resume)
-    trainer.train()
-    return trainer.evaluate_best(config.method)

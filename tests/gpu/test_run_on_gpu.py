@@ -9,6 +9,8 @@ from tiny_runs import gpu_run, printed_lines
 
 from fastadaad.config import PrecisionConfig
 from fastadaad.runtime import device_memory
+from fastadaad.runtime.peak_rates import peak_tflops
+from fastadaad.runtime.progress import ImageProgress
 from fastadaad.training import build
 from fastadaad.training.self_check import CHECKS, SelfCheckResult
 
@@ -67,3 +69,21 @@ def test_memory_of_a_graph_counts_as_captured_as_long_as_the_graph_lives():
     del y, graph
     torch.cuda.empty_cache()
     assert device_memory.captured_bytes(DEVICE) == before
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_the_progress_line_shows_the_rate_and_its_share_of_the_cards_peak(tmp_path, mode, monkeypatch):
+    notes = []
+    advance = ImageProgress.advance
+    monkeypatch.setattr(
+        ImageProgress, "advance", lambda self, count, note=None: notes.append(note) or advance(self, count, note)
+    )
+    printed_lines(gpu_run(tmp_path, mode=mode, precision=FP32), tmp_path / "run")
+    shown = [note for note in notes if note is not None]
+    assert len(shown) == 2  # steps 3 and 6 of 8
+    name = torch.cuda.get_device_name(DEVICE)
+    share = r", \d+\.\d% of the fp32 peak" if peak_tflops(name) else ""
+    for note in shown:
+        assert re.fullmatch(rf"epoch \d/2  loss \S+  \S+ TFLOP/s{share}", note)
+    if name == "Pretend A100":
+        assert share
