@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastadaad import recipes
 from fastadaad.config import PrecisionConfig
 from fastadaad.run_config import RunConfig
-from fastadaad.training.trainer import train
+from fastadaad.training.run import train
 
 from .tables import print_rows
 from .timing import RESULTS, write_rows

@@ -14,6 +14,7 @@ from pathlib import Path
 from fastadaad import load_model, recipes
 from fastadaad.config import TeacherPolicy
 from fastadaad.run_config import RunConfig
+from fastadaad.runtime.peak_rates import peak_tflops
 
 from .flops import NetworkCost, StepCost, method_cost, network_cost
 from .tables import print_rows
@@ -28,11 +29,16 @@ class Device:
     gb_per_s: float
 
 
-_HOPPER = {"fp32": 67.0, "tf32": 494.7, "bf16": 989.4}
+def _device(card: str, gb_per_s: float) -> Device:
+    tflops = peak_tflops(card)
+    assert tflops is not None
+    return Device(tflops=tflops, gb_per_s=gb_per_s)
+
+
 DEVICES = {
-    "A100-SXM-80GB": Device(tflops={"fp32": 19.5, "tf32": 156.0, "bf16": 312.0}, gb_per_s=2039.0),
-    "H100-SXM": Device(tflops=_HOPPER, gb_per_s=3350.0),
-    "H200": Device(tflops=_HOPPER, gb_per_s=4800.0),
+    "A100-SXM-80GB": _device("A100-SXM4-80GB", gb_per_s=2039.0),
+    "H100-SXM": _device("H100 80GB HBM3", gb_per_s=3350.0),
+    "H200": _device("H200", gb_per_s=4800.0),
 }
 ELEMENT_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2}
 POLICIES = ("exact", "refreshed(every=5)", "refreshed(every=8)", "refreshed(every=10)", "linearized(top=3,every=10)")

@@ -21,9 +21,9 @@ from .runtime.distributed import current_process_group as current_process_group
 from .training.distiller import Distiller as Distiller
 from .training.distiller import StepResult as StepResult
 from .training.nonfinite import NonFiniteError as NonFiniteError
+from .training.reports import TrainingResult as TrainingResult
+from .training.run import train as train
 from .training.trainer import Trainer as Trainer
-from .training.trainer import TrainingResult as TrainingResult
-from .training.trainer import train as train
 
 __version__: str
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fastadaad import methods
 from fastadaad.config import (
     BatchNorm,
+    CompilePreset,
     Engine,
     InnerConfig,
     Layout,
@@ -271,6 +272,8 @@ class RunConfig:
     auto: graph if the self-check of captured steps passed on this machine, else compiled on CUDA. On the CPU a run that
     is long enough to gain by it is compiled, unless it is deterministic.
     """
+    compile_preset: CompilePreset = "default"
+    """Options of torch.compile in the compiled modes; long: choose kernels by timing them, which takes minutes."""
     layout: Layout = "auto"
     """Memory layout of the folded copies' convolutions; auto: measured once per machine and network."""
     fold: bool = True
@@ -311,6 +314,12 @@ class RunConfig:
         if self.teacher is not None:
             self.teacher.policy.check(method.through_teacher, self.method)
         require_choice("layout", self.layout, Layout)
+        require_choice("compile_preset", self.compile_preset, CompilePreset)
+        require(
+            self.compile_preset == "default" or not self.deterministic,
+            f"compile_preset {self.compile_preset} chooses kernels by timing them, and deterministic runs may not: set "
+            "compile_preset=default",
+        )
         for name in ("log_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: it must be 1 or more")
         require(self.teacher_check >= 0, f"teacher_check is {self.teacher_check}: it must be 0 or more")

@@ -115,6 +115,8 @@ COMMAND_LINE = {
     "an existing folder": ("train tiny --run-folder images", "images exists already", "give another --run-folder"),
     "a file for a folder": ("train tiny --run-folder notes.txt", "notes.txt exists already", "--run-folder"),
     "below a file": ("train tiny --run-folder notes.txt/run", "notes.txt/run", "Not a directory"),
+    "a profile of -1 steps": ("train tiny --profile -1", "--profile is -1", "1 or more"),
+    "a profile of some steps": ("train tiny --profile some", "--profile: invalid int value: 'some'", "train --help"),
     "a check of -1 images": ("train tiny --teacher-check -1", "teacher_check is -1", "0 or more"),
     "a check of some images": ("train tiny --teacher-check some", "teacher_check is 'some'", "a whole number"),
     "no time": ("train tiny --rank-timeout 0", "rank_timeout_s is 0.0", "a positive number of seconds"),

@@ -108,6 +108,8 @@ REFUSED = [
     (lambda: PrecisionConfig(student="fp64"), "precision.student is 'fp64'.*bf16"),
     (lambda: PrecisionConfig(teacher="int8"), "precision.teacher is 'int8'.*bf16"),
     (lambda: run_config(layout="NHWC"), "layout is 'NHWC'.*channels_last"),
+    (lambda: run_config(compile_preset="max"), "compile_preset is 'max'.*long"),
+    (lambda: run_config(compile_preset="long", deterministic=True), "preset long.*deterministic.*=default"),
     (lambda: run_config(method_options={"lambda": 1}), "option 'lambda'.*adversarial_weight"),
     (lambda: run_config(method_options={"adversarial_weight": 1.5}), r"adversarial_weight is 1.5.*\[0, 1\]"),
     (lambda: run_config(method_options={"kl_reduction": "sum"}), "kl_reduction is 'sum'.*batchmean"),

@@ -1,14 +1,17 @@
 """Runs of a second on the embedded digits, and weights for their teacher."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from fastadaad import load_model
 from fastadaad.config import InnerConfig, ThreatModel
 from fastadaad.models.weights_writing import save_weights
 from fastadaad.run_config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, TeacherConfig
+from fastadaad.training.trainer import Trainer
 
 THREAT_MODEL = ThreatModel(epsilon=0.1)
 
@@ -37,3 +40,15 @@ def save_teacher(path: Path, seed: int = 0) -> TeacherConfig:
         torch.manual_seed(seed)
         save_weights(path, load_model("cnn-6-s1", in_channels=1))
     return TeacherConfig(name="cnn-6-s1", checkpoint=str(path))
+
+
+def gpu_run(folder: Path, **changes) -> RunConfig:
+    """tiny_run of AdaAD on a CUDA device, with its teacher in `folder`."""
+    return tiny_run(method="adaad", teacher=save_teacher(folder / "teacher.safetensors"), device="cuda", **changes)
+
+
+def printed_lines(config: RunConfig, folder: Path, **options) -> list[str]:
+    """Trains and returns the printed lines; `options` are the Trainer's."""
+    console = Console(file=io.StringIO(), width=300)
+    Trainer(config, folder, console, **options).train()
+    return console.file.getvalue().splitlines()

@@ -1,6 +1,6 @@
 """Train one student and evaluate its best epoch.
 
-The test set is used once, at the end.
+The test set is used once.
 """
 
 import argparse
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: a new folder in runs/")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped, if there is one")
     parser.add_argument("--teacher-check", metavar="N", help="measure the teacher on N images first; default: 256")
+    parser.add_argument("--profile", metavar="STEPS", type=int, default=0, help="trace some steps, such as --profile 5")
     parser.add_argument(
         "--rank-timeout", dest="rank_timeout_s", metavar="S", help="end a process that hangs for S seconds"
     )
@@ -48,6 +49,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     from fastadaad.training.folders import RESULTS, choose_run_folder
     from fastadaad.training.trainer import Trainer
 
+    if arguments.profile < 0:
+        raise ValueError(f"--profile is {arguments.profile}: give a number of steps, 1 or more")
     config = _config(arguments)
     if arguments.print_config:
         console.print_json(json.dumps(asdict(config)))
@@ -65,7 +68,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         folder = group.broadcast(chosen)
         assert folder is not None
         console.print(summarize_ops())
-        trainer = Trainer(config, folder, console, resume=resume, process_group=group)
+        trainer = Trainer(config, folder, console, resume=resume, process_group=group, profile_steps=arguments.profile)
         result = trainer.train()
         console.print(result.line(config.method))
         rows = [(config.method, trainer.evaluate_best(config.method))]

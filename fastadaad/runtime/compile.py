@@ -11,11 +11,31 @@ from typing import Any
 
 import torch
 
+from fastadaad.config import CompilePreset
 from fastadaad.runtime.machine_cache import CACHE_VARIABLE, cache_folder
 from fastadaad.runtime.untrusted_files import one_line
 
 # Variable of Inductor. Importing torch._dynamo, as a first optimizer step does, sets it to a folder in /tmp if unset.
 COMPILE_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+# Options of Inductor by preset. `long` is for trainings of hours: Inductor writes several kernels for each product and
+# convolution, times them beside cuDNN's and cuBLAS's, and tunes its other kernels' block sizes one by one. A 1x1
+# convolution becomes a product, so that it has these kernels too. Without Inductor's own CUDA graphs: mode graph
+# captures the whole step.
+PRESETS: dict[CompilePreset, dict[str, Any]] = {
+    "default": {},
+    "long": {
+        "max_autotune": True,
+        "coordinate_descent_tuning": True,
+        "conv_1x1_as_mm": True,
+        "triton.cudagraphs": False,
+    },
+}
+
+
+def preset_options(preset: CompilePreset) -> dict[str, Any]:
+    """Returns the keyword arguments of torch.compile for a preset, as compile_options of a Distiller has them."""
+    return {"options": dict(PRESETS[preset])} if PRESETS[preset] else {}
 
 
 def one_graph(

@@ -12,6 +12,7 @@ from fastadaad.inner.maximizer import resolve_mode
 from fastadaad.models import load_model
 from fastadaad.models.shipped import checkpoint_path
 from fastadaad.run_config import ModelConfig, RunConfig
+from fastadaad.runtime.compile import preset_options
 from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.training.data import TrainingData
 from fastadaad.training.distiller import Distiller
@@ -116,6 +117,8 @@ def distiller_of(
     process_group: ProcessGroup | None = None,
 ) -> Distiller:
     """Builds the training step of `config`. Default of `process_group`: this process alone."""
+    if config.compile_preset != "default" and config.mode == "eager":
+        log.warning(f"compile_preset {config.compile_preset} changes nothing: the run is eager, set mode=compiled")
     return Distiller(
         student,
         teacher,
@@ -127,6 +130,7 @@ def distiller_of(
         layout=config.layout,
         fold=config.fold,
         mode=config.mode,
+        compile_options=preset_options(config.compile_preset),
         awp_gamma=config.optim.awp_gamma,
         awp_begin=config.optim.awp_begin,
         micro_batch=config.optim.micro_batch,

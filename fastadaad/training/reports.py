@@ -3,11 +3,14 @@
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from fastadaad.inner import precision_report
 from fastadaad.run_config import RunConfig
+from fastadaad.runtime.device_memory import peak_memory
 from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.runtime.progress import ImageProgress
 from fastadaad.runtime.retrying_files import RetryingFiles
@@ -18,6 +21,21 @@ log = logging.getLogger(__name__)
 
 # Fraction of the run's time above which waiting for data is reported.
 REPORTED_DATA_WAIT = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """Folder of a finished run, the epoch of its best.safetensors, and its speed."""
+
+    folder: Path
+    best_epoch: int
+    best_robust_accuracy: float
+    images_per_s: float
+    seconds: float
+
+    def line(self, title: str) -> str:
+        """One line for the console."""
+        return f"{title}: best epoch {self.best_epoch}, {self.images_per_s:,.0f} images/s, {self.seconds:,.0f} s"
 
 
 def report_precision(
@@ -55,8 +73,8 @@ def report_skipped_images(data: TrainingData, folder: Path, files: RetryingFiles
         log.info(f"image files that could not be decoded and were skipped: {len(skipped)}, see {path}")
 
 
-def closing_lines(distiller: Distiller, progress: ImageProgress) -> Iterator[str]:
-    """Yields the messages at the end of a run: skipped updates, error of the teacher policy, waiting for data."""
+def closing_lines(distiller: Distiller, progress: ImageProgress, device: torch.device) -> Iterator[str]:
+    """Yields the messages at the end of a run: updates, teacher policy, waiting for data, memory."""
     if num_skipped := distiller.read_skipped():
         yield f"updates skipped, as NaN or inf was in their loss or gradients: {num_skipped}"
     if distiller.maximizer.teacher_policy.kind != "exact":
@@ -66,6 +84,8 @@ def closing_lines(distiller: Distiller, progress: ImageProgress) -> Iterator[str
             f"{progress.waited_fraction:.0%} of the time was spent waiting for data: raise data.num_workers, or run "
             "fastadaad pack once and train from what it writes"
         )
+    if memory := peak_memory(device):
+        yield f"peak memory: {memory}"
 
 
 def _policy_line(distiller: Distiller) -> str:

@@ -3,13 +3,13 @@
 import logging
 import time
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from fastadaad.data.rank_agreement import dataset_digest
 from fastadaad.evaluation import AttackResult, check_attacks
@@ -17,6 +17,7 @@ from fastadaad.models.weights_writing import serialized
 from fastadaad.run_config import ModelConfig, RunConfig
 from fastadaad.runtime.cudnn import measured_algorithms
 from fastadaad.runtime.distributed import ProcessGroup, current_process_group
+from fastadaad.runtime.garbage import GarbageCollection
 from fastadaad.runtime.locks import run_lock
 from fastadaad.runtime.messages import messages_on
 from fastadaad.runtime.progress import Counts, ImageProgress, image_progress
@@ -35,10 +36,11 @@ from fastadaad.training.checkpoint import CheckpointError, CheckpointFacts, chec
 from fastadaad.training.data import training_data
 from fastadaad.training.evaluation import evaluate_on_test_set, evaluate_on_validation_split
 from fastadaad.training.fingerprint import DATA, training_facts, versions
+from fastadaad.training.flop_rate import FlopRate
 from fastadaad.training.log import RunLog, epoch_row
 from fastadaad.training.nonfinite import NonFiniteError
 from fastadaad.training.preflight import check_before_training
-from fastadaad.training.reports import closing_lines, report_precision, report_skipped_images
+from fastadaad.training.reports import TrainingResult, closing_lines, report_precision, report_skipped_images
 from fastadaad.training.resume import (
     check_same_run,
     check_same_run_on_all_ranks,
@@ -48,23 +50,9 @@ from fastadaad.training.resume import (
 )
 from fastadaad.training.schedule import learning_rate
 from fastadaad.training.state import initial_state
+from fastadaad.training.step_profiler import StepProfiler
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """Folder of a finished run, the epoch of its best.safetensors, and its speed."""
-
-    folder: Path
-    best_epoch: int
-    best_robust_accuracy: float
-    images_per_s: float
-    seconds: float
-
-    def line(self, title: str) -> str:
-        """One line for the console."""
-        return f"{title}: best epoch {self.best_epoch}, {self.images_per_s:,.0f} images/s, {self.seconds:,.0f} s"
 
 
 class Trainer:
@@ -82,6 +70,8 @@ class Trainer:
         console: Console for messages and the progress bar. Default: standard output.
         resume: Resume from the last usable checkpoint in `folder`, if there is one.
         process_group: Ranks that train together. Default: the group that this process has joined.
+        profile_steps: Number of steps in a trace of torch.profiler, written to the folder with a snapshot of the memory
+            on CUDA; 0: none. Rank 0 writes its own.
 
     Raises:
         CheckpointError: The checkpoint belongs to another run, or there are checkpoints and none can be used.
@@ -96,10 +86,13 @@ class Trainer:
         *,
         resume: bool = False,
         process_group: ProcessGroup | None = None,
+        profile_steps: int = 0,
     ) -> None:
         check_attacks(config.evaluation.attacks, config.evaluation.threat_model)
         self.config, self.folder = config, folder
         self.process_group = process_group or current_process_group()
+        self._profile_steps = profile_steps if self.process_group.is_first else 0
+        self._profiler: StepProfiler | None = None
         self.console = (console or Console()) if self.process_group.is_first else Console(quiet=True)
         with messages_on(self.console):
             self._build()
@@ -123,8 +116,11 @@ class Trainer:
         layout = "contiguous" if config.deterministic and config.layout == "auto" else config.layout
         config = replace(config, mode=mode, layout=layout)
         self.distiller = distiller_of(config, self.state.student, teacher, self.state.optimizer, self.process_group)
+        shows_rate = self.device.type == "cuda" and self.process_group.is_first
+        self._flop_rate = FlopRate(self.distiller, self.device, self.process_group.size) if shows_rate else None
         self._must_compile = self.distiller.mode != "eager"
         self._files = RetryingFiles(enabled=self.process_group.is_first)
+        self._garbage = GarbageCollection()
         self._run_facts = training_facts(self.config)
         # All training images, the extra ones included.
         self._run_facts[DATA] = dataset_digest(replace(self.data.dataset, train_images=self.data.train.images))
@@ -166,8 +162,11 @@ class Trainer:
             own_random_states(config.seed + self.process_group.rank),
             deterministic_algorithms(config.deterministic),
             measured_algorithms(),
+            self._garbage,
             ExitStack() as stack,
         ):
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)  # the closing line is about this run
             self._prepare()
             request = stack.enter_context(interruption())
             log.info(f"{title}: {self.distiller.arithmetic}, {self.distiller.mode} mode on {self.device}")
@@ -180,9 +179,13 @@ class Trainer:
             if self._random_states is None:
                 with progress.clock_stopped():
                     self._report_precision("start")
+            if self._profile_steps:
+                profiler = StepProfiler(self._profile_steps, self.folder, self.device, self._files)
+                self._profiler = stack.enter_context(profiler)
             while not self._is_finished():
                 if state.epoch == len(state.rows):
-                    self._train_epoch(progress, request)
+                    with self._garbage.held():
+                        self._train_epoch(progress, request)
                 self._finish_epoch(progress, request, run_log)
             result = self._result(progress)
             if self._stop_requested(request):  # too late for a step to see it
@@ -206,7 +209,7 @@ class Trainer:
             seconds=progress.seconds,
         )
         self._report_precision("end")
-        for line in closing_lines(self.distiller, progress):
+        for line in closing_lines(self.distiller, progress, self.device):
             log.info(line)
         report_skipped_images(self.data, self.folder, self._files, self.process_group)
         self._files.require()
@@ -256,21 +259,32 @@ class Trainer:
             state.average_after_step(config.optim)
             state.step += 1
             self.process_group.progress()
+            if self._profiler is not None:
+                self._profiler.after_step()
+            if state.step % config.log_every == 0:
+                self._log(progress, x_natural, labels)
             self._after_step(progress, request)
         self.process_group.pause()
         state.epoch += 1
         state.average_after_epoch(config.optim)
 
+    def _log(self, progress: ImageProgress, x_natural: Tensor, labels: Tensor) -> None:
+        """Reads the loss from the device and shows it, with the rate on CUDA."""
+        state = self.state
+        with self.process_group.waiting():  # for the device, which may wait for another rank
+            self._check_finite()
+            notes = [f"epoch {state.epoch + 1}/{self.config.optim.epochs}", f"loss {state.mean_loss():.4f}"]
+        if self._flop_rate is not None:
+            with progress.clock_stopped():
+                notes.append(self._flop_rate.describe(progress.images_per_s, x_natural, labels, state.epoch))
+        progress.advance(0, "  ".join(notes))
+
     def _after_step(self, progress: ImageProgress, request: Interruption) -> None:
-        """Logs, stops and saves if it is time: the only host synchronisations of the loop."""
+        """Collects garbage, stops and saves if it is time. With _log the only host synchronisations of the loop."""
         config, state = self.config, self.state
         num_steps = state.step - state.epoch * len(self.data.train)
         is_logged = state.step % config.log_every == 0
-        if is_logged:
-            with self.process_group.waiting():  # for the device, which may wait for another rank
-                self._check_finite()
-                loss = state.mean_loss()
-            progress.advance(0, f"epoch {state.epoch + 1}/{config.optim.epochs}  loss {loss:.4f}")
+        self._garbage.after_step(is_due=is_logged)
         if (is_logged or self.process_group.size == 1) and self._stop_requested(request):
             self._save_and_stop(progress, request)
         # At the end of an epoch the checkpoint comes after its evaluation.
@@ -371,25 +385,3 @@ class Trainer:
 
     def _report_precision(self, moment: str) -> None:
         report_precision(moment, self.config, self.data, self.distiller, self.folder, self._files)
-
-
-def train(
-    config: RunConfig, folder: str | Path, *, resume: bool = False, console: Console | None = None
-) -> list[AttackResult]:
-    """Trains the student of `config`, and evaluates its best epoch on the test set.
-
-    Args:
-        config: Complete configuration, such as fastadaad.recipes.get("demo").
-        folder: Folder of the run.
-        resume: Resume from the last checkpoint in `folder`, if there is one.
-        console: Console for messages and progress. Default: standard output.
-
-    Returns:
-        One result per attack of config.evaluation.
-
-    Raises:
-        Exception: As Trainer and Trainer.train.
-    """
-    trainer = Trainer(config, Path(folder), console, resume=resume)
-    trainer.train()
-    return trainer.evaluate_best(config.method)

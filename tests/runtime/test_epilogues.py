@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fastadaad.inner.folding import FoldedNetwork
 from fastadaad.models import load_model
+from fastadaad.runtime.compile import PRESETS, preset_options
 from fastadaad.runtime.epilogues import FuseEpilogues, convolution_relu, with_epilogues, worth_fusing
 from tests.networks import images_and_labels
 
@@ -110,3 +111,10 @@ def test_the_callers_own_options_are_kept():
     assert options["dynamic"] is False
     assert options["options"]["max_autotune"] is True
     assert isinstance(options["options"]["post_grad_custom_pre_pass"], FuseEpilogues)
+
+
+def test_the_pass_and_a_preset_are_combined():
+    options = with_epilogues(preset_options("long"))
+    assert options["options"].items() > PRESETS["long"].items()
+    assert isinstance(options["options"]["post_grad_custom_pre_pass"], FuseEpilogues)
+    assert "post_grad_custom_pre_pass" not in PRESETS["long"]

@@ -173,5 +173,7 @@ def test_a_teacher_policy_is_reported_with_its_last_error(tmp_path):
 def test_an_exact_run_in_fp32_reports_neither_precision_nor_policy(tmp_path):
     lines = train(adaad_run(tmp_path), tmp_path / "run")
     assert not lines_about("teacher policy", lines)
+    assert not lines_about("memory", lines)  # of a CUDA device
+    assert not lines_about("TFLOP/s", lines)
     assert lines_about("fp32", lines) == ["tiny adaad seed 0: student fp32, teacher fp32, eager mode on cpu"]
     assert not (tmp_path / "run" / "precision.json").exists()
