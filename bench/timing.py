@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from fastadaad.runtime import machine_cache
+
 RESULTS = Path(__file__).parent / "results"
 _CACHE_BYTES = 256 * 2**20  # more than the L2 cache of any current GPU
 _MIN_SAMPLE_S = 2e-3  # a sample on the CPU repeats its variant for at least this long
@@ -122,9 +124,7 @@ def _cuda_sampler(device: torch.device):
 def hardware(device: torch.device) -> str:
     """CPU model, or name and driver version of the GPU."""
     if device.type == "cuda":
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
-        return f"{torch.cuda.get_device_name(device)}, driver {driver}"
+        return machine_cache.hardware(device)
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -327,10 +327,13 @@ REPLACED = {
 
 def _interpret_triton_in_place() -> None:
     """Lets Triton's interpreter work on the memory of CUDA tensors, as a launch on the current stream."""
-    from triton.runtime.interpreter import GridExecutor
+    from triton.runtime import interpreter
 
+    GridExecutor = interpreter.GridExecutor  # noqa: N806 - a class
     interpret = GridExecutor.__call__
-    one_at_a_time = threading.RLock()  # it patches triton.language while a kernel runs
+    one_at_a_time = threading.RLock()
+    # The interpreter patches triton.language at each launch, which takes longer than a small kernel: once is enough.
+    interpreter._patch_lang = functools.cache(_patched_for_good(interpreter._patch_lang))
 
     def call(self: GridExecutor, *arguments: Any, **keywords: Any) -> None:
         tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if _is_cuda(leaf)]
@@ -344,6 +347,15 @@ def _interpret_triton_in_place() -> None:
         return launch(f"triton {self.fn.__name__}", tensors[0].device, compute, arguments, keywords, tensors)
 
     GridExecutor.__call__ = call
+
+
+def _patched_for_good(patch: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def patched(function: Any) -> Any:
+        scope = patch(function)
+        scope.restore = lambda: None
+        return scope
+
+    return patched
 
 
 def _compile_without_inductor() -> None:

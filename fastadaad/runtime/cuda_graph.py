@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fastadaad.runtime.cudnn import measured_algorithms
+
 # Runs the recorded work and returns its outputs, which are the same tensors at every call.
 Replay = Callable[[], Any]
 # (function without arguments, device of its tensors, its generators) -> its replay, after warm-up runs.
@@ -51,14 +53,18 @@ def record_cuda_graph(
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), measured_algorithms():
             for _ in range(NUM_WARM_UP_RUNS):
                 run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         _register(graph, generators)
         # thread_local: work of a data loader's thread on the device does not break the capture.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with (
+            measured_algorithms(),
+            _gradients_on_the_captured_stream(),
+            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+        ):
             outputs = run()
 
     def replay() -> Any:
@@ -66,6 +72,25 @@ def record_cuda_graph(
         return outputs
 
     return replay
+
+
+@contextmanager
+def _gradients_on_the_captured_stream() -> Iterator[None]:
+    """Lets gradients be captured although the caller keeps a loss that was computed before on another stream.
+
+    Such a loss keeps autograd's nodes of the parameters alive, which remember that stream. Without this, torch 2.14
+    refuses the capture.
+    """
+    graph: Any = torch.autograd.graph
+    if not hasattr(graph, "set_override_stale_capture_stream"):  # before torch 2.14
+        yield
+        return
+    before = torch._C._override_stale_capture_stream()
+    graph.set_override_stale_capture_stream(True)
+    try:
+        yield
+    finally:
+        graph.set_override_stale_capture_stream(before)
 
 
 def _register(graph: torch.cuda.CUDAGraph, generators: Sequence[torch.Generator]) -> None:

@@ -58,6 +58,11 @@ class CapturableOptimizer:
         return [*self._parameters(), *(value for value in kept if isinstance(value, Tensor))]
 
     @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """True if the optimiser leaves out an infinite update by itself, as GradScaler asks."""
+        return getattr(self.optimizer, "_step_supports_amp_scaling", False)
+
+    @property
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameter groups of the optimiser."""
         return self.optimizer.param_groups
@@ -77,7 +82,10 @@ class CapturableOptimizer:
         own: list[dict[str, Any]] = [
             {name: group[name] for name in ("lr", "capturable") if name in group} for group in groups
         ]
+        # GradScaler leaves both here for a step, and removes them afterwards.
+        scaling = {name: value for name, value in vars(self).items() if name in ("grad_scale", "found_inf")}
         try:
+            vars(self.optimizer).update(scaling)
             for group, rate in zip(groups, self.learning_rates, strict=True):
                 group["lr"] = rate
                 if _can_be_capturable(group):
@@ -86,6 +94,8 @@ class CapturableOptimizer:
         finally:
             for group, settings in zip(groups, own, strict=True):
                 group.update(settings)
+            for name in scaling:
+                delattr(self.optimizer, name)
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -35,7 +35,13 @@ from fastadaad.runtime.sync_batch_norm import check_sync, synced_batch_norm
 from fastadaad.training.awp import kept_buffers, perturbed_weights
 from fastadaad.training.gradient_exchange import average_over_ranks
 from fastadaad.training.graph_step import captured_step
-from fastadaad.training.mixed_precision import check_awp, first_convolution_in_fp32, gradient_scaler, in_precision
+from fastadaad.training.mixed_precision import (
+    check_awp,
+    first_convolution_in_fp32,
+    gradient_scaler,
+    in_precision,
+    scaler_state,
+)
 from fastadaad.training.nonfinite import NonFiniteCounters, UpdateGuard, check_scale, find_nonfinite
 from fastadaad.training.self_check_result import remembered_mode
 
@@ -209,9 +215,14 @@ class Distiller:
         self._num_steps = 0
         self._captured = None
         if self.mode == "graph":
-            sums = [self._teacher_error.sums, self._nonfinite.counts]
+            sums = [self._teacher_error.sums, self._nonfinite.counts, *scaler_state(self.scaler, device)]
             self._captured = captured_step(
-                self._update, self.maximizer, optimizer, micro_batch, sums, num_ranks=self.process_group.size
+                self._update,
+                self.maximizer,
+                optimizer,
+                sums,
+                skips_updates=self.scaler.is_enabled(),
+                num_ranks=self.process_group.size,
             )
 
     @property

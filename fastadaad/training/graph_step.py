@@ -21,9 +21,9 @@ def captured_step(
     update: Update,
     maximizer: InnerMaximizer,
     optimizer: Optimizer,
-    micro_batch: int | None,
     sums: Sequence[Tensor],
     *,
+    skips_updates: bool = False,
     num_ranks: int = 1,
 ) -> "CapturedStep | None":
     """Wraps `update` for capture; warns and returns None if a graph can hold the inner loop alone.
@@ -32,17 +32,17 @@ def captured_step(
         update: Function to capture.
         maximizer: Search of the step.
         optimizer: Optimiser of the student.
-        micro_batch: The Distiller's setting.
         sums: Tensors that `update` changes besides the student and the optimiser's state.
+        skips_updates: The update is left out if a gradient is infinite, as in fp16.
         num_ranks: Number of ranks that train together.
     """
-    why_not = None
-    if micro_batch is not None:
-        why_not = "micro_batch splits a batch, and each micro-batch is captured"
-    elif num_ranks > 1:
+    if num_ranks > 1:
         why_not = "several ranks exchange gradients in it"
-    elif maximizer.precision.student == "fp16":
-        why_not = "a student in fp16 skips some updates: set precision.student to bf16"
+    elif skips_updates and not getattr(optimizer, "_step_supports_amp_scaling", False):
+        why_not = (
+            f"in fp16 the host decides about each update of {type(optimizer).__name__}: construct it with fused=True, "
+            "or set precision.student to bf16"
+        )
     else:
         try:
             return CapturedStep(update, maximizer, optimizer, sums)

@@ -76,6 +76,14 @@ def gradient_scaler(
     return torch.amp.GradScaler(device.type, enabled=enabled)
 
 
+def scaler_state(scaler: torch.amp.GradScaler, device: torch.device) -> list[Tensor]:
+    """Returns the tensors that a step with the scaler changes, which are made here if they are new."""
+    if not scaler.is_enabled():
+        return []
+    scaler.scale(torch.zeros((), device=device))
+    return [scaler._scale, scaler._growth_tracker]  # type: ignore[list-item]
+
+
 def _give_first_momenta(optimizer: torch.optim.Optimizer) -> None:
     """Gives a new fused SGD momenta of zeros, which do not change its first update.
 

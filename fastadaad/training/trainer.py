@@ -15,6 +15,7 @@ from fastadaad.data.rank_agreement import dataset_digest
 from fastadaad.evaluation import AttackResult, check_attacks
 from fastadaad.models.weights_writing import serialized
 from fastadaad.run_config import ModelConfig, RunConfig
+from fastadaad.runtime.cudnn import measured_algorithms
 from fastadaad.runtime.distributed import ProcessGroup, current_process_group
 from fastadaad.runtime.garbage import GarbageCollection
 from fastadaad.runtime.locks import run_lock
@@ -162,6 +163,7 @@ class Trainer:
             messages_on(self.console),
             own_random_states(config.seed + self.process_group.rank),
             deterministic_algorithms(config.deterministic),
+            measured_algorithms(),
             self._garbage,
             ExitStack() as stack,
         ):

@@ -10,8 +10,13 @@ from bench import pretend
 from bench.generated_code import GeneratedCode, MachineCode
 from bench.timing import RESULTS
 
-# Kernels of one image-sized or logit-sized tensor: three channels do not fill 128 bits, and ten classes do not matter.
-NARROW = {"poi_fused__to_copy", "poi_fused__to_copy_kl_grad", "poi_fused_add_div_linf_step", "poi_fused_clone_div_sub"}
+NARROW = {
+    "poi_fused_add_div_linf_step",  # images, whose three channels do not fill 128 bits
+    "poi_fused_clone_div_sub",
+    "poi_fused__to_copy",  # logits
+    "poi_fused__to_copy_kl_grad",
+    "poi_fused_relu",  # sums of two biases, which a fused convolution adds
+}
 
 
 def kernel(name: str, axes: str, gb: float, shape: tuple[int, ...] = (8, 64, 4, 4)) -> str:

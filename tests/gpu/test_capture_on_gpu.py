@@ -23,8 +23,8 @@ from fastadaad.training.averaging import AveragedWeights
 from fastadaad.training.capturable_optimizer import CapturableOptimizer
 from fastadaad.training.self_check_result import SECTION, SelfCheckResult
 
-NUM_STEPS = 20
-EPOCH = 10
+NUM_STEPS = 12
+EPOCH = 6
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=8 / 255), step_size=2 / 255, num_steps=3)
 DEVICE = torch.device("cuda", 0)
 
@@ -248,6 +248,15 @@ def test_results_of_a_captured_step_survive_the_next_step():
     training.distiller.step(*batch_on_gpu(seed=1))
     assert torch.equal(result.loss, loss)
     assert torch.equal(result.x_adv, x_adv)
+
+
+def test_a_loss_that_is_kept_from_before_does_not_break_the_capture():
+    training = Training("graph", "adaad")
+    kept = training.student(batch_on_gpu()[0]).sum()  # its graph holds nodes of the default stream
+    before = [parameter.detach().clone() for parameter in training.student.parameters()]
+    training.distiller.step(*batch_on_gpu())
+    assert kept.requires_grad
+    assert not any(map(torch.equal, before, training.student.parameters()))
 
 
 def test_captures_of_a_search_are_bounded():

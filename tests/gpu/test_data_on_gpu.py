@@ -6,12 +6,12 @@ from torch import Tensor
 
 from fastadaad.data import Augmentation, ResidentPipeline, Sampling, make_pipeline
 
-IMAGES = torch.randint(0, 256, (300, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-LABELS = torch.arange(300)
+IMAGES = torch.randint(0, 256, (130, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(130)
 OPTIONS = {
-    "sampling": Sampling(batch_size=64),
+    "sampling": Sampling(batch_size=32),
     "augmentation": Augmentation(padding=4, flip=True, cutout=8),
-    "samples": torch.arange(10, 290),
+    "samples": torch.arange(10, 120),
 }
 
 

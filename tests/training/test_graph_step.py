@@ -283,14 +283,33 @@ def test_a_change_in_place_needs_no_capture(between):
     assert Recorded.num_captures == 1
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"make_optimizer": partial(sgd, fused=False, foreach=True)}, "SGD without fused=True reads its learning rate"),
-        ({"micro_batch": 8}, "micro_batch splits a batch, and each micro-batch is captured"),
-    ],
-)
-def test_a_step_that_a_graph_cannot_hold_captures_its_inner_loop_with_a_warning(options, message):
+def test_a_step_in_micro_batches_is_captured():
+    assert_same_training(*both("adaad", micro_batch=6))
+    assert Recorded.num_captures == 1
+
+
+def fp16_scales(training: Training) -> list[float]:
+    """Trains in fp16 from a scale at which the first updates are infinite; returns the scale after each step."""
+    training.distiller.scaler.load_state_dict(training.distiller.scaler.state_dict() | {"scale": 2.0**26})
+    scales = []
+    for step in range(NUM_STEPS):
+        training.step(step)
+        scales.append(training.distiller.scaler.get_scale())
+    return scales
+
+
+def test_a_step_in_fp16_is_captured_with_the_updates_that_it_skips():
+    graph, eager = both("adaad", precision=PrecisionConfig(student="fp16", teacher="fp32"))
+    scales = fp16_scales(graph)
+    assert scales == fp16_scales(eager)
+    assert scales[0] > scales[-1]  # updates were skipped
+    assert_same_students(graph, eager)
+    assert Recorded.num_captures == 1
+
+
+def test_a_step_that_a_graph_cannot_hold_captures_its_inner_loop_with_a_warning():
+    options = {"make_optimizer": partial(sgd, fused=False, foreach=True)}
+    message = "SGD without fused=True reads its learning rate"
     with pytest.warns(UserWarning, match=f"captures the inner loop and not the whole step: {message}") as warned:
         graph = Training("graph", "adaad", **options)
     eager = Training("eager", "adaad", **options)
@@ -301,9 +320,10 @@ def test_a_step_that_a_graph_cannot_hold_captures_its_inner_loop_with_a_warning(
     assert Recorded.num_captures == 1
 
 
-def test_a_student_in_fp16_captures_its_inner_loop():
-    with pytest.warns(UserWarning, match="not the whole step: a student in fp16 skips some updates"):
-        Training("graph", "adaad", precision=PrecisionConfig(student="fp16"))
+def test_a_student_in_fp16_with_an_unfused_optimizer_captures_its_inner_loop():
+    make_optimizer = partial(torch.optim.AdamW, capturable=True)
+    with pytest.warns(UserWarning, match="not the whole step: in fp16 the host decides about each update of AdamW"):
+        Training("graph", "adaad", lambda network: make_optimizer(network.parameters()), precision="fp16")
 
 
 def test_student_and_teacher_of_an_uncompiled_step_run_on_two_streams(monkeypatch):
