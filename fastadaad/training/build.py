@@ -144,7 +144,7 @@ def distiller_of(
         layout=config.layout,
         fold=config.fold,
         mode=config.mode,
-        compile_options=preset_options(config.compile_preset),
+        compile_options=None if config.mode == "eager" else preset_options(config.compile_preset),
         awp_gamma=config.optim.awp_gamma,
         awp_begin=config.optim.awp_begin,
         micro_batch=config.optim.micro_batch,
