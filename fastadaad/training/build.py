@@ -14,6 +14,7 @@ from fastadaad.models.shipped import checkpoint_path
 from fastadaad.run_config import ModelConfig, RunConfig
 from fastadaad.runtime.compile import preset_options
 from fastadaad.runtime.distributed import ProcessGroup
+from fastadaad.runtime.precision import resolved
 from fastadaad.training.data import TrainingData
 from fastadaad.training.distiller import Distiller
 from fastadaad.training.self_check import ensure_checked
@@ -94,12 +95,25 @@ def build_model(config: ModelConfig, data: TrainingData, device: torch.device) -
     return model.to(device)
 
 
+def training_layout(config: RunConfig, device: torch.device) -> torch.memory_format:
+    """Returns the memory layout of the student and of the images that it trains on.
+
+    It is channels-last where the training pass runs on tensor cores, whose convolutions are channels-last: contiguous
+    ones convert before and after each of them.
+    """
+    folds = config.fold and config.inner.student_eval
+    precision = resolved(config.precision, device, student_folds=folds, teacher_folds=config.fold)
+    on_tensor_cores = device.type == "cuda" and precision.student != "fp32"
+    return torch.channels_last if on_tensor_cores else torch.contiguous_format
+
+
 def build_student(config: RunConfig, data: TrainingData, device: torch.device) -> nn.Module:
     """Builds the student before its first update; its initial weights are a function of the seed."""
     # Only the initial weights come from torch's global generator, and only inside this block.
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        return build_model(config.student, data, device)
+        student = build_model(config.student, data, device)
+    return student.to(memory_format=training_layout(config, device))
 
 
 def build_teacher(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:
@@ -130,7 +144,7 @@ def distiller_of(
         layout=config.layout,
         fold=config.fold,
         mode=config.mode,
-        compile_options=preset_options(config.compile_preset),
+        compile_options=None if config.mode == "eager" else preset_options(config.compile_preset),
         awp_gamma=config.optim.awp_gamma,
         awp_begin=config.optim.awp_begin,
         micro_batch=config.optim.micro_batch,

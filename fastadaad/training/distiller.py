@@ -101,6 +101,10 @@ class Distiller:
     DistributedDataParallel, whose wrapper then sees the training passes alone, or by torch.compile; the caller may be
     under autocast, torch.no_grad or torch.inference_mode.
 
+    On tensor cores the student's own convolutions are channels-last: for its training pass call
+    `student.to(memory_format=torch.channels_last)` before the optimizer is made, and give x_natural in that layout too.
+    Nothing is converted here; a Trainer does both.
+
     Each step records on the device which of x_natural, logits, loss and gradients (gradients: not in fp16) are
     non-finite; check_finite() raises if any were. state_dict() holds what a checkpoint needs besides student, optimizer
     and generators.

@@ -31,6 +31,7 @@ from fastadaad.training.build import (
     distiller_of,
     mode_of_run,
     resolve_device,
+    training_layout,
 )
 from fastadaad.training.checkpoint import CheckpointError, CheckpointFacts, checkpoint_paths, write_checkpoint
 from fastadaad.training.data import training_data
@@ -106,6 +107,7 @@ class Trainer:
         config = self.config
         self.device = resolve_device(config.device)
         self.data = training_data(config, self.device, self.process_group)
+        self._layout = training_layout(config, self.device)
         self.state = initial_state(config, build_student(config, self.data, self.device), self.device)
         teacher = None
         if config.method_row.needs_teacher and config.teacher is not None:
@@ -250,6 +252,7 @@ class Trainer:
             before = time.perf_counter()
             # The first step compiles and does not count in images/s.
             with progress.clock_stopped("compiling") if self._must_compile else nullcontext():
+                x_natural = x_natural.contiguous(memory_format=self._layout)
                 result = self.distiller.step(x_natural, labels, epoch=state.epoch, generator=state.generator)
                 progress.advance(len(labels) * self.process_group.size)
             if self._must_compile:

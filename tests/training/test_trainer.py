@@ -334,3 +334,18 @@ def test_a_normalised_model_gets_the_training_images_statistics(tmp_path):
     assert run.state.student.normalize.mean.item() == pytest.approx(run.data.statistics[0][0], rel=1e-6)
     assert run.state.student.normalize.std.item() == pytest.approx(run.data.statistics[1][0], rel=1e-6)
     assert not math.isclose(run.data.statistics[1][0], 1.0)
+
+
+def test_on_the_cpu_student_and_images_of_the_training_stay_contiguous(tmp_path):
+    run = trainer(tiny_run(), tmp_path)
+    seen = []
+    take_step = run.distiller.step
+
+    def noted_step(x_natural, *arguments, **options):
+        seen.append(x_natural.stride() == (64, 64, 8, 1))
+        return take_step(x_natural, *arguments, **options)
+
+    run.distiller.step = noted_step
+    run.train()
+    assert seen == [True] * 8
+    assert all(parameter.is_contiguous() for parameter in run.state.student.parameters())
