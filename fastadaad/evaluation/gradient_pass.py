@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastadaad.config import Mode, PrecisionConfig, ThreatModel
 from fastadaad.evaluation.attacks import GradientAttack, SearchSettings, correct
+from fastadaad.inner.checks import check_radius
 from fastadaad.inner.compile_choice import compile_seconds, forward_flops, is_worth_compiling
 from fastadaad.inner.folding import fold
 from fastadaad.inner.maximizer import InnerMaximizer
@@ -73,6 +74,7 @@ class GradientPass:
         if self.attack.num_steps == 0 or not len(labels):
             return survives
         if self._maximizer is None:
+            check_radius(self.threat_model, x_natural.shape[1:])  # also if there is no image to attack
             self._maximizer = self._new_maximizer(x_natural, labels, len(generators))
         rows = survives.nonzero().flatten()
         for generator in generators:
