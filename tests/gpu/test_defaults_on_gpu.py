@@ -13,6 +13,7 @@ from tiny_runs import save_teacher, tiny_run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench.memory import peak_bytes_here
 from bench.networks import PAIRS, Program, Variant
 from fastadaad import Distiller, InnerConfig, evaluate
 from fastadaad.config import ThreatModel
@@ -114,6 +115,14 @@ def test_the_benchmarks_graph_mode_captures_whole_steps(recwarn):
     program.step()
     assert not [warning for warning in recwarn if "not the whole step" in str(warning.message)]
     assert program.distiller._captured is not None
+
+
+def test_the_benchmarks_memory_is_what_is_reserved():
+    """A graph's pool is reserved, in whole segments, and hardly allocated between two replays."""
+    pair = replace(PAIRS["demo"], batch_size=4)
+    peak = peak_bytes_here(pair, "adaad", Variant(mode="graph"), INNER, DEVICE)
+    assert peak > 0
+    assert peak % 2**21 == 0
 
 
 def test_a_layout_is_measured_for_each_precision(tmp_path, monkeypatch):
