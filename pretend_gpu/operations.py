@@ -60,7 +60,7 @@ def install() -> None:
     _compile_without_inductor()
     torch._C._cuda_sleep = lambda cycles: None
     library = torch.library.Library("aten", "IMPL", "CUDA")
-    _libraries.append(library)
+    _libraries.append(library)  # its kernels go with it
     for name in torch._C._dispatch_get_all_op_names():
         namespace, _, rest = name.partition("::")
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
@@ -151,15 +151,31 @@ def launch(
     if recording is None:
         result = random.draw(generator, run) if generator is not None else run()
         return tree_map(lambda value: _raised(value, originals, device), result)
-
     on_host = [cpu for cpu in tree_leaves((arguments, keywords)) if id(cpu) in originals]
     written = {id(value) for value in tree_leaves(list(changed))}
     recording.keep([cpu for cpu in on_host if id(originals[id(cpu)]) in written], on_host)
-    again: Callable[[], Any] = run
-    if generator is not None:
-        result, again = graphs.recorded_draw(generator, number, run)
-    else:
-        result = run()
+    if generator is None:
+        return _recorded(recording, run(), run, originals, device)
+    result, draw_again = graphs.recorded_draw(generator, number, run)
+    return _recorded(recording, result, draw_again, originals, device)
+
+
+def _recorded(
+    recording: graphs.Recording,
+    result: Any,
+    again: Callable[[], Any],
+    originals: dict[int, Tensor],
+    device: torch.device,
+) -> Any:
+    """Records an operation that has just run in a capture; returns its outputs.
+
+    Args:
+        recording: Recording of the capture.
+        result: Result on the CPU.
+        again: Computes the result of a replay.
+        originals: Arguments of the operation, by the ids of their tensors on the CPU.
+        device: Device of the outputs.
+    """
     is_new = [isinstance(value, Tensor) and not _is_argument(value, originals) for value in tree_leaves(result)]
     outputs = tree_map(lambda value: _raised(value, originals, device), result)
     made = [on_cpu(output) for output, new in zip(tree_leaves(outputs), is_new, strict=True) if new]
