@@ -25,7 +25,7 @@ EFFICIENCY["H200"] = EFFICIENCY["H100"]
 LAUNCH_S = 2.5e-6  # drain and start of a kernel in a stream or graph
 HOST_OPERATION_S = {"compiled": 20e-6, "graph": 0.0}
 HOST_STEP_S = {"compiled": 1e-3, "graph": 3e-4}
-FIRST_LAYER = "fp32"  # arithmetic of the convolution of the pixels in bf16
+FIRST_LAYER = "tf32"  # arithmetic of the convolution of the pixels in bf16
 ERROR = 1.4  # factor of the error bars on efficiencies and launches
 POLICIES = ("exact", "refreshed(every=5)", "refreshed(every=10)")
 
