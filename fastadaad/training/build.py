@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fastadaad.config import Mode
+from fastadaad.data.dataset import image_shape
 from fastadaad.inner.compile_choice import compile_seconds, forward_flops, is_worth_compiling
 from fastadaad.inner.maximizer import resolve_mode
 from fastadaad.models import load_model
@@ -69,8 +70,9 @@ def mode_of_run(
     if config.mode != "auto" or device.type != "cpu" or config.deterministic or not config.inner.student_eval:
         return mode
     networks = [network for network in (student, teacher) if network is not None]
-    x_natural, _ = next(iter(data.test.epoch(0)))
-    flops = [forward_flops(network, x_natural) for network in networks]
+    height, width = image_shape(data.train.images)[:2]
+    image = torch.zeros(1, data.num_channels, height, width, device=device)
+    flops = [forward_flops(network, image) for network in networks]
     through = flops if config.method_row.through_teacher else flops[:1]
     # A pixel gradient costs as much as a forward pass, and a training pass three times as much.
     per_image = 2 * config.inner.num_steps * sum(through) + 3 * flops[0] + sum(flops[1:])
