@@ -1,6 +1,10 @@
 """The pretend GPU computes right values, and each rule of CUDA that a program breaks is an error there."""
 
+import gc
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +51,8 @@ def test_operations_have_the_values_of_the_cpu():
 
 
 def test_new_memory_holds_nan():
+    gc.collect()
+    torch.cuda.empty_cache()
     assert torch.empty(8_000_000, device="cuda").isnan().all()  # too large for memory that was used before
 
 
@@ -184,3 +190,10 @@ def test_a_kernel_that_nobody_computes_is_an_error(x):
 def test_tensors_on_two_devices_are_an_error(x):
     with pytest.raises(RuntimeError, match="same device"):
         x + torch.ones(3, 4)
+
+
+def test_races_between_streams_are_errors():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", Path(__file__).with_name("races.py")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout[-2000:]
+    assert "3 passed" in finished.stdout

@@ -1,4 +1,7 @@
-"""torch's sanitizer of races between streams, on the pretend GPU: it finds a planted one, and none in our step."""
+"""torch's sanitizer of races between streams, on the pretend GPU: it finds a planted one, and none in our step.
+
+It cannot be taken out of a process again, so test_rules.py runs these tests in one of their own.
+"""
 
 from collections.abc import Iterator
 
