@@ -52,17 +52,8 @@ def convolution_relu(
     return torch.relu(out if other is None else out + other)
 
 
-def _by_cudnn(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    other: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    shape = stride, padding, dilation, groups
+def _by_cudnn(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor | None, *shape: Any) -> Tensor:
+    """Computes convolution_relu in one call of cuDNN; `shape` are its last four arguments."""
     if other is None:
         return aten.cudnn_convolution_relu(x, weight, bias, *shape)
     return aten.cudnn_convolution_add_relu(x, weight, other, 1.0, bias, *shape)

@@ -66,8 +66,10 @@ def mode_of_run(
         teacher: The teacher, or None.
         device: Device of the run.
     """
+    if config.mode == "auto" and not config.inner.student_eval:
+        return checked_mode("eager", device)  # no compiled step updates batch-norm in the search
     mode = checked_mode(config.mode, device)
-    if config.mode != "auto" or device.type != "cpu" or config.deterministic or not config.inner.student_eval:
+    if config.mode != "auto" or device.type != "cpu" or config.deterministic:
         return mode
     networks = [network for network in (student, teacher) if network is not None]
     height, width = image_shape(data.train.images)[:2]

@@ -173,8 +173,9 @@ class Distiller:
     ) -> None:
         check_networks(student, teacher)
         check_trainable(student, teacher, optimizer)
+        self._is_auto = mode == "auto"
         is_capturable = InnerConfig.parse(inner).student_eval and not _runs_own_code(student, teacher, optimizer)
-        if mode == "auto" and is_capturable:
+        if self._is_auto and is_capturable:
             mode = remembered_mode(mode, device_of(student))
         self.maximizer = InnerMaximizer(
             student,
@@ -273,7 +274,7 @@ class Distiller:
             if not self.student.training:
                 self.student.train()
             with frozen(*self._teachers), tensor_cores(self.precision, x_natural.device):
-                if self._captured is None:
+                if self._captured is None or self._has_new_hooks():
                     loss, x_adv = self._update(x_natural, labels, epoch, generator, self.optimizer)
                 else:
                     key = self.method.epoch_key(epoch), self._gamma(epoch)
@@ -285,6 +286,10 @@ class Distiller:
             if self.maximizer.teacher_policy.is_adaptive and self._num_steps % ADAPT_EVERY == 0:
                 self.read_teacher_error()
             return StepResult(loss=loss, x_adv=x_adv, precision=self.precision)
+
+    def _has_new_hooks(self) -> bool:
+        """Returns True if mode `auto` chose a graph, and hooks have come since, which a replay would leave out."""
+        return self._is_auto and _runs_own_code(self.student, self.teacher, self.optimizer)
 
     @property
     def _teachers(self) -> list[nn.Module]:

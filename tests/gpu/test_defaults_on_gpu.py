@@ -1,4 +1,4 @@
-"""What a user gets on a CUDA device without choosing anything is fast: precision, capture, algorithms, no waits."""
+"""Defaults on a CUDA device are fast: precision, capture, algorithms, no waits."""
 
 import io
 from collections.abc import Callable, Iterator
