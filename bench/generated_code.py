@@ -62,7 +62,7 @@ class MachineCode:
     accesses: int
     """Loads and stores of global memory per thread."""
     accesses_128: int
-    """Those of 128 bits."""
+    """Number of accesses of 128 bits."""
 
 
 @dataclass(frozen=True)

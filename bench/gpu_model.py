@@ -48,7 +48,7 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Overhead:
-    """What the compiled code does beside its convolutions, per pass, in units of all convolutions' outputs."""
+    """Work of compiled code beside its convolutions, per pass, in units of all convolutions' outputs."""
 
     inner_passes: float
     """Times that one inner step moves the outputs of all convolutions, forward and to the pixels."""

@@ -153,6 +153,28 @@ def test_an_optimizer_that_reads_its_rate_on_the_host_leaves_only_the_inner_loop
     assert graph.updates_by_python == NUM_STEPS
 
 
+def trained_weight(kind: type, settings: dict, *, first: float, captured: bool) -> Tensor:
+    """Trains one weight for NUM_STEPS steps on inputs that grow from `first` by less than 1."""
+    weight = nn.Parameter(torch.linspace(-1, 1, 1000, device=DEVICE))
+    optimizer = kind([weight], lr=1.0, **settings)
+    capturable = CapturableOptimizer(optimizer) if captured else None
+
+    def train(x: Tensor, optimizer=capturable or optimizer) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = (weight.sin() * x).square().sum()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    step = CapturedCall(train, state=capturable.state) if capturable else train
+    for number in range(NUM_STEPS):
+        optimizer.param_groups[0]["lr"] = schedule(number)
+        if capturable:
+            capturable.refresh()
+        step(torch.full((1000,), first + number / NUM_STEPS, device=DEVICE))
+    return weight.detach()
+
+
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
@@ -164,26 +186,7 @@ def test_an_optimizer_that_reads_its_rate_on_the_host_leaves_only_the_inner_loop
     ],
 )
 def test_a_captured_step_of_other_optimizers_equals_the_eager_step(kind, settings):
-    weights = []
-    for captured in (True, False):
-        weight = nn.Parameter(torch.linspace(-1, 1, 1000, device=DEVICE))
-        optimizer = kind([weight], lr=1.0, **settings)
-        capturable = CapturableOptimizer(optimizer) if captured else None
-
-        def train(x: Tensor, weight=weight, optimizer=capturable or optimizer) -> Tensor:
-            optimizer.zero_grad(set_to_none=True)
-            loss = (weight.sin() * x).square().sum()
-            loss.backward()
-            optimizer.step()
-            return loss.detach()
-
-        step = CapturedCall(train, state=capturable.state) if capturable else train
-        for number in range(NUM_STEPS):
-            optimizer.param_groups[0]["lr"] = schedule(number)
-            if capturable:
-                capturable.refresh()
-            step(torch.full((1000,), 1 + number / NUM_STEPS, device=DEVICE))
-        weights.append(weight.detach())
+    weights = [trained_weight(kind, settings, first=1.0, captured=captured) for captured in (True, False)]
     # Of weights up to 1: with `capturable` torch's Adam computes its corrections in fp32, otherwise in float64.
     torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
 
@@ -241,6 +244,19 @@ def test_mode_auto_is_graph_once_captured_steps_passed_the_self_check(self_check
     assert mode_in_use(inner={"student_eval": False}) == "eager"
 
 
+def test_a_hook_that_comes_later_is_run_although_auto_chose_a_graph(self_check_says):
+    self_check_says(passed=("compiled", "captured"))
+    student, teacher = networks_on_gpu()
+    optimizer, calls = torch.optim.SGD(student.parameters(), lr=0.1, fused=True), []
+    distiller = Distiller(student, teacher, inner=INNER, optimizer=optimizer)
+    distiller.step(*batch_on_gpu())
+    assert distiller.mode == "graph"
+    optimizer.register_step_post_hook(lambda *_: calls.append("hook"))
+    for _ in range(2):
+        distiller.step(*batch_on_gpu())
+    assert calls == ["hook", "hook"]
+
+
 def test_results_of_a_captured_step_survive_the_next_step():
     training = Training("graph", "adaad")
     result = training.distiller.step(*batch_on_gpu(seed=0))
@@ -293,26 +309,8 @@ def test_a_replay_draws_the_random_numbers_of_an_eager_call():
 
 
 def test_a_captured_optimizer_step_equals_the_eager_step_bitwise():
-    weights = []
-    for captured in (True, False):
-        weight = nn.Parameter(torch.linspace(-1, 1, 1000, device=DEVICE))
-        optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True)
-        capturable = CapturableOptimizer(optimizer) if captured else None
-
-        def train(x: Tensor, weight=weight, optimizer=capturable or optimizer) -> Tensor:
-            optimizer.zero_grad(set_to_none=True)
-            loss = (weight.sin() * x).square().sum()
-            loss.backward()
-            optimizer.step()
-            return loss.detach()
-
-        step = CapturedCall(train, state=capturable.state) if capturable else train
-        for number in range(NUM_STEPS):
-            optimizer.param_groups[0]["lr"] = schedule(number)
-            if capturable:
-                capturable.refresh()
-            step(torch.full((1000,), number / NUM_STEPS, device=DEVICE))
-        weights.append(weight.detach())
+    settings = {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": True, "fused": True}
+    weights = [trained_weight(torch.optim.SGD, settings, first=0.0, captured=captured) for captured in (True, False)]
     assert torch.equal(*weights)
 
 
