@@ -134,12 +134,6 @@ PUBLIC void pretend_gpu_counts(Counts* copy) {
 
 PUBLIC const char* pretend_gpu_broken_rule() { return broken_rule.c_str(); }
 
-// Returns 1 for memory of the device, 2 for pinned memory of the host, 0 for any other.
-PUBLIC int pretend_gpu_place(const void* pointer) {
-  Lock lock(mutex);
-  return block_at(device_blocks, pointer) ? 1 : block_at(pinned_blocks, pointer) ? 2 : 0;
-}
-
 // Returns the id of the capture that the stream takes part in, or 0.
 PUBLIC long pretend_gpu_capture(void* handle) {
   Lock lock(mutex);
