@@ -68,6 +68,9 @@ def main() -> None:
         (folder / f"pid{process_group.rank}").write_text(str(os.getpid()))
         for task in json.loads((folder / "tasks.json").read_text()):
             run_task(folder, task, process_group.rank)
+        from torch import _dynamo  # noqa: F401  # as a compiled evaluation does, in the middle of a run
+    threads = Path("/proc/self/task").glob("*/comm")
+    (folder / f"threads{process_group.rank}").write_text("".join(comm.read_text() for comm in threads))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Before any group exists: functions in it keep, as a default, the group of the moment of its import (torch.compile
+# imports it), whose threads would then run into the end of the interpreter ("terminate called without ...").
+import torch.distributed.nn
 from torch import Tensor
 
 from fastadaad.runtime.text import line_of

@@ -205,6 +205,14 @@ def test_the_command_evaluate_gives_the_same_table_on_two_ranks(two_processes, t
     assert [row[:2] for row in one] == [("natural", "101"), ("fgsm", "101")]
 
 
+def test_no_thread_of_the_group_outlives_it(two_processes):
+    """One that did would sometimes end the process with SIGABRT, while the interpreter is taken down."""
+    for rank in range(2):
+        threads = (two_processes / f"threads{rank}").read_text().split()
+        assert threads
+        assert not [name for name in threads if "gloo" in name]
+
+
 FAULT = {"rank": 1, "step": 5}
 
 
