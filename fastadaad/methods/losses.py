@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastadaad.methods.options import KLReduction, MethodOptions
 from fastadaad.methods.outer_batch import OuterBatch, Point
+from fastadaad.ops.kl_grad import kl_terms
 from fastadaad.runtime.batch_norm import depends_on_batch
 
 
@@ -20,7 +21,7 @@ def kl_per_image(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
     student_log_probs = F.log_softmax(student_logits.float() / temperature, dim=1)
     teacher_log_probs = F.log_softmax(teacher_logits.float() / temperature, dim=1)
     log_ratio = (teacher_log_probs - student_log_probs).masked_fill(teacher_log_probs == -torch.inf, 0.0)
-    return (teacher_log_probs.exp() * log_ratio).sum(dim=1)
+    return kl_terms(student_log_probs.exp(), teacher_log_probs.exp(), log_ratio).sum(dim=1)
 
 
 def reduce_mean(values: Tensor, num_classes: int, reduction: KLReduction) -> Tensor:

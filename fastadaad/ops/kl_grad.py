@@ -15,8 +15,9 @@ def kl_grad(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
         grad_student_logits = (p - q) / temperature
         grad_teacher_logits = q (log q - log p - kl) / temperature
 
-    Arithmetic is fp32, and the results are not differentiable. A masked class (-inf) has probability and gradient 0. A
-    class that only the student masks makes kl infinite and is left out of grad_teacher_logits.
+    Arithmetic is fp32, and the results are not differentiable. kl is accurate even if the networks nearly agree, as its
+    terms do not cancel (`kl_terms`). A masked class (-inf) has probability and gradient 0. A class that only the
+    student masks makes kl infinite and is left out of grad_teacher_logits.
 
     Args:
         student_logits: [B, N] fp32, fp16 or bf16, any strides.
@@ -39,6 +40,21 @@ def kl_grad(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
     return _op(student_logits.detach(), teacher_logits.detach(), temperature)
 
 
+def kl_terms(student_probs: Tensor, teacher_probs: Tensor, log_ratio: Tensor) -> Tensor:
+    """Returns terms [B, N] whose sum over the classes is kl, from p, q and log_ratio = log q - log p; differentiable.
+
+    The terms q log_ratio have both signs, and cancel in their sum if p and q are close: kl of two softened outputs
+    would keep no digit. As sum p = sum q, the terms q log_ratio + p - q have the same sum, and none is negative. They
+    equal q (log_ratio + expm1(-log_ratio)), which loses no digits to p - q, but overflows far from 0. A masked class
+    has the log_ratio 0 and its own p or q.
+    """
+    near = (log_ratio.abs() < 0.25) & (log_ratio != 0)
+    small = torch.where(near, log_ratio, 0.0)  # finite, as torch.where passes NaN of the other branch to the gradient
+    return torch.where(
+        near, teacher_probs * (small + torch.expm1(-small)), teacher_probs * log_ratio + (student_probs - teacher_probs)
+    )
+
+
 def kl_grad_ref(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """Reference of kl_grad in plain torch."""
     student_scaled, teacher_scaled = student_logits.float() / temperature, teacher_logits.float() / temperature
@@ -47,12 +63,14 @@ def kl_grad_ref(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
     # Masks of the scaled logits: a logit that overflows to -inf counts as masked.
     student_masks, teacher_masks = student_scaled == -torch.inf, teacher_scaled == -torch.inf
     log_ratio = (teacher_log_probs - student_log_probs).masked_fill(student_masks | teacher_masks, 0.0)
-    kl = (teacher_probs * log_ratio).sum(dim=1, keepdim=True)
+    # The mean of these very ratios, so that their common rounding error leaves the difference.
+    mean_log_ratio = (teacher_probs * log_ratio).sum(dim=1, keepdim=True)
     grad_student_logits = (student_probs - teacher_probs) / temperature
-    grad_teacher_logits = teacher_probs * (log_ratio - kl) / temperature
+    grad_teacher_logits = teacher_probs * (log_ratio - mean_log_ratio) / temperature
+    kl = kl_terms(student_probs.masked_fill(student_masks, 0.0), teacher_probs, log_ratio).sum(dim=1)
     lost = ((teacher_probs > 0) & student_masks).any(dim=1)
     return (
-        torch.where(lost, torch.inf, 0.0) + kl.squeeze(1),
+        torch.where(lost, torch.inf, 0.0) + kl,
         grad_student_logits.to(student_logits.dtype),
         grad_teacher_logits.to(teacher_logits.dtype),
     )

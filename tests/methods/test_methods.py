@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastadaad import methods
 from fastadaad.inner.search import tape_vjp, traceable_vjp
-from fastadaad.methods.losses import kl_mean
+from fastadaad.methods.losses import kl_mean, kl_per_image
 from fastadaad.methods.options import MethodOptions
 from fastadaad.methods.saad import renyi_entropy
 
@@ -320,6 +320,20 @@ def test_a_missing_teacher_or_missing_labels_are_named():
         methods.get("adaad").outer_loss(student, None, X_NATURAL, X_ADV)
     with pytest.raises(ValueError, match="labels are missing"):
         methods.get("pgd-at").outer_loss(student, teacher, X_NATURAL, X_ADV)
+
+
+@pytest.mark.parametrize("gap", [0.01, 1.0, 100.0])  # far apart, the terms of close networks would overflow
+def test_kl_and_its_gradients_keep_their_digits_at_a_large_temperature(gap):
+    student_logits, change = 3 * torch.randn(2, 50, 10, generator=torch.Generator().manual_seed(4))
+    logits = [student_logits, student_logits + gap * change]
+    results = []
+    for dtype, loss in ((torch.float32, kl_per_image), (torch.float64, kl)):
+        pair = [tensor.detach().to(dtype).requires_grad_() for tensor in logits]
+        values = loss(*pair, 30.0)
+        results.append([values, *torch.autograd.grad(values.sum(), pair)])
+    for name, found, exact in zip(("kl", "student", "teacher"), *results, strict=True):
+        relative = (found.double() - exact).abs().sum() / exact.abs().sum()
+        assert relative < 1e-4, f"{name}: {relative:.1e}"
 
 
 def test_a_class_that_both_networks_mask_counts_as_absent():

@@ -48,6 +48,18 @@ def test_as_accurate_as_torch(run, dtype, batch, classes):
 
 
 @every_implementation
+@pytest.mark.parametrize("classes", [10, 1000, 21843])
+@pytest.mark.parametrize(("scale", "gap", "temperature"), [(3.0, 0.1, 30.0), (0.03, 0.1, 1.0), (3.0, 0.01, 1.0)])
+def test_kl_of_networks_that_nearly_agree_keeps_its_digits(run, classes, scale, gap, temperature):
+    """The terms q (log q - log p) cancel here: their sum in fp32 fails this at all shapes."""
+    student_logits, change = draw(9, classes, scale=scale)
+    teacher_logits = student_logits + gap * change
+    kl, *_ = run("kl_grad", student_logits, teacher_logits, temperature)
+    exact, *_ = autograd(student_logits, teacher_logits, temperature, torch.float64)
+    torch.testing.assert_close(kl.double(), exact, rtol=1e-4, atol=0)
+
+
+@every_implementation
 def test_dtypes_of_student_and_teacher_are_independent(run):
     student_logits, teacher_logits = draw(7, 10)
     assert_accurate(run, student_logits, teacher_logits.bfloat16(), 1.0)
