@@ -97,6 +97,8 @@ class ModelConfig:
     """Name of the network, such as resnet18, or timm/NAME for a network of timm."""
     checkpoint: str | None = None
     """File of weights, or `shipped:NAME` for weights of the package. Default: random weights."""
+    prefix: str | None = None
+    """Prefix or entry of the network in a file of several, such as student. Default: the file's only network."""
     normalize: bool = False
     """Normalise pixels inside the network by the mean and standard deviation of the training images."""
 

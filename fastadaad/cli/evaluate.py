@@ -114,7 +114,10 @@ def _results(
 
     device = resolve_device(config.device)
     data = training_data(config, device, process_group)
-    model = build_model(ModelConfig(name=config.student.name, checkpoint=str(weights)), data, device)
+    # A run's own weights file holds one network, whatever file its student began with.
+    prefix = None if Path(arguments.run_or_weights).is_dir() else config.student.prefix
+    network = ModelConfig(name=config.student.name, checkpoint=str(weights), prefix=prefix)
+    model = build_model(network, data, device)
     numbers, count = arguments.shard or ([0], 1)
     shards_of_data = [replace(data, test=data.test.shard(number, count)) for number in numbers]
     name = Path(arguments.run_or_weights).name

@@ -56,11 +56,10 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     for row in rows:
         table.add_row(row[0], Text(printable(row[1])))
     console.print(table)
-    if recognized and arguments.prefix is not None:
-        print_line(console, f"as a teacher: fastadaad export {path} FILE.safetensors --prefix {arguments.prefix}")
-    elif recognized:
-        name = recognized[0].name
-        print_line(console, f"as a teacher: fastadaad train RECIPE teacher.name={name} teacher.checkpoint={path}")
+    if recognized:
+        words = f"teacher.name={recognized[0].name} teacher.checkpoint={path}"
+        words += "" if arguments.prefix is None else f" teacher.prefix={arguments.prefix}"
+        print_line(console, f"as a teacher: fastadaad train RECIPE {words}")
     else:
         print_line(console, f"first tensors: {', '.join(list(checkpoint.weights)[:4])}")
 

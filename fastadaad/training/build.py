@@ -95,6 +95,7 @@ def build_model(config: ModelConfig, data: TrainingData, device: torch.device) -
         in_channels=data.num_channels,
         mean=mean,
         std=std,
+        prefix=config.prefix,
     )
     return model.to(device)
 

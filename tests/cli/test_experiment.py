@@ -79,6 +79,7 @@ def test_experiments_differ_in_the_settings_that_change_the_weights(config, tmp_
         {"optim": OptimConfig(epochs=3)},
         {"method_options": {"clean_statistics": False}},
         {"teacher": other_teacher},
+        {"teacher": replace(config.teacher, prefix="model")},
         {"evaluation": replace(config.evaluation, validation_attack="pgd3")},
     ):
         assert experiment(replace(config, **change), tmp_path).folder != folder, change
@@ -110,6 +111,8 @@ def test_a_teacher_is_evaluated_and_not_trained(config, tmp_path, work):
     teacher = experiment(config, tmp_path, is_teacher=True)
     finish([teacher], QUIET)
     assert work == ["natural", "pgd2"]
+    other = replace(config, teacher=replace(config.teacher, prefix="model"))
+    assert experiment(other, tmp_path, is_teacher=True).folder != teacher.folder
     assert teacher.training is None
     assert teacher.is_finished
 

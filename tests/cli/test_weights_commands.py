@@ -47,7 +47,7 @@ def test_inspect_and_export_choose_a_network_by_its_prefix(tmp_path, capsys):
         assert "several networks (student, teacher): choose one with prefix='student'" in capsys.readouterr().err
     assert cli.main(["inspect", str(path), "--prefix", "teacher"]) == 0
     printed = capsys.readouterr().out
-    for fact in ("rescnn-4", "epoch, hyper_parameters", f"fastadaad export {path} FILE.safetensors --prefix teacher"):
+    for fact in ("rescnn-4", "epoch, hyper_parameters", f"teacher.checkpoint={path} teacher.prefix=teacher"):
         assert fact in printed, fact
     assert cli.main(["export", str(path), str(out), "--prefix", "teacher"]) == 0
     x = torch.rand(2, 3, 16, 16)

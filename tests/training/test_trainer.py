@@ -329,6 +329,22 @@ def test_a_teacher_without_weights_and_an_unusable_device_are_refused(tmp_path):
     assert resolve_device("cpu") == CPU
 
 
+def test_a_prefix_chooses_the_teacher_of_a_file_of_several(tmp_path):
+    """The run is that of the same teacher in a file of its own."""
+    teachers = [save_teacher(tmp_path / f"{seed}.safetensors", seed) for seed in range(2)]
+    states = [read_state_dict(teacher.checkpoint) for teacher in teachers]
+    tensors = {f"net{seed}.{name}": tensor for seed, state in enumerate(states) for name, tensor in state.items()}
+    torch.save(tensors, tmp_path / "both.pt")
+    chosen = replace(teachers[1], checkpoint=str(tmp_path / "both.pt"), prefix="net1")
+    runs = [
+        trainer(tiny_run(method="adaad", teacher=teacher, optim=OptimConfig(epochs=1)), tmp_path / str(number))
+        for number, teacher in enumerate((teachers[1], chosen, replace(chosen, prefix="net0")))
+    ]
+    alone, same, other = (weights(run.train() and run.state.student) for run in runs)
+    assert all(torch.equal(tensor, same[name]) for name, tensor in alone.items())
+    assert not all(torch.equal(tensor, other[name]) for name, tensor in alone.items())
+
+
 def test_a_normalised_model_gets_the_training_images_statistics(tmp_path):
     run = trainer(tiny_run(), tmp_path)
     assert run.state.student.normalize.mean.item() == pytest.approx(run.data.statistics[0][0], rel=1e-6)

@@ -63,7 +63,8 @@ class Experiment:
             assert config.teacher is not None
             self.network, self.name = config.teacher.name, "teacher"
             facts: object = [
-                config.teacher.name, sha256_of(config.teacher.checkpoint), config.data.name, place(config.data),
+                config.teacher.name, sha256_of(config.teacher.checkpoint), config.teacher.prefix,
+                config.data.name, place(config.data),
             ]  # fmt: skip
         else:
             self.network, self.name = config.student.name, f"{config.student.name} {config.method} seed {config.seed}"
