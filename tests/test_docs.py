@@ -206,7 +206,7 @@ def test_the_table_of_policies_matches_its_rows():
     assert table(policy_lines(ROOT / "bench" / "results")) in PAGES["performance.md"]
 
 
-def test_gain_and_cost_of_the_recommended_policy_match_the_pages():
+def test_gain_and_cost_of_the_cheapest_policy_match_the_pages():
     speeds = {(row["policy"], row["teacher_precision"]): row for row in rows_of("policies-speed.csv")}
     accuracies: dict[tuple[str, str, str], list[float]] = {}
     for row in rows_of("policies.csv"):

@@ -18,7 +18,7 @@ from fastadaad.runtime.text import print_line
 if TYPE_CHECKING:
     from fastadaad.run_config import RunConfig
 
-EXAMPLE = "fastadaad train fashion-mnist optim.epochs=12 teacher.policy=linearized"
+EXAMPLE = "fastadaad train fashion-mnist optim.epochs=12 teacher.policy=refreshed"
 
 
 # Options that are short for a setting.
