@@ -19,6 +19,7 @@ BENCHMARKS = {
     "predict": "time of each recipe's step on A100, H100 and H200, by a model of layers, bytes and launches: computed",
     "precisions": "accuracy of students trained with networks in fp32 and bf16, emulated on the CPU",
     "readme": "rewrites the README's tables of speed from bench/results",
+    "refresh": "filling the folded copies with the present weights, against the search that follows",
     "roofline": "FLOPs and bytes of each recipe's step, and the upper bound of images/s on each GPU: computed",
     "run": "a recipe's teacher and students: accuracies, or the time to one",
     "scaling": "efficiency of 8 to 512 GPUs, limited by communication: computed",

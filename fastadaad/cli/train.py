@@ -5,7 +5,7 @@ The test set is used once.
 
 import argparse
 import json
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     from fastadaad.evaluation.report import print_accuracies, write_results
     from fastadaad.runtime.distributed import joined_process_group, restarted_by_torchrun, started_by_torchrun
     from fastadaad.runtime.signals import stopped_by_signals
-    from fastadaad.training.folders import RESULTS, choose_run_folder
+    from fastadaad.training.folders import RESULTS, choose_run_folder, remove_if_empty
     from fastadaad.training.trainer import Trainer
 
     if arguments.profile < 0:
@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         nullcontext() if started_by_torchrun() else stopped_by_signals(),
         joined_process_group(config.device, config.rank_timeout_s) as group,
         messages_on(console if group.is_first else Console(quiet=True)),
+        ExitStack() as stack,
     ):
         if not group.is_first:
             console = Console(quiet=True)
@@ -67,6 +68,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         chosen = choose_run_folder(arguments.run_folder, config, resume=resume) if group.is_first else None
         folder = group.broadcast(chosen)
         assert folder is not None
+        if chosen is not None:
+            stack.callback(remove_if_empty, folder)
         console.print(summarize_ops())
         trainer = Trainer(config, folder, console, resume=resume, process_group=group, profile_steps=arguments.profile)
         result = trainer.train()

@@ -4,10 +4,13 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+# End of the names of temporary files, which other programs' do not have.
+TEMPORARY = ".fastadaad.tmp"
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes `content` to `path`; a reader, or a crash, finds the old file or the new one and nothing in between."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # each process has its own
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")  # each process has its own
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -20,8 +23,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Deletes the temporary files of processes that were killed while they wrote to `folder`."""
-    for path in folder.glob("*.tmp"):
+    """Deletes the temporary files of this package's processes that were killed while they wrote to `folder`."""
+    for path in folder.glob(f"*{TEMPORARY}"):
         with suppress(OSError):  # a read-only folder keeps them
             path.unlink()
 

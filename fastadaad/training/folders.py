@@ -1,12 +1,16 @@
 """Folder of a run: a new one, or the folder of a run that is resumed."""
 
+import itertools
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from fastadaad.config_io import read_config
 from fastadaad.run_config import RunConfig
+from fastadaad.runtime.files import TEMPORARY
 from fastadaad.runtime.locks import locked
-from fastadaad.training.checkpoint import CheckpointFacts, last_facts
+from fastadaad.training.checkpoint import CheckpointFacts, checkpoint_paths, last_facts
 from fastadaad.training.fingerprint import DATA, differences, training_facts
 
 log = logging.getLogger(__name__)
@@ -18,6 +22,8 @@ RESULTS = "results.csv"  # file in a run's folder; it is written last, after the
 def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool) -> Path:
     """Chooses the folder for a run of `config`, and logs unfinished runs of the same configuration.
 
+    Makes a new folder in runs/, so that no other process chooses it; leaves a folder that is given as it is.
+
     Args:
         given: Folder that the user names, or None for one in runs/.
         config: Configuration of the run.
@@ -28,8 +34,7 @@ def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool) -> 
     """
     if given is not None:
         folder = Path(given)
-        # A run may have been killed before its first checkpoint.
-        if not (resume and any(folder.glob("config.json*"))):
+        if not (resume and holds_run(folder)):
             _check_empty(folder)
         return folder
     unfinished = _unfinished(config)
@@ -40,9 +45,57 @@ def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool) -> 
         advice = "add --resume to resume it" if folder in stopped else "another process trains it now"
         log.info(f"{folder} has the same run, {facts}: {advice}")
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder = RUNS / f"{stamp}_{config.recipe}_{config.method}_seed{config.seed}"
-    _check_empty(folder)
-    return folder
+    return _new_folder(f"{stamp}_{config.recipe}_{config.method}_seed{config.seed}")
+
+
+def _new_folder(name: str) -> Path:
+    """Makes a folder in runs/; a number tells runs apart that start in the same second."""
+    for number in itertools.count(1):
+        folder = RUNS / (name if number == 1 else f"{name}_{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise AssertionError
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Removes the folder of a run that was refused before it wrote anything."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def holds_run(folder: Path) -> bool:
+    """Returns True if a process of this package has begun a run in `folder`.
+
+    Before its first checkpoint a run has only its config.json, which has the same name in other programs, or, if it was
+    killed while it wrote that file, the temporary file of it.
+    """
+    if last_facts(folder) is not None or any(folder.glob(f"config.json.*{TEMPORARY}")):
+        return True
+    try:
+        read_config(folder / "config.json")
+    except ValueError:
+        return False
+    return True
+
+
+def check_still_own(folder: Path, known: list[Path]) -> None:
+    """Checks under its lock that `folder` is as this process found it.
+
+    Args:
+        folder: Folder of the run, locked.
+        known: Checkpoints in it when this process looked, before it had the lock.
+
+    Raises:
+        ValueError: Another process has trained in the folder since, or another program's config.json is in it.
+    """
+    remedy = "give another --run-folder"
+    if checkpoint_paths(folder) != known:
+        raise ValueError(f"another process has trained in {folder} meanwhile: add --resume to go on, or {remedy}")
+    if (folder / "config.json").exists() and not holds_run(folder):
+        raise ValueError(f"{folder} holds another program's config.json: {remedy}")
 
 
 def _check_empty(folder: Path) -> None:
@@ -50,7 +103,8 @@ def _check_empty(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     remedy = "give another --run-folder, or move it away"
-    if (facts := last_facts(folder)) is not None:
+    if folder.is_dir() and holds_run(folder):
+        facts = last_facts(folder) or "without a checkpoint"
         remedy = f"it has a run, {facts}; to resume it, add --resume; otherwise {remedy}"
     raise ValueError(f"{folder} exists already: {remedy}")
 

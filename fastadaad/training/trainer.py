@@ -38,6 +38,7 @@ from fastadaad.training.data import training_data
 from fastadaad.training.evaluation import evaluate_on_test_set, evaluate_on_validation_split
 from fastadaad.training.fingerprint import DATA, training_facts, versions
 from fastadaad.training.flop_rate import FlopRate
+from fastadaad.training.folders import check_still_own
 from fastadaad.training.log import RunLog, epoch_row
 from fastadaad.training.nonfinite import NonFiniteError
 from fastadaad.training.preflight import check_before_training
@@ -101,6 +102,10 @@ class Trainer:
             self._random_states: dict[str, Any] | None = None
             if resume:
                 self._resume()
+        self._look_into_folder()
+
+    def _look_into_folder(self) -> None:
+        self._known_checkpoints = checkpoint_paths(self.folder)
 
     def _build(self) -> None:
         """Loads the data and builds networks, optimizer and training step."""
@@ -153,7 +158,7 @@ class Trainer:
         Raises:
             Interrupted: SIGTERM or SIGINT came; the current step is finished and saved.
             OSError: A file could not be written up to the end.
-            ValueError: Another process trains in the folder.
+            ValueError: Another process trains or has trained in the folder, or another program's files are in it.
             NonFiniteError: A step met NaN or inf (see RunConfig.on_nonfinite).
         """
         config, state, data = self.config, self.state, self.data
@@ -175,6 +180,8 @@ class Trainer:
             if self.process_group.is_first:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(run_lock(self.folder))
+                check_still_own(self.folder, self._known_checkpoints)
+                stack.callback(self._look_into_folder)  # before the lock is released
             run_log = stack.enter_context(RunLog(self.folder, config, self._files, state.step))
             progress = stack.enter_context(image_progress(self.console, title, total_images, self._counts))
             self._write_results(run_log)  # results that a crash may have lost

@@ -22,6 +22,7 @@ from torchvision.transforms.v2 import functional as TF
 from fastadaad.data import DataError, load_dataset, packing
 from fastadaad.data.datasets.packed import JOURNAL, SUMMARY
 from fastadaad.data.statistics import channel_statistics
+from fastadaad.runtime.files import TEMPORARY
 from fastadaad.runtime.locks import locked
 
 SIZE = 4
@@ -172,7 +173,7 @@ def test_bytes_that_the_journal_does_not_list_are_cut_off(root, tmp_path, uninte
     with (out / "train_images.u8").open("ab") as file:
         file.write(b"x" * extra)
     (out / "test_images.u8").write_bytes(b"x" * extra)
-    (out / f"{JOURNAL}.123.tmp").write_bytes(b"{")
+    (out / f"{JOURNAL}.123{TEMPORARY}").write_bytes(b"{")
     pack(root, out)
     assert contents(out) == uninterrupted
 
@@ -180,7 +181,7 @@ def test_bytes_that_the_journal_does_not_list_are_cut_off(root, tmp_path, uninte
 def test_a_pack_stopped_before_its_first_write_begins_again(root, tmp_path, uninterrupted):
     out = tmp_path / "out"
     out.mkdir()
-    (out / f"{JOURNAL}.123.tmp").write_bytes(b"{")
+    (out / f"{JOURNAL}.123{TEMPORARY}").write_bytes(b"{")
     pack(root, out)
     assert contents(out) == uninterrupted
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,9 @@ from tiny_runs import save_teacher
 
 from fastadaad.config import PrecisionConfig
 from fastadaad.runtime.distributed import ProcessGroup
+from fastadaad.runtime.files import TEMPORARY
 from fastadaad.runtime.locks import locked
+from fastadaad.runtime.signals import Interrupted
 from fastadaad.training.checkpoint import CheckpointError, checkpoint_paths, read_checkpoint
 from fastadaad.training.fingerprint import DATA, training_facts, versions
 from fastadaad.training.folders import choose_run_folder
@@ -172,9 +175,10 @@ def test_resuming_a_finished_run_trains_nothing(tmp_path):
     trainer(long_run(), tmp_path).train()
     before = weights(tmp_path)
     for folder in (tmp_path, tmp_path / "checkpoints"):
-        (folder / "left by a process that was killed.tmp").touch()
+        (folder / f"last.safetensors.123{TEMPORARY}").touch()  # of a process that was killed
+        (folder / "another program's.tmp").touch()
     run = trainer(long_run(), tmp_path, resume=True)
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert {path.name for path in tmp_path.rglob("*.tmp")} == {"another program's.tmp"}
     run.distiller.step = None
     result = run.train()
     assert weights(tmp_path) == before
@@ -197,20 +201,65 @@ def test_a_deterministic_run_has_deterministic_algorithms_and_no_measured_layout
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     run = trainer(long_run(), tmp_path)
+    written = tmp_path / "checkpoints" / f"step-000000006.safetensors.1{TEMPORARY}"  # the first process writes it now
     seen = []
 
     def start_another() -> None:
-        (tmp_path / "checkpoints" / "step-000000006.safetensors.tmp").touch()  # as if it were being written
+        written.touch()
         with pytest.raises(ValueError, match=f"another process trains in {tmp_path}: wait"):
             trainer(long_run(), tmp_path, resume=True).train()
         seen.append(read_metrics(tmp_path))
-        (tmp_path / "checkpoints" / "step-000000006.safetensors.tmp").unlink()
+        written.unlink()
 
     before_step(run, 6, start_another)
     run.train()
     assert len(seen[0]) == 1
     with locked(tmp_path) as own:
         assert own
+
+
+def test_a_run_that_was_overtaken_leaves_the_other_run_alone(tmp_path):
+    """It looked into the folder when that was empty, or when it had an earlier checkpoint."""
+    early = trainer(long_run(), tmp_path)
+    run_until(long_run(), tmp_path, step=6)
+    resumed = trainer(long_run(), tmp_path, resume=True)
+    trainer(long_run(), tmp_path, resume=True).train()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for overtaken in (early, resumed):
+        with pytest.raises(ValueError, match=r"another process has trained in .* meanwhile: add --resume to go on"):
+            overtaken.train()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_trainer_trains_on_after_it_was_stopped(tmp_path):
+    """Its own checkpoints are not another process's."""
+    run = trainer(long_run(), tmp_path)
+    before_step(run, 6, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Interrupted):
+        run.train()
+    run.train()
+    assert [row["epoch"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("config", ['{"architectures": ["ViTModel"]}', '{"recipe": "tiny"}', "{}", "[]", "", "{"])
+def test_a_folder_of_another_program_is_left_alone(tmp_path, config):
+    """Its config.json has the name of ours."""
+    files = {"config.json": config, "last.safetensors": "weights", "lock.tmp": "", "metrics.csv": "loss"}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=r"exists already: give another --run-folder"):
+        choose_run_folder(str(tmp_path), long_run(), resume=True)
+    with pytest.raises(ValueError, match=r"holds another program.s config\.json"):
+        trainer(long_run(), tmp_path, resume=True).train()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastadaad.training.folders.time.strftime", lambda form: "2026-01-01_00-00-00")
+    folders = [choose_run_folder(None, long_run(), resume=False) for _ in range(3)]
+    first = "2026-01-01_00-00-00_tiny_pgd-at_seed0"
+    assert [folder.name for folder in folders] == [first, f"{first}_2", f"{first}_3"]
 
 
 def test_a_run_whose_latest_checkpoint_is_damaged_is_found_by_its_earlier_one(tmp_path, monkeypatch, caplog):
