@@ -61,9 +61,11 @@ def _new_folder(name: str) -> Path:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Removes the folder of a run that was refused before it wrote anything."""
+    """Removes the folder of a run that was refused before it wrote anything, and runs/ if nothing else is in it."""
     with suppress(OSError):
         folder.rmdir()
+        if folder.parent == RUNS:
+            RUNS.rmdir()
 
 
 def holds_run(folder: Path) -> bool:

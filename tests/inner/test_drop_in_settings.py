@@ -5,12 +5,14 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import images_and_labels, student_and_teacher
 from torch import Tensor, nn
 
 from fastadaad import InnerConfig, InnerMaximizer, adaad_inner_loss
 from fastadaad.inner import drop_in
 from fastadaad.inner import maximizer as maximizer_module
+from fastadaad.models import Normalize
 from fastadaad.runtime.precision import fp32_switches, tensor_cores
 
 MATMUL, CUDNN = torch.backends.cuda.matmul, torch.backends.cudnn
@@ -53,6 +55,30 @@ class Watched(nn.Module):
             raise RuntimeError("planted")
         self.seen.append((fp32_switches(), older_names()))
         return self.network(x)
+
+
+def test_a_normalisation_before_the_networks_is_a_search_with_limits_per_channel():
+    """The plain loop searches among normalised images, as programs do whose loaders normalise."""
+    pair, (x_natural, _) = student_and_teacher(), images_and_labels()
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.5)
+    student, teacher = (nn.Sequential(Normalize(3, mean, std), network) for network in pair)
+    x_adv = adaad_inner_loss(student, teacher, x_natural, step_size=0.02, steps=4, epsilon=0.06, random_init=False)
+
+    normalize, per_channel = Normalize(3, mean, std).double(), torch.tensor(std, dtype=torch.float64).view(3, 1, 1)
+    natural = normalize(x_natural.double())
+    lower, upper = (normalize(torch.full_like(natural, limit)) for limit in (0.0, 1.0))
+    z = natural.clone()
+    for _ in range(4):
+        z.requires_grad_()
+        p, q = (F.softmax(network.double().eval()(z), dim=1) for network in pair)
+        (gradient,) = torch.autograd.grad((q * (q.log() - p.log())).sum(), z)
+        z = (z.detach() + 0.02 / per_channel * gradient.sign()).clamp(
+            natural - 0.06 / per_channel, natural + 0.06 / per_channel
+        )
+        z = torch.minimum(torch.maximum(z, lower), upper)
+    assert (z - natural).abs().amax(dim=(0, 2, 3)).mul(per_channel.flatten()) == pytest.approx([0.06] * 3)
+    same = (normalize(x_adv.double()) - z).abs() < 1e-5  # rounding turns the sign of a gradient near 0
+    assert same.float().mean() > 0.999
 
 
 @pytest.fixture
