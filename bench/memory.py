@@ -58,6 +58,7 @@ def peak_bytes_here(pair: Pair, method: str, variant: Variant, inner: InnerConfi
     """Peak memory of the variant's inner loop in this process, in bytes."""
     if device.type == "cuda":
         program = Program(pair, method, variant, inner, device)
+        gc.collect()  # what is freed later would count as negative memory
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(device)
         program.inner_loop()

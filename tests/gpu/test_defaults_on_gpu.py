@@ -9,7 +9,7 @@ import pytest
 import torch
 from networks import images_and_labels, student_and_teacher, tiny_network
 from rich.console import Console
-from tiny_runs import save_teacher, tiny_run
+from tiny_runs import gpu_run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -135,9 +135,7 @@ def test_a_layout_is_measured_for_each_precision(tmp_path, monkeypatch):
 
 def run_on_gpu(folder, **changes) -> Trainer:
     optim = OptimConfig(epochs=1, learning_rate=0.05, ema_decay=0.9)
-    teacher = save_teacher(folder / "teacher.safetensors")
-    settings = {"method": "adaad", "teacher": teacher, "optim": optim, "device": "cuda", "mode": "eager"}
-    config = tiny_run(**settings | changes)
+    config = gpu_run(folder, **{"optim": optim, "mode": "eager"} | changes)
     return Trainer(config, folder / "run", Console(file=io.StringIO(), width=200))
 
 

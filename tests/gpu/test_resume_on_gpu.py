@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from tiny_runs import save_teacher, tiny_run
+from tiny_runs import gpu_run
 
 from fastadaad import NonFiniteError
 from fastadaad.config import PrecisionConfig
@@ -23,12 +23,8 @@ SCRIPT = Path(__file__).parents[1] / "several_processes.py"
 
 def config_on_gpu(folder: Path, mode: str, **changes) -> RunConfig:
     optim = OptimConfig(epochs=2, learning_rate=0.05, ema_decay=0.9)
-    teacher = save_teacher(folder / "teacher.safetensors")
-    return tiny_run(
-        **{"method": "adaad", "teacher": teacher, "optim": optim, "device": "cuda", "mode": mode, "checkpoint_every": 1}
-        | {"precision": PrecisionConfig.parse("fp32")}  # so that two runs agree closely
-        | changes
-    )
+    precision = PrecisionConfig.parse("fp32")  # so that two runs agree closely
+    return gpu_run(folder, optim=optim, mode=mode, checkpoint_every=1, precision=precision, **changes)
 
 
 def trainer(config: RunConfig, folder: Path, *, resume: bool = False) -> Trainer:
