@@ -26,6 +26,7 @@ TEACHER_WEIGHT = 1.0  # a
 AKD_TEACHER_WEIGHT = 0.5
 TEMPERATURE = 30.0  # tau
 ROBUSTNESS_WEIGHT = 6.0  # beta of TRADES
+MART_WEIGHT = 5.0  # lambda of MART
 INTROSPECTION_POWER = 0.1  # b
 ENTROPY_SCALE = 5.0  # scale of SAAD's weights
 
@@ -195,6 +196,20 @@ def trades_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     return natural_term + ROBUSTNESS_WEIGHT * kl_mean(batch.student(x_adv), batch.student(batch.x_natural))
 
 
+def mart_loss(batch: Batch, x_adv: Tensor) -> Tensor:
+    """-log p_y(x_adv) - log(1 - max_{k != y} p_k(x_adv)) + lambda (1 - p_y(x_natural)) kl(S(x_adv), S(x_natural)).
+
+    Without the program's constants inside the logarithms, up to 1e-4, which keep its softmax from log 0.
+    """
+    student_logits_natural, student_logits_adv = batch.student(batch.x_natural), batch.student(x_adv)
+    probs = F.softmax(student_logits_adv, dim=1)
+    top = torch.argsort(probs, dim=1)[:, -2:]
+    rival = torch.where(top[:, 1] == batch.labels, top[:, 0], top[:, 1])
+    boosted = F.cross_entropy(student_logits_adv, batch.labels) + F.nll_loss(torch.log(1 - probs), rival)
+    label_probs = F.softmax(student_logits_natural, dim=1).gather(1, batch.labels[:, None]).squeeze(1)
+    return boosted + MART_WEIGHT * kl_mean(student_logits_adv, student_logits_natural, weight=1 - label_probs)
+
+
 def ard_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     """a tau^2 kl_tau(S(x_adv), T(x_natural)) + (1 - a) CE(S(x_natural), y).
 
@@ -321,6 +336,7 @@ REFERENCES = {
     ),
     "pgd-at": _pgd(outer_loss=pgd_at_loss),
     "trades": Reference(start=gaussian_start, inner_value=kl_to_student_at_natural, outer_loss=trades_loss),
+    "mart": Reference(start=gaussian_start, inner_value=cross_entropy, outer_loss=mart_loss),
     "ard": _pgd(outer_loss=ard_loss),
     "iad": _pgd(outer_loss=iad_loss, options=_INTROSPECTIVE),
     "rslad": Reference(start=gaussian_start, inner_value=kl_to_teacher_at_natural, outer_loss=rslad_loss),

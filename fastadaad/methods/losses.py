@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastadaad.methods.objectives import strongest_rival
 from fastadaad.methods.options import KLReduction, MethodOptions
 from fastadaad.methods.outer_batch import OuterBatch, Point
 from fastadaad.ops.kl_grad import kl_terms
@@ -91,6 +92,30 @@ def trades_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     natural_logits, adversarial_logits = batch.student_logits("natural", "adv")
     kl = kl_mean(adversarial_logits, natural_logits, options.kl_reduction)
     return cross_entropy(natural_logits, batch.required_labels) + options.robustness_weight * kl
+
+
+def boosted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log p_y - log(1 - max_{k != y} p_k) [B] of logits [B, N], in fp32.
+
+    1 - p_k is the sum of the other probabilities: the difference has no digits left where p_k rounds to 1.
+    """
+    log_probs = F.log_softmax(logits.float(), dim=1)
+    others = log_probs.scatter(1, strongest_rival(log_probs.detach(), labels), -torch.inf)
+    return -log_probs.gather(1, labels[:, None]).squeeze(1) - others.logsumexp(dim=1)
+
+
+def mart_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """BCE(S(x_adv), y) + lambda (1 - p_y) kl(S(x_adv), S(x_natural)): MART (Wang et al., 2020).
+
+    BCE is the boosted cross-entropy, p_y the student's probability of y at x_natural; gradient through all of it.
+    """
+    labels = batch.required_labels
+    if options.robustness_weight == 0:
+        return boosted_cross_entropy(batch.student_logits_adv, labels).mean()
+    natural_logits, adversarial_logits = batch.student_logits("natural", "adv")
+    doubt = -torch.expm1(F.log_softmax(natural_logits, dim=1).gather(1, labels[:, None]).squeeze(1))
+    kl = kl_mean(adversarial_logits, natural_logits, options.kl_reduction, weight=doubt)
+    return boosted_cross_entropy(adversarial_logits, labels).mean() + options.robustness_weight * kl
 
 
 def distillation_term(

@@ -88,11 +88,15 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return others - logits.gather(1, labels[:, None]).squeeze(1)
 
 
+def strongest_rival(logits: Tensor, labels: Tensor) -> Tensor:
+    """Class other than the label with the largest of logits [B, N], as int64 [B, 1]."""
+    return logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1, keepdim=True)
+
+
 def _margin(logits: Logits, labels: Tensor) -> tuple[Tensor, Logits]:
     (student_logits,) = logits
-    is_label = torch.zeros_like(student_logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
-    rival = student_logits.masked_fill(is_label, -torch.inf).argmax(dim=1, keepdim=True)
-    gradient = torch.zeros_like(student_logits).scatter_(1, rival, 1.0) - is_label.to(student_logits.dtype)
+    rival = strongest_rival(student_logits, labels)
+    gradient = torch.zeros_like(student_logits).scatter_(1, rival, 1.0).scatter_(1, labels[:, None], -1.0)
     return margin(student_logits, labels), (gradient,)
 
 

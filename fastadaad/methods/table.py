@@ -205,6 +205,17 @@ METHODS = {
             needs_teacher=False,
         ),
         Method(
+            name="mart",
+            paper="Wang et al., ICLR 2020",
+            objective="objectives.CROSS_ENTROPY",
+            start="gaussian",
+            loss="losses.mart_loss",
+            epoch_keys=(),
+            reads=("robustness_weight", "kl_reduction"),
+            options=MethodOptions(robustness_weight=5.0),
+            needs_teacher=False,
+        ),
+        Method(
             name="ard",
             paper="Goldblum et al., 2020",
             objective="objectives.CROSS_ENTROPY",

@@ -34,6 +34,8 @@ PASSES = {
     ("pgd-at", "reference"): (K + 1, 0, 0),
     ("trades", "reference"): (2 * K + 3, 0, 0),
     ("trades", DISTILLER): (K + 3, 0, 0),
+    ("mart", "reference"): (K + 2, 0, 0),
+    ("mart", DISTILLER): (K + 2, 0, 0),
     ("ard", "reference"): (K + 2, 1, 0),
     ("iad", "reference"): (K + 3, 2, 0),
     ("iad", DISTILLER): (K + 2, 1, 0),

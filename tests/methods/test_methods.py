@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastadaad import methods
 from fastadaad.inner.search import tape_vjp, traceable_vjp
-from fastadaad.methods.losses import kl_mean, kl_per_image
+from fastadaad.methods.losses import boosted_cross_entropy, kl_mean, kl_per_image
 from fastadaad.methods.options import MethodOptions
 from fastadaad.methods.saad import renyi_entropy
 
@@ -71,6 +71,20 @@ def saad(z: Float64, *, scale=5.0, beta=0.0, ramp=1.0, order=1.0) -> Tensor:
     return (w * (kl(z.sa, z.ta) + ramp * igdm(z)) + beta * (1 - v) * kl(z.sn, z.tn)).mean()
 
 
+def boosted_ce(logits: Tensor) -> Tensor:
+    """-log p_y - log(1 - max_{k != y} p_k) per image [B], one image after the other."""
+    probs, values = logits.softmax(1), []
+    for p, y in zip(probs, LABELS.tolist(), strict=False):
+        rival = max(p[k] for k in range(len(p)) if k != y)
+        values.append(-p[y].log() - (1 - rival).log())
+    return torch.stack(values)
+
+
+def mart(z: Float64, weight: float) -> Tensor:
+    p_y = z.sn.softmax(1)[torch.arange(B), LABELS]
+    return (boosted_ce(z.sa) + weight * kl(z.sa, z.sn) * (1 - p_y)).mean()
+
+
 def weighted_kl(z: Float64, target: Tensor, weight: float) -> Tensor:
     return (weight * kl(z.sa, target) + (1 - weight) * kl(z.sn, z.tn)).mean()
 
@@ -97,6 +111,9 @@ LOSSES: list[tuple[str, dict, int, Callable[[Float64], Tensor]]] = [
         0,
         lambda z: ce(z.sn) + 2 * kl(z.sa, z.sn).mean() / N,
     ),
+    ("mart", {}, 0, lambda z: mart(z, 5.0)),
+    ("mart", {"robustness_weight": 2.5}, 0, lambda z: mart(z, 2.5)),
+    ("mart", {"robustness_weight": 0.0}, 0, lambda z: boosted_ce(z.sa).mean()),
     ("ard", {}, 0, lambda z: 900 * kl(z.sa, z.tn, 30).mean()),
     ("ard", SOFT, 0, lambda z: 0.3 * 16 * kl(z.sa, z.tn, 4).mean() + 0.7 * ce(z.sn)),
     ("iad", {}, 59, lambda z: 900 * kl(z.sa, z.tn, 30).mean()),
@@ -175,7 +192,7 @@ MAXIMISED_BY = {
     "kl to the teacher": ("adaad", "adaiad", "adaad+igdm"),
     "kl to the teacher at x_natural": ("rslad",),
     "kl to the student at x_natural": ("trades",),
-    "cross-entropy": ("pgd-at", "ard", "iad", "akd", "pgd-at+igdm"),
+    "cross-entropy": ("pgd-at", "mart", "ard", "iad", "akd", "pgd-at+igdm"),
     "kl to a linear teacher": ("saad",),
 }
 
@@ -255,6 +272,7 @@ def test_the_rows_are_those_of_the_papers():
         "adaiad": ("gaussian", True, True),
         "pgd-at": ("uniform", False, True),
         "trades": ("gaussian", False, True),
+        "mart": ("gaussian", False, True),
         "ard": ("uniform", True, True),
         "iad": ("uniform", True, True),
         "rslad": ("gaussian", True, False),
@@ -334,6 +352,27 @@ def test_kl_and_its_gradients_keep_their_digits_at_a_large_temperature(gap):
     for name, found, exact in zip(("kl", "student", "teacher"), *results, strict=True):
         relative = (found.double() - exact).abs().sum() / exact.abs().sum()
         assert relative < 1e-4, f"{name}: {relative:.1e}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_boosted_cross_entropy_keeps_its_gradient_where_a_probability_rounds_to_one(dtype):
+    """Rows: the label certain, a rival certain by ever larger margins, two rivals level, and a masked class."""
+    rows = [[30, 0, 1, 2, 3], [0, 12, 1, 2, 3], [0, 25, 1, 2, 3], [1, 4, 4, 0, 2], [2, 5, 1, 0, -torch.inf]]
+    logits = torch.tensor(rows, dtype=torch.float64).to(dtype).requires_grad_()
+    labels = torch.tensor([0, 0, 2, 0, 1])
+    (gradient,) = torch.autograd.grad(boosted_cross_entropy(logits, labels).sum(), logits)
+    assert (1 - logits.float().softmax(1).amax(1)).tolist()[2] == 0.0  # the plain formula has log 0 here
+
+    exact = logits.detach().double().requires_grad_()
+    probs, expected = exact.softmax(1), []
+    for p, y in zip(probs, labels.tolist(), strict=True):
+        rival = max((p[k] for k in range(5) if k != y), key=Tensor.item)
+        expected.append(-p[y].log() - torch.log1p(-rival))
+    (expected_gradient,) = torch.autograd.grad(sum(expected), exact)
+    values = boosted_cross_entropy(logits, labels).double()
+    torch.testing.assert_close(values, torch.stack(expected), rtol=1e-6, atol=1e-6)
+    tolerance = torch.finfo(dtype).eps
+    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=4 * tolerance, atol=4 * tolerance)
 
 
 def test_a_class_that_both_networks_mask_counts_as_absent():

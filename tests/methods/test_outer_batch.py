@@ -30,6 +30,8 @@ PASSES = [
     ("pgd-at", {}, 0, [B], [B], []),
     ("trades", {}, 0, [B, B], [2 * B], []),
     ("trades", {"robustness_weight": 0.0}, 0, [B], [B], []),
+    ("mart", {}, 0, [B, B], [2 * B], []),
+    ("mart", {"robustness_weight": 0.0}, 0, [B], [B], []),
     ("akd", {}, 0, [B], [B], [B]),
     ("akd", {"teacher_weight": 1.0}, 0, [B], [B], [B]),
     ("akd", {"teacher_weight": 0.0}, 0, [B], [B], []),
