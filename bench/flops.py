@@ -104,6 +104,7 @@ OUTER_PASSES = {
     "pgd-at": OuterPasses(),
     "trades": OuterPasses(student_statistics=1, student_trained=2),
     "mart": OuterPasses(student_trained=2),
+    "lbgat-fixed": OuterPasses(student_statistics=1, student_trained=2, teacher_forwards=1),
     "ard": OuterPasses(student_statistics=1, teacher_forwards=1),
     "iad": OuterPasses(student_trained=2, teacher_forwards=2),
     "rslad": OuterPasses(student_trained=2, teacher_forwards=1),

@@ -25,7 +25,7 @@ RSLAD_WEIGHT = 5 / 6
 TEACHER_WEIGHT = 1.0  # a
 AKD_TEACHER_WEIGHT = 0.5
 TEMPERATURE = 30.0  # tau
-ROBUSTNESS_WEIGHT = 6.0  # beta of TRADES
+ROBUSTNESS_WEIGHT = 6.0  # beta of TRADES and LBGAT
 MART_WEIGHT = 5.0  # lambda of MART
 INTROSPECTION_POWER = 0.1  # b
 ENTROPY_SCALE = 5.0  # scale of SAAD's weights
@@ -210,6 +210,13 @@ def mart_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     return boosted + MART_WEIGHT * kl_mean(student_logits_adv, student_logits_natural, weight=1 - label_probs)
 
 
+def lbgat_fixed_loss(batch: Batch, x_adv: Tensor) -> Tensor:
+    """mean_j (S(x_adv)_j - T(x_natural)_j)^2 + beta kl(S(x_adv), S(x_natural)), without the training of the teacher."""
+    student_logits_natural, student_logits_adv = batch.student(batch.x_natural), batch.student(x_adv)
+    squared_error = F.mse_loss(student_logits_adv, batch.teacher_logits_natural)
+    return squared_error + ROBUSTNESS_WEIGHT * kl_mean(student_logits_adv, student_logits_natural)
+
+
 def ard_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     """a tau^2 kl_tau(S(x_adv), T(x_natural)) + (1 - a) CE(S(x_natural), y).
 
@@ -337,6 +344,7 @@ REFERENCES = {
     "pgd-at": _pgd(outer_loss=pgd_at_loss),
     "trades": Reference(start=gaussian_start, inner_value=kl_to_student_at_natural, outer_loss=trades_loss),
     "mart": Reference(start=gaussian_start, inner_value=cross_entropy, outer_loss=mart_loss),
+    "lbgat-fixed": Reference(start=gaussian_start, inner_value=kl_to_student_at_natural, outer_loss=lbgat_fixed_loss),
     "ard": _pgd(outer_loss=ard_loss),
     "iad": _pgd(outer_loss=iad_loss, options=_INTROSPECTIVE),
     "rslad": Reference(start=gaussian_start, inner_value=kl_to_teacher_at_natural, outer_loss=rslad_loss),

@@ -118,6 +118,16 @@ def mart_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
     return boosted_cross_entropy(adversarial_logits, labels).mean() + options.robustness_weight * kl
 
 
+def lbgat_fixed_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:
+    """mean_j (S(x_adv)_j - T(x_natural)_j)^2 + beta kl(S(x_adv), S(x_natural)): LBGAT (Cui et al., 2021), T fixed."""
+    if options.robustness_weight == 0:
+        update_clean_statistics(batch, options)
+        return F.mse_loss(batch.student_logits_adv, batch.teacher_logits_natural)
+    natural_logits, adversarial_logits = batch.student_logits("natural", "adv")
+    kl = kl_mean(adversarial_logits, natural_logits, options.kl_reduction)
+    return F.mse_loss(adversarial_logits, batch.teacher_logits_natural) + options.robustness_weight * kl
+
+
 def distillation_term(
     student_logits: Tensor, teacher_logits: Tensor, options: MethodOptions, weight: Tensor | float = 1.0
 ) -> Tensor:

@@ -34,7 +34,7 @@ class MethodOptions:
     temperature: float = 30.0
     """tau: temperature of both softmaxes in the teacher's term, which is multiplied by tau^2."""
     robustness_weight: float = 6.0
-    """beta of TRADES, lambda of MART: weight of the kl between the student at x_adv and at x_natural."""
+    """beta of TRADES and LBGAT, lambda of MART: weight of the kl between the student at x_adv and at x_natural."""
     introspection_begin: int = 60
     """First epoch with the introspection term (papers: 60 of 200)."""
     introspection_power: float = 0.1

@@ -216,6 +216,16 @@ METHODS = {
             needs_teacher=False,
         ),
         Method(
+            name="lbgat-fixed",
+            paper="after Cui et al., ICCV 2021",
+            objective="objectives.KL_TO_STUDENT_AT_NATURAL",
+            start="gaussian",
+            loss="losses.lbgat_fixed_loss",
+            epoch_keys=(),
+            reads=("robustness_weight", "kl_reduction", "clean_statistics"),
+            needs_labels=False,
+        ),
+        Method(
             name="ard",
             paper="Goldblum et al., 2020",
             objective="objectives.CROSS_ENTROPY",

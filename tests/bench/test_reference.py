@@ -36,6 +36,8 @@ PASSES = {
     ("trades", DISTILLER): (K + 3, 0, 0),
     ("mart", "reference"): (K + 2, 0, 0),
     ("mart", DISTILLER): (K + 2, 0, 0),
+    ("lbgat-fixed", "reference"): (2 * K + 2, 1, 0),
+    ("lbgat-fixed", DISTILLER): (K + 3, 1, 0),
     ("ard", "reference"): (K + 2, 1, 0),
     ("iad", "reference"): (K + 3, 2, 0),
     ("iad", DISTILLER): (K + 2, 1, 0),

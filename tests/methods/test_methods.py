@@ -114,6 +114,8 @@ LOSSES: list[tuple[str, dict, int, Callable[[Float64], Tensor]]] = [
     ("mart", {}, 0, lambda z: mart(z, 5.0)),
     ("mart", {"robustness_weight": 2.5}, 0, lambda z: mart(z, 2.5)),
     ("mart", {"robustness_weight": 0.0}, 0, lambda z: boosted_ce(z.sa).mean()),
+    ("lbgat-fixed", {}, 0, lambda z: (z.sa - z.tn).square().mean() + 6 * kl(z.sa, z.sn).mean()),
+    ("lbgat-fixed", {"robustness_weight": 0.0}, 0, lambda z: (z.sa - z.tn).square().sum() / (B * N)),
     ("ard", {}, 0, lambda z: 900 * kl(z.sa, z.tn, 30).mean()),
     ("ard", SOFT, 0, lambda z: 0.3 * 16 * kl(z.sa, z.tn, 4).mean() + 0.7 * ce(z.sn)),
     ("iad", {}, 59, lambda z: 900 * kl(z.sa, z.tn, 30).mean()),
@@ -191,7 +193,7 @@ INNER_VALUES: dict[str, Callable[[Tensor, nn.Module, nn.Module], Tensor]] = {
 MAXIMISED_BY = {
     "kl to the teacher": ("adaad", "adaiad", "adaad+igdm"),
     "kl to the teacher at x_natural": ("rslad",),
-    "kl to the student at x_natural": ("trades",),
+    "kl to the student at x_natural": ("trades", "lbgat-fixed"),
     "cross-entropy": ("pgd-at", "mart", "ard", "iad", "akd", "pgd-at+igdm"),
     "kl to a linear teacher": ("saad",),
 }
@@ -227,7 +229,8 @@ def test_a_method_reads_the_options_that_its_row_names_and_no_others(name):
 
     student, teacher = (copy.deepcopy(network) for network in NETWORKS)
     read = set()
-    for changes in ({}, {"adversarial_weight": 0.5, "teacher_weight": 0.5, "natural_weight": 0.5}):
+    fractions = {"adversarial_weight": 0.5, "teacher_weight": 0.5, "natural_weight": 0.5}
+    for changes in ({}, fractions, {"robustness_weight": 0.0}):
         options = Recorder(**changes)
         seen.clear()  # forget the reads of the check of values
         for epoch in (0, 100):
@@ -273,6 +276,7 @@ def test_the_rows_are_those_of_the_papers():
         "pgd-at": ("uniform", False, True),
         "trades": ("gaussian", False, True),
         "mart": ("gaussian", False, True),
+        "lbgat-fixed": ("gaussian", True, False),
         "ard": ("uniform", True, True),
         "iad": ("uniform", True, True),
         "rslad": ("gaussian", True, False),

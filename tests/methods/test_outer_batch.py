@@ -32,6 +32,8 @@ PASSES = [
     ("trades", {"robustness_weight": 0.0}, 0, [B], [B], []),
     ("mart", {}, 0, [B, B], [2 * B], []),
     ("mart", {"robustness_weight": 0.0}, 0, [B], [B], []),
+    ("lbgat-fixed", {}, 0, [B, B], [2 * B], [B]),
+    ("lbgat-fixed", {"robustness_weight": 0.0}, 0, [B, B], [B], [B]),
     ("akd", {}, 0, [B], [B], [B]),
     ("akd", {"teacher_weight": 1.0}, 0, [B], [B], [B]),
     ("akd", {"teacher_weight": 0.0}, 0, [B], [B], []),

@@ -32,7 +32,7 @@ RANK_TIMEOUT_S = 5.0  # for tests in which a rank hangs
 
 # A step in l2 is as smooth as its gradient; the sign of l_inf turns rounding errors of a gradient into whole steps.
 INNER = InnerConfig(threat_model=ThreatModel(norm="l2", epsilon=1.0), step_size=0.5, num_steps=2)
-# TRADES from a distant start: after 0.001 N(0, 1) its whole gradient is of the size of rounding errors.
+# TRADES and LBGAT from a distant start: after 0.001 N(0, 1) its whole gradient is of the size of rounding errors.
 UNIFORM = replace(INNER, start="uniform")
 
 
@@ -42,7 +42,7 @@ def run_of(method: str, teacher, **changes) -> RunConfig:
         "method": method,
         "teacher": teacher if methods.get(method).needs_teacher else None,
         "optim": OptimConfig(epochs=2, learning_rate=0.05, ema_decay=0.9),
-        "inner": UNIFORM if method.startswith("trades") else INNER,
+        "inner": UNIFORM if method.startswith(("trades", "lbgat")) else INNER,
         "batch_norm": "sync",
         "checkpoint_every": 1,
         "log_every": 2,
