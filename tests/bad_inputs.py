@@ -140,6 +140,12 @@ COMMAND_LINE = {
     "a table for a folder": (f"{EVALUATE} --csv empty", "empty is a folder", "give the name of a file"),
     "a table in a missing folder": (f"{EVALUATE} --json nowhere/x.json", "nowhere/x.json cannot be written", "make it"),
     "a state in a file": (f"{EVALUATE} --state notes.txt", "notes.txt is not a folder", "give a folder"),
+    "an attack on corruptions": (
+        f"{EVALUATE} --corruptions empty", "accuracy without an attack", "leave out --attacks",
+    ),
+    "no corruptions": (
+        f"{EVALUATE.partition(' --attacks')[0]} --corruptions empty", "empty holds no corruptions", "labels.npy",
+    ),
     "no methods": ("compare tiny --methods ,", "--methods is empty", "name some"),
     "a comparison with no teacher": ("compare tiny-teacher", "has no teacher to compare with", "fastadaad recipes"),
     "a bad seed": ("compare tiny --seeds 0,x", "'0,x' is not a list of seeds", "write them as 0,1"),

@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,15 @@ SETTINGS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fastadaad evaluate`."""
+    # The list of all options would take the help beyond 24 lines.
+    parser.usage = "fastadaad evaluate RUN_OR_WEIGHTS [OPTIONS] [section.field=value ...]"
     parser.add_argument("run_or_weights", metavar="RUN_OR_WEIGHTS", help="a run folder or a weights file")
     add_overrides(parser)
     parser.add_argument("--attacks", metavar="LIST", help="natural, fgsm, pgdN, cw, cw-l2, cw-linf, autoattack...")
     parser.add_argument("-n", "--num-images", metavar="N", help="only the first N test images")
     parser.add_argument("--norm", help="linf or l2")
     parser.add_argument("--epsilon", help="radius in pixel units, such as 8/255")
+    parser.add_argument("--corruptions", metavar="FOLDER", help="accuracy on CIFAR-10-C or CIFAR-100-C, no attacks")
     parser.add_argument("--recipe", help="data set and network of a weights file")
     parser.add_argument("--csv", metavar="FILE", help="write the results to a CSV file")
     parser.add_argument("--json", metavar="FILE", help="write the results to a JSON file")
@@ -73,7 +77,7 @@ def _config_and_weights(arguments: argparse.Namespace) -> "tuple[RunConfig, Path
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Evaluates the network, prints the results and writes them to the requested files."""
-    from fastadaad.evaluation.report import print_attacks, write_json, write_results
+    from fastadaad.evaluation.report import write_json, write_results
     from fastadaad.runtime.distributed import joined_process_group
     from fastadaad.runtime.files import check_output
 
@@ -83,18 +87,25 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     state = None if arguments.state is None else Path(arguments.state)
     if state is not None and state.exists() and not state.is_dir():
         raise ValueError(f"{state} is not a folder: give a folder, new or of the evaluation to resume")
+    _check_corruptions(arguments)
     with joined_process_group(config.device, config.rank_timeout_s) as process_group:
         if not process_group.is_first:
             console = Console(quiet=True)
         if arguments.shard and process_group.size > 1:
             raise ValueError("--shard is for separate commands: leave it out under torchrun")
         results = _results(arguments, config, weights, state, console, process_group)
-        print_attacks(console, results)
         name = Path(arguments.run_or_weights).name
         if arguments.csv and process_group.is_first:
             write_results(Path(arguments.csv), [(name, results)])
         if arguments.json and process_group.is_first:
             write_json(Path(arguments.json), name, results)
+
+
+def _check_corruptions(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for an option that has no effect beside --corruptions."""
+    given = [name for name in ("attacks", "norm", "epsilon", "state") if getattr(arguments, name) is not None]
+    if arguments.corruptions is not None and given:
+        raise ValueError(f"--corruptions measures accuracy without an attack: leave out --{', --'.join(given)}")
 
 
 def _results(
@@ -105,12 +116,14 @@ def _results(
     console: Console,
     process_group: "ProcessGroup",
 ) -> "list[AttackResult]":
-    """Evaluates the requested shards and merges their results."""
+    """Evaluates the requested shards, merges their results and prints them."""
+    from fastadaad.data.corruptions import read_corruptions
     from fastadaad.evaluation import merge
+    from fastadaad.evaluation.report import print_attacks, print_corruptions
     from fastadaad.run_config import ModelConfig
     from fastadaad.training.build import build_model, resolve_device
     from fastadaad.training.data import training_data
-    from fastadaad.training.evaluation import evaluate_on_test_set
+    from fastadaad.training.evaluation import evaluate_on_corruptions, evaluate_on_test_set
 
     device = resolve_device(config.device)
     data = training_data(config, device, process_group)
@@ -121,8 +134,17 @@ def _results(
     numbers, count = arguments.shard or ([0], 1)
     shards_of_data = [replace(data, test=data.test.shard(number, count)) for number in numbers]
     name = Path(arguments.run_or_weights).name
+    if arguments.corruptions is None:
+        measure = partial(evaluate_on_test_set, state=state)
+        show = print_attacks
+    else:
+        corruptions = read_corruptions(Path(arguments.corruptions), data.dataset)
+        measure = partial(evaluate_on_corruptions, corruptions=corruptions)
+        show = partial(print_corruptions, averaged=corruptions.averaged, missing=corruptions.missing)
     measured = [
-        evaluate_on_test_set(model, config, shard, console, name, process_group=process_group, state=state)
+        measure(model, config, shard, console=console, title=name, process_group=process_group)
         for shard in shards_of_data
     ]
-    return [merge(results) for results in zip(*measured, strict=True)]
+    results = [merge(of_attack) for of_attack in zip(*measured, strict=True)]
+    show(console, results)
+    return results

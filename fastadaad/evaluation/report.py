@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,40 @@ def print_attacks(console: Console, results: Sequence[AttackResult]) -> None:
     console.print(table)
     for line in _remarks(results):
         console.print(line)
+
+
+def mean_accuracy(results: Iterable[AttackResult]) -> float:
+    """Returns the mean accuracy of results on equally many images, a fraction."""
+    return statistics.fmean(result.accuracy for result in results)
+
+
+def print_corruptions(
+    console: Console, results: Sequence[AttackResult], averaged: Sequence[str], missing: Sequence[str]
+) -> None:
+    """Prints the accuracy on corrupted images, a row per corruption and a column per severity, and their means.
+
+    Args:
+        console: Console to print on.
+        results: One result per corruption and severity, named NAME-SEVERITY.
+        averaged: Corruptions of the last row, the mean.
+        missing: Corruptions of the benchmark without a result, for a note below the table.
+    """
+    severities: dict[str, list[AttackResult]] = {}
+    for result in results:
+        severities.setdefault(result.attack.rpartition("-")[0], []).append(result)
+    table = Table(title=f"Accuracy in % by severity, {results[0].num_images:,} images each")
+    table.add_column("corruption", no_wrap=True)
+    for severity in range(1, 1 + len(severities[averaged[0]])):
+        table.add_column(str(severity), justify="right")
+    table.add_column("mean", justify="right")
+    for name, row in severities.items():
+        table.add_row(name, *[percent(result.accuracy) for result in row], percent(mean_accuracy(row)))
+    table.add_section()
+    means = [mean_accuracy(column) for column in zip(*[severities[name] for name in averaged], strict=True)]
+    table.add_row(f"mean of {len(averaged)}", *map(percent, means), percent(statistics.fmean(means)))
+    console.print(table)
+    if missing:
+        console.print(f"not the benchmark's mean, as the folder lacks {', '.join(missing)}")
 
 
 def _remarks(results: Sequence[AttackResult]) -> list[str]:

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from torch import Tensor, nn
 
-from fastadaad.data import Pipeline
+from fastadaad.data import Pipeline, make_pipeline
+from fastadaad.data.corruptions import Corruptions
 from fastadaad.evaluation import AttackResult, evaluate, merge, num_stages
 from fastadaad.evaluation.accuracy import Progress
 from fastadaad.run_config import RunConfig
 from fastadaad.runtime.distributed import ProcessGroup
-from fastadaad.runtime.progress import image_progress
+from fastadaad.runtime.progress import ImageProgress, image_progress
 from fastadaad.training.data import TrainingData
 
 
@@ -103,6 +105,64 @@ def evaluate_on_test_set(
         f"image files of the data set that are left out: {len(skipped)}, the first: {first}" for first in skipped[:1]
     ]
     return _merged_over_ranks([replace(result, notes=(*result.notes, *notes)) for result in results], group)
+
+
+def evaluate_on_corruptions(
+    model: nn.Module,
+    config: RunConfig,
+    data: TrainingData,
+    console: Console,
+    title: str,
+    *,
+    corruptions: Corruptions,
+    process_group: ProcessGroup | None = None,
+) -> list[AttackResult]:
+    """Evaluates the accuracy on the corrupted test images, without an attack, with a progress bar.
+
+    Args:
+        model: Network to evaluate.
+        config: Configuration of the run.
+        data: Data of the run; the images and the shard of `data.test` are evaluated.
+        console: Console of the progress bar.
+        title: Text beside the bar.
+        corruptions: Corrupted copies of the test set.
+        process_group: Ranks that evaluate together, each on its shard. Default: this process alone.
+
+    Returns:
+        One result per corruption and severity, named NAME-SEVERITY as in fog-3, merged over the ranks.
+    """
+    group = process_group or ProcessGroup()
+    test, results = _shard(data.test, group), list[AttackResult]()
+    images = [
+        (f"{name}-{severity}", corrupted)
+        for name in corruptions.names
+        for severity, corrupted in enumerate(corruptions.images(name), start=1)
+    ]
+    with image_progress(console, title, len(images) * test.num_images) as progress:
+        for name, corrupted in images:
+            pipeline = make_pipeline(
+                config.data.engine,
+                corrupted,
+                data.dataset.test_labels,
+                samples=test.samples,
+                sampling=test.sampling,
+                num_workers=config.data.num_workers,
+                device=test.device,
+            )
+            accuracies = _evaluate(
+                model,
+                pipeline,
+                ["natural"],
+                group,
+                threat_model=config.evaluation.threat_model,
+                progress=partial(_advance, progress, name),
+            )
+            results += [replace(result, attack=name) for result in accuracies]
+    return _merged_over_ranks(results, group)
+
+
+def _advance(progress: ImageProgress, note: str, stage: str, num_images: int) -> None:
+    progress.advance(num_images, note)
 
 
 def _shard(pipeline: Pipeline, group: ProcessGroup) -> Pipeline:

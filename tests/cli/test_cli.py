@@ -8,12 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import save_teacher, tiny_run
 
-from fastadaad import cli, methods, recipes
+from fastadaad import cli, load_model, methods, recipes
 from fastadaad.config_io import read_config
+from fastadaad.data import load_dataset
+from fastadaad.models import shipped
 from fastadaad.run_config import ModelConfig
 from fastadaad.training import trainer as trainer_module
 
@@ -102,6 +106,50 @@ def test_an_evaluation_in_shards_agrees_with_a_whole_one(run, tmp_path):
     assert json.loads((tmp_path / "l2.json").read_text())["attacks"][0]["norm"] == "l2"
     code, _, err = run("evaluate", "my-run", "--shard", "3/3")
     assert (code, "'3/3' is not a shard: write 0/2 and 1/2, or all/2" in err) == (2, True)
+
+
+@pytest.mark.slow
+def test_corrupted_test_images_are_classified_as_in_a_plain_loop(run, tmp_path):
+    """Two corruptions of the 360 test digits, of which the first 100 are evaluated, whole and in shards."""
+    dataset, rng = load_dataset("digits"), np.random.default_rng(0)
+    num_images = len(dataset.test_labels)
+    (tmp_path / "digits-c").mkdir()
+    labels = np.tile(dataset.test_labels.numpy(), 5)
+    corrupted = {}
+    for name in ("own", "fog"):
+        noise = rng.integers(0, 250, (5 * num_images, *dataset.test_images.shape[1:]))
+        images = np.minimum(np.tile(dataset.test_images.numpy(), (5, 1, 1, 1)) + noise, 255).astype(np.uint8)
+        corrupted[name] = images
+        np.save(tmp_path / "digits-c" / f"{name}.npy", images)
+    np.save(tmp_path / "digits-c" / "labels.npy", labels.astype(np.uint8))
+
+    weights = str(Path(shipped.__file__).parent / "demo-teacher.safetensors")
+    given = ["evaluate", weights, "--recipe", "tiny", "student.name=cnn-72-s1", "-n", "100"]
+    code, out, err = run(*given, "--corruptions", "digits-c", "--csv", "c.csv")
+    assert (code, err) == (0, "")
+
+    network = load_model("cnn-72-s1", checkpoint=weights, in_channels=1)
+    expected = {}
+    for name in ("fog", "own"):
+        for severity in range(5):
+            rows = slice(severity * num_images, severity * num_images + 100)
+            x = torch.from_numpy(corrupted[name][rows]).permute(0, 3, 1, 2).float() / 255
+            with torch.no_grad():
+                right = network.eval()(x).argmax(1) == torch.from_numpy(labels[rows])
+            expected[f"{name}-{severity + 1}"] = right.double().mean().item()
+    assert len(set(expected.values())) > 1
+    measured = {attack: accuracy for _, attack, accuracy in accuracies("c.csv")}
+    assert list(measured) == list(expected)
+    assert measured == pytest.approx(expected)
+    assert f"{100 * np.mean(list(expected.values())):.1f}" in out.split("mean of 2")[1].splitlines()[0].split()[-2]
+    assert "not the benchmark's mean, as the folder lacks gaussian_noise, " in out
+
+    assert run(*given, "--corruptions", "digits-c", "--csv", "shards.csv", "--shard", "all/3")[0] == 0
+    assert {attack: accuracy for _, attack, accuracy in accuracies("shards.csv")} == pytest.approx(expected)
+    code, _, err = run(*given, "--corruptions", "digits-c", "--attacks", "pgd2", "--epsilon", "0.1")
+    assert (code, err.endswith("measures accuracy without an attack: leave out --attacks, --epsilon\n")) == (2, True)
+    code, _, err = run(*given, "--corruptions", "nowhere")
+    assert (code, "nowhere holds no corruptions" in err) == (2, True)
 
 
 def test_the_default_run_folder_is_below_runs(run, tmp_path):

@@ -19,7 +19,8 @@ from target import Part, Target
 
 from fastadaad import recipes
 from fastadaad.config_io import read_config
-from fastadaad.data import DataError, load_dataset
+from fastadaad.data import DataError, Dataset, load_dataset
+from fastadaad.data.corruptions import read_corruptions
 from fastadaad.data.datasets.extra_images import ExtraImages
 from fastadaad.data.datasets.packed import SPLITS, SUMMARY, labels_path, load_packed, read_pack, verify_pack
 from fastadaad.data.datasets.source import Source
@@ -129,6 +130,26 @@ def _read_npz(folder: Path) -> None:
     extra.read_into(images)
 
 
+CORRUPTED = Dataset(
+    name="cifar10",
+    train_images=torch.zeros(1, *SHAPE, dtype=torch.uint8),
+    train_labels=torch.zeros(1, dtype=torch.int64),
+    test_images=torch.zeros(2, *SHAPE, dtype=torch.uint8),
+    test_labels=torch.arange(2),
+    class_names=("a", "b"),
+)
+
+
+def _write_corruptions(folder: Path) -> None:
+    np.save(folder / "fog.npy", RNG.integers(0, 256, (10, *SHAPE), dtype=np.uint8))
+    np.save(folder / "labels.npy", np.tile(np.arange(2), 5))
+
+
+def _read_corruptions(folder: Path) -> None:
+    for images in read_corruptions(folder, CORRUPTED).images("fog"):
+        images.sum().item()
+
+
 IMAGES = ("cat/a.png", "cat/b.jpg", "cat/c.gif", "cat/d.webp", "dog/a.bmp", "dog/b.ppm", "dog/c.tif")
 
 
@@ -224,6 +245,12 @@ TARGETS = {
         write=_write_npz,
         read=_read_npz,
         parts=(Part(file="extra.npz"), member("extra.npz", "image.npy"), member("extra.npz", "label.npy")),
+        error=DataError,
+    ),
+    "corruptions": Target(
+        write=_write_corruptions,
+        read=_read_corruptions,
+        parts=(Part(file="fog.npy"), Part(file="labels.npy")),
         error=DataError,
     ),
     "images": Target(
