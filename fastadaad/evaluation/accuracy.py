@@ -307,14 +307,15 @@ def masking_warning(results: Iterable[AttackResult]) -> str | None:
 
     Returns:
         One line if the accuracy under the strongest other attack in the same ball (autoattack, autoattack-rand, a
-        stage of AutoAttack, cw-linfN, cw-l2) is more than MASKING_GAP below that under ascent of the cross-entropy
-        (fgsm, pgdN; cw-linfN if these are missing); otherwise None. cw is left out, as it has no radius.
+        stage of AutoAttack, pgdN-targeted, cw-linfN, cw-l2) is more than MASKING_GAP below that under ascent of the
+        cross-entropy (fgsm, pgdN; pgdN-targeted and cw-linfN if these are missing); otherwise None. cw is left out, as
+        it has no radius.
     """
     accuracy = {result.attack: result.accuracy for result in results}
-    margin = [name for name in accuracy if name.startswith("cw-linf")]
-    ascent = [name for name in accuracy if name == "fgsm" or name.startswith("pgd")] or margin
+    others = [name for name in accuracy if name.startswith("cw-linf") or name.endswith("-targeted")]
+    ascent = [name for name in accuracy if name == "fgsm" or (name.startswith("pgd") and name not in others)] or others
     strong = [
-        name for name in accuracy if name in ("autoattack", RANDOM_AUTOATTACK, "cw-l2", *AUTOATTACK_STAGES, *margin)
+        name for name in accuracy if name in ("autoattack", RANDOM_AUTOATTACK, "cw-l2", *AUTOATTACK_STAGES, *others)
     ]
     if not ascent or not strong:
         return None

@@ -1,11 +1,11 @@
 """Evaluation attacks by name, and the gradient attacks among them.
 
-An attack returns which images of a batch survive it. `natural`, `fgsm`, `pgdN` and `cw-linfN` are projected gradient
-ascent on the cross-entropy or on the margin, run by the inner loop of the training; see carlini_wagner.py and
-autoattack.py for the others.
+An attack returns which images of a batch survive it. `natural`, `fgsm`, `pgdN`, `pgdN-targeted` and `cw-linfN` are
+projected gradient ascent on the cross-entropy or on the margin, run by the inner loop of the training; see
+carlini_wagner.py and autoattack.py for the others.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,8 +27,11 @@ from fastadaad.evaluation.attack_names import AUTOATTACK_STAGES, RANDOM_AUTOATTA
 from fastadaad.evaluation.autoattack import RANDOM_STAGES, AutoAttackStage, import_pyautoattack
 from fastadaad.evaluation.carlini_wagner import CarliniWagner
 from fastadaad.inner.maximizer import InnerMaximizer
-from fastadaad.methods.objectives import CROSS_ENTROPY, MARGIN, InnerObjective
+from fastadaad.methods.objectives import CROSS_ENTROPY, MARGIN, TARGETED_CROSS_ENTROPY, InnerObjective
 from fastadaad.runtime.precision import STRICT_FP32, tensor_cores
+
+# Target classes of a targeted attack, those of AutoAttack's targeted stages: all other classes of CIFAR-10.
+NUM_TARGETS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +68,30 @@ class GradientAttack:
         relative_step_size: Step size as a multiple of epsilon.
         start: "natural", or "uniform" in the ball around the image.
         objective: Quantity to maximise: the cross-entropy, or the margin max_{j != y} z_j - z_y of the logits z.
+        num_targets: Number of classes that the image is attacked towards, one after the other: those with the largest
+            logits of the natural image other than its label's, or all others if there are fewer. 0: away from the
+            label.
     """
 
     num_steps: int
     relative_step_size: float = 0.0
     start: Start = "natural"
     objective: InnerObjective = CROSS_ENTROPY
+    num_targets: int = 0
 
     @property
     def is_random(self) -> bool:
         """True if another restart can find more adversarial images."""
         return self.start == "uniform"
+
+    def goals(self, model: nn.Module, x_natural: Tensor, labels: Tensor) -> Sequence[Tensor]:
+        """Returns the class numbers [B] that each search of a restart gets: the labels, or the targets in turn."""
+        if not self.num_targets:
+            return [labels]
+        with torch.no_grad(), tensor_cores(STRICT_FP32, x_natural.device):
+            logits = model(x_natural)
+        others = logits.scatter(1, labels[:, None], -torch.inf)
+        return others.topk(min(self.num_targets, logits.shape[1] - 1), dim=1).indices.unbind(1)
 
     def maximizer(self, model: nn.Module, threat_model: ThreatModel, settings: SearchSettings) -> InnerMaximizer:
         """Returns the search for adversarial images, a function (x_natural, labels) -> x_adv."""
@@ -145,6 +161,8 @@ def parse_attack(name: str) -> AttackSpec:
             - natural: no attack.
             - fgsm: one step of epsilon from the natural image (Goodfellow et al., 2015).
             - pgdN: N steps of epsilon / 4 (2/255 at the usual 8/255) on the cross-entropy from a uniform start.
+            - pgdN-targeted: the steps of pgdN towards each of the nine most likely wrong classes, or all if there are
+              fewer, each from a uniform start of its own. The image survives if no search succeeds, whatever the class.
             - cw-linfN (N = 20 if absent): the steps of pgdN on the margin.
             - cw, cwN: the Carlini-Wagner attack of the AdaAD paper with 1000 or N iterations.
             - cw-l2: the full Carlini-Wagner attack, within an l2 radius.
@@ -189,5 +207,8 @@ def _single(name: str) -> Attack:
     assert num_steps is not None
     if family == "cw":
         return CarliniWagner(num_steps=num_steps)
-    objective = MARGIN if family == "cw-linf" else CROSS_ENTROPY
-    return GradientAttack(num_steps=num_steps, relative_step_size=0.25, start="uniform", objective=objective)
+    objective = {"cw-linf": MARGIN, "pgd-targeted": TARGETED_CROSS_ENTROPY, "pgd": CROSS_ENTROPY}[family]
+    num_targets = NUM_TARGETS if family == "pgd-targeted" else 0
+    return GradientAttack(
+        num_steps=num_steps, relative_step_size=0.25, start="uniform", objective=objective, num_targets=num_targets
+    )

@@ -7,6 +7,7 @@ network itself, in eval mode and fp32, decides whether an image survives.
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class GradientPass:
     def survives(
         self, x_natural: Tensor, labels: Tensor, generators: Sequence[torch.Generator], nonfinite: Tensor
     ) -> Tensor:
-        """Attacks the images of a batch that are classified correctly, once per generator.
+        """Attacks the images of a batch that are classified correctly, once per generator and target class.
 
         Args:
             x_natural: Images [B, C, H, W], fp32 in [0, 1].
@@ -73,13 +74,14 @@ class GradientPass:
         survives = correct(self.model, x_natural, labels, nonfinite)
         if self.attack.num_steps == 0 or not len(labels):
             return survives
+        goals = self.attack.goals(self.model, x_natural, labels)
         if self._maximizer is None:
             check_radius(self.threat_model, x_natural.shape[1:])  # also if there is no image to attack
-            self._maximizer = self._new_maximizer(x_natural, labels, len(generators))
+            self._maximizer = self._new_maximizer(x_natural, labels, len(generators) * len(goals))
         rows = survives.nonzero().flatten()
-        for generator in generators:
+        for generator, goal in product(generators, goals):
             x_start = self._maximizer.start_point(x_natural, generator)
-            parts = [self._attacked(x_natural, labels, x_start, part, nonfinite) for part in self._parts(rows)]
+            parts = [self._attacked(x_natural, labels, goal, x_start, part, nonfinite) for part in self._parts(rows)]
             rows = torch.cat([rows[:0], *parts])
         return torch.zeros_like(survives).index_fill_(0, rows, True)
 
@@ -89,18 +91,20 @@ class GradientPass:
             return []
         return [rows] if self._search_size is None else rows.split(self._search_size)
 
-    def _attacked(self, x_natural: Tensor, labels: Tensor, x_start: Tensor, rows: Tensor, nonfinite: Tensor) -> Tensor:
-        """Attacks the images `rows` of a batch, and returns the rows of those that survive."""
+    def _attacked(
+        self, x_natural: Tensor, labels: Tensor, goal: Tensor, x_start: Tensor, rows: Tensor, nonfinite: Tensor
+    ) -> Tensor:
+        """Attacks the images `rows` of a batch with the class numbers `goal`, and returns the rows that survive."""
         assert self._maximizer is not None
         searched = rows
         if self._maximizer.mode == "compiled":  # always the same shape, as another one would be compiled too
             searched = torch.cat([rows, rows[:1].expand((self._search_size or len(rows)) - len(rows))])
-        x_adv = self._maximizer.search(x_natural[searched], labels[searched], x_start=x_start[searched]).x_adv
+        x_adv = self._maximizer.search(x_natural[searched], goal[searched], x_start=x_start[searched]).x_adv
         return rows[correct(self.model, x_adv[: len(rows)], labels[rows], nonfinite)]
 
-    def _new_maximizer(self, x_natural: Tensor, labels: Tensor, num_restarts: int) -> InnerMaximizer:
+    def _new_maximizer(self, x_natural: Tensor, labels: Tensor, num_searches: int) -> InnerMaximizer:
         """Returns the search after the spot check of its folded copy and the choice of its mode."""
-        settings = replace(self.settings, mode=self._mode(x_natural, num_restarts))
+        settings = replace(self.settings, mode=self._mode(x_natural, num_searches))
         maximizer = self.attack.maximizer(self.model, self.threat_model, settings)
         if not is_faithful(maximizer, x_natural, labels, self.name):
             settings = replace(settings, fold=False, precision=STRICT_FP32)
@@ -111,12 +115,12 @@ class GradientPass:
             self._search_size = min(COMPILED_SEARCH_SIZE, len(labels))
         return maximizer
 
-    def _mode(self, x_natural: Tensor, num_restarts: int) -> Mode:
+    def _mode(self, x_natural: Tensor, num_searches: int) -> Mode:
         if self.settings.mode != "auto":
             return self.settings.mode
         if self.num_images is None:
             return "eager"
-        passes = 2 * self.attack.num_steps * num_restarts  # the pixel gradient costs as much as the forward pass
+        passes = 2 * self.attack.num_steps * num_searches  # the pixel gradient costs as much as the forward pass
         flops = passes * self.num_images * forward_flops(self.model, x_natural)
         if not is_worth_compiling(flops, [self.model], x_natural.device):
             return "eager"

@@ -78,6 +78,12 @@ def _cross_entropy(logits: Logits, labels: Tensor) -> tuple[Tensor, Logits]:
     return loss, (grad_student_logits,)
 
 
+def _targeted_cross_entropy(logits: Logits, targets: Tensor) -> tuple[Tensor, Logits]:
+    (student_logits,) = logits
+    loss, grad_student_logits = ops.cross_entropy_grad(student_logits, targets)
+    return -loss, (-grad_student_logits,)
+
+
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """max_{j != y} z_j - z_y [B] of logits [B, N]: positive if the image is misclassified.
 
@@ -110,5 +116,7 @@ KL_TO_TEACHER_AT_NATURAL = InnerObjective(
 KL_TO_STUDENT_AT_NATURAL = InnerObjective(fixed_target=_student_at_natural, logit_gradients=_kl_to_target)
 # CE(S(x_adv), y): PGD-AT (Madry et al., 2018), and the methods that start from it.
 CROSS_ENTROPY = InnerObjective(fixed_target=_labels, logit_gradients=_cross_entropy)
+# -CE(S(x_adv), t), with the target classes t in place of the labels: targeted attacks, for evaluation.
+TARGETED_CROSS_ENTROPY = InnerObjective(fixed_target=_labels, logit_gradients=_targeted_cross_entropy)
 # max_{j != y} z_j - z_y: the objective of Carlini and Wagner (2017), for evaluation.
 MARGIN = InnerObjective(fixed_target=_labels, logit_gradients=_margin)

@@ -14,6 +14,7 @@ from fastadaad.evaluation.attack_names import AUTOATTACK_STAGES, FIXED_NAMES, ch
     ("name", "family", "num_steps"),
     [
         *(("pgd20", "pgd", 20), ("pgd99999", "pgd", 99999), ("cw-linf", "cw-linf", 20), ("cw-linf7", "cw-linf", 7)),
+        *(("pgd20-targeted", "pgd-targeted", 20), ("pgd7-targeted", "pgd-targeted", 7)),
         *(("cw", "cw", 1000), ("cw30", "cw", 30), *((name, name, None) for name in FIXED_NAMES)),
     ],
 )
@@ -22,7 +23,13 @@ def test_a_name_is_a_family_and_a_number_of_steps(name, family, num_steps):
     check_attack_name(name)
 
 
-@pytest.mark.parametrize("name", ["", "pgd", "pgd0", "pgd-3", "pgd100000", "PGD20", "cw-l20", "autoattack2", 20, None])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "pgd", "pgd0", "pgd-3", "pgd100000", "PGD20", "cw-l20", "autoattack2", 20, None),
+        *("pgd-targeted", "pgd20-target", "cw5-targeted", "cw-linf-targeted", "fgsm-targeted"),
+    ],
+)
 def test_an_unknown_name_is_refused_with_the_names_to_choose_from(name):
     with pytest.raises(ValueError, match=rf"^unknown attack {name!r}: choose natural, fgsm, .*, square$"):
         check_attack_name(name)

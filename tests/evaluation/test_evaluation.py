@@ -275,6 +275,7 @@ def test_every_strong_attack_in_the_same_ball_is_compared_with_gradient_ascent()
     for attack in (
         "cw-linf",
         "cw-linf50",
+        "pgd20-targeted",
         "apgd-ce",
         "apgd-t",
         "fab-t",

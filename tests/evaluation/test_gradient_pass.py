@@ -48,6 +48,62 @@ def test_restarts_on_survivors_alone_count_as_restarts_on_all_images(num_restart
     assert pgd.accuracy == robust.double().mean().item()
 
 
+def robust_to_plain_targeted_pgd(model: nn.Module, x_all: Tensor, y_all: Tensor, *, num_targets: int, restarts: int):
+    """Returns True for each image that is right before and after each search, all images towards all their targets."""
+    robust = model(x_all).argmax(1) == y_all
+    settings = {"norm": "linf", "epsilon": EPSILON, "step_size": EPSILON / 4, "num_steps": 4}
+    for seed in range(restarts):
+        generator = torch.Generator().manual_seed(seed)
+        for first in range(0, len(y_all), BATCH_SIZE):
+            x, y = x_all[first : first + BATCH_SIZE], y_all[first : first + BATCH_SIZE]
+            ranking = model(x).argsort(dim=1, descending=True).tolist()
+            wrong = [[j for j in classes if j != label] for classes, label in zip(ranking, y.tolist(), strict=True)]
+            for rank in range(num_targets):
+                targets = torch.tensor([classes[rank] for classes in wrong])
+                start = x + torch.empty_like(x).uniform_(-EPSILON, EPSILON, generator=generator)
+
+                def closeness(x_adv: Tensor, targets: Tensor = targets) -> Tensor:
+                    return model(x_adv).log_softmax(1)[torch.arange(len(targets)), targets].sum()
+
+                x_adv = inner_loop(closeness, x, start.clamp(0, 1), **settings)
+                robust[first : first + BATCH_SIZE] &= model(x_adv).argmax(1) == y
+    return robust
+
+
+@pytest.mark.parametrize("num_restarts", [1, 2])
+def test_a_targeted_attack_is_a_plain_loop_towards_every_other_class(num_restarts):
+    robust = robust_to_plain_targeted_pgd(MODEL, X_NATURAL, LABELS, num_targets=NUM_CLASSES - 1, restarts=num_restarts)
+    options = {"threat_model": LINF, "restarts": num_restarts, "batch_size": BATCH_SIZE}
+    (pgd,) = evaluate(MODEL, IMAGES, "pgd4-targeted", **options)
+    assert pgd.accuracy == robust.double().mean().item()
+    assert 0 < pgd.accuracy < (MODEL(X_NATURAL).argmax(1) == LABELS).double().mean()
+
+
+def test_of_many_classes_the_nine_most_likely_are_targets():
+    torch.manual_seed(0)
+    model = nn.Sequential(MODEL, nn.Linear(NUM_CLASSES, 14)).eval()
+    labels = model(X_NATURAL).topk(2, dim=1).indices[:, 0]
+    robust = robust_to_plain_targeted_pgd(model, X_NATURAL, labels, num_targets=9, restarts=1)
+    (pgd,) = evaluate(model, (X_NATURAL, labels), "pgd4-targeted", threat_model=LINF, batch_size=BATCH_SIZE)
+    assert pgd.accuracy == robust.double().mean().item()
+    goals = parse_attack("pgd4-targeted").stages[0][1].goals(model, X_NATURAL, labels)
+    assert len(goals) == 9
+    assert all((goal != labels).all() for goal in goals)
+
+
+@pytest.mark.slow
+def test_a_compiled_targeted_attack_breaks_the_same_images(monkeypatch):
+    """Its last search is padded. Without Inductor, which is tested with an untargeted attack."""
+    compile_, counter = torch.compile, CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=counter, **options))
+    eager, compiled = (
+        evaluate(MODEL, IMAGES, "pgd4-targeted", threat_model=LINF, batch_size=BATCH_SIZE, mode=mode)[0].accuracy
+        for mode in ("eager", "compiled")
+    )
+    assert compiled == eager
+    assert counter.frame_count == 1
+
+
 def test_images_that_are_wrong_before_the_attack_are_not_attacked(monkeypatch):
     searched = []
     search = InnerMaximizer.search
