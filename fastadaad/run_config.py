@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from fastadaad import methods
 from fastadaad.config import (
+    AutoAugment,
     BatchNorm,
     CompilePreset,
     Engine,
@@ -63,6 +64,11 @@ class DataConfig:
     """Least area of a random resized crop of an image file, as a fraction such as 0.08; 1: centre crops."""
     color_jitter: float = 0.0
     """Strength j of colour jitter of image files: brightness, contrast, saturation are scaled by [1 - j, 1 + j]."""
+    auto_augment: AutoAugment | None = None
+    """randaugment: two random operations of strength 9 of 30; trivialaugment: one, of random strength. Default: none.
+
+    Needs engine=torch.
+    """
     extra_images: str | None = None
     """An .npz file with additional training images, such as generated ones; the length of an epoch does not change."""
     extra_share: float = 0.7
@@ -86,6 +92,12 @@ class DataConfig:
         require(0 <= self.color_jitter <= 1, f"color_jitter is {self.color_jitter}: it must lie in [0, 1]")
         require(0 < self.extra_share < 1, f"extra_share is {self.extra_share}: it is a fraction of a batch, in (0, 1)")
         require_choice("engine", self.engine, Engine)
+        if self.auto_augment is not None:
+            require_choice("auto_augment", self.auto_augment, AutoAugment)
+        require(
+            self.auto_augment is None or self.engine == "torch",
+            f"auto_augment runs in the torch engine alone, and data.engine is {self.engine}: set data.engine=torch",
+        )
         require_choice("on_error", self.on_error, OnError)
 
 

@@ -110,6 +110,12 @@ COMMAND_LINE = {
     "a negative seed": ("train tiny seed=-1", "seed -1 is outside", "choose a non-negative seed"),
     "images cropped away": ("train tiny data.padding=100", "data.padding is 100", "choose less than 8"),
     "images cut out": ("train tiny data.cutout=8", "data.cutout is 8", "choose less than 8"),
+    "randaugment by any engine": (
+        "train tiny data.auto_augment=randaugment", "data.engine is auto", "set data.engine=torch",
+    ),
+    "an unknown augmentation": (
+        "train tiny data.auto_augment=cutmix data.engine=torch", "auto_augment", "randaugment",
+    ),
     "colours of arrays": ("train tiny data.color_jitter=0.5", "color_jitter", "these are arrays: leave them out"),
     "an l2 attack in linf": ("train tiny evaluation.attacks=[cw-l2]", "cw-l2 needs an l2 radius", "use cw"),
     "an existing folder": ("train tiny --run-folder images", "images exists already", "give another --run-folder"),

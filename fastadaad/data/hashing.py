@@ -21,6 +21,7 @@ class Use(IntEnum):
     CUTOUT = 5
     RESIZED_CROP = 6
     COLOR = 7
+    AUTO_AUGMENT = 8
 
 
 # The constants of splitmix64 as signed 64-bit integers.

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,8 +42,11 @@ class Pipeline(ABC):
         skipped: Image files that were left out so far, with the reason.
 
     Raises:
-        ValueError: If the arguments do not fit each other.
+        ValueError: If the arguments do not fit each other, or the engine lacks an augmentation.
     """
+
+    runs_auto_augment: ClassVar[bool] = False
+    """True if the engine runs augmentation.auto_augment."""
 
     def __init__(
         self,
@@ -57,6 +60,11 @@ class Pipeline(ABC):
     ):
         augmentation = augmentation or Augmentation()
         _check(images, labels, augmentation)
+        if augmentation.auto_augment is not None and not self.runs_auto_augment:
+            raise ValueError(
+                f"{type(self).__name__} does not run {augmentation.auto_augment}: set data.engine=torch, or leave "
+                "auto_augment out"
+            )
         self.images = images
         self.samples = torch.arange(len(images)) if samples is None else samples
         sampling.check(len(self.samples))

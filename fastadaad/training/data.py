@@ -153,6 +153,7 @@ def _augmentation(data: DataConfig) -> Augmentation:
         min_crop_scale=data.min_crop_scale,
         padding=data.padding,
         flip=data.flip,
+        auto_augment=data.auto_augment,
         color_jitter=data.color_jitter,
         cutout=data.cutout,
     )

@@ -8,7 +8,9 @@ from fastadaad.data.augmentation import Augmentation, Draws, draw
 from fastadaad.data.resized_crop import NUM_DRAWS
 
 CHI_SQUARE_999 = {161: 222.6, 62: 101.2}  # 99.9 % quantiles by degrees of freedom
-EVERYTHING = Augmentation(padding=4, flip=True, cutout=3, min_crop_scale=0.1, color_jitter=0.4)
+EVERYTHING = Augmentation(
+    padding=4, flip=True, cutout=3, min_crop_scale=0.1, color_jitter=0.4, auto_augment="randaugment"
+)
 
 
 def drawn(seed: int = 0, epoch: int = 0, indices=64, augmentation: Augmentation = EVERYTHING) -> Draws:

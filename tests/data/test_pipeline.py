@@ -168,6 +168,15 @@ def test_an_impossible_position_is_named_immediately(start_batch):
         pipeline("resident").epoch(0, start_batch)
 
 
+@pytest.mark.parametrize("engine", ["resident", "dali"])
+@pytest.mark.parametrize("name", ["randaugment", "trivialaugment"])
+def test_an_engine_without_auto_augment_refuses_it(engine, name):
+    with pytest.raises(
+        ValueError, match=rf"Pipeline does not run {name}: set data.engine=torch, or leave auto_augment"
+    ):
+        pipeline(engine, augmentation=Augmentation(auto_augment=name))
+
+
 @pytest.mark.parametrize("option", [{"color_jitter": 0.1}, {"min_crop_scale": 0.5}])
 def test_augmentation_of_files_is_refused_for_arrays(option):
     with pytest.raises(ValueError, match=r"color_jitter and min_crop_scale are for image files, .*: leave them out"):

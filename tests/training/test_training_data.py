@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file
+from stopped_runs import long_run, run_until, trainer
 from tiny_runs import tiny_run
 from torch import Tensor
 
@@ -186,3 +188,15 @@ def test_training_and_validation_share_one_array():
     data = training_data(tiny_run(), CPU)
     assert data.train.images.data_ptr() == data.validation.images.data_ptr()
     assert data.train.images.data_ptr() == data.dataset.train_images.data_ptr()
+
+
+@pytest.mark.slow
+def test_a_stopped_run_with_auto_augment_ends_bitwise_as_a_whole_one_with_other_workers(tmp_path):
+    config = override(long_run(), ["data.engine=torch", "data.auto_augment=trivialaugment", "data.num_workers=0"])
+    trainer(config, tmp_path / "whole").train()
+    run_until(config, tmp_path / "stopped", step=6)
+    trainer(override(config, ["data.num_workers=2"]), tmp_path / "stopped", resume=True).train()
+    trainer(override(config, ["data.auto_augment=null"]), tmp_path / "plain").train()
+    whole, stopped, plain = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "stopped", "plain"))
+    assert all(torch.equal(stopped[name], tensor) for name, tensor in whole.items())
+    assert not all(torch.equal(plain[name], tensor) for name, tensor in whole.items())

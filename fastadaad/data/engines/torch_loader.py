@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from fastadaad.data.augmentation import Augmentation
@@ -17,6 +18,8 @@ from fastadaad.data.image_decoding import decode, decode_resized
 from fastadaad.data.pipeline import Batch, Failure, Pipeline
 from fastadaad.data.resized_crop import resized_crop_windows
 from fastadaad.runtime.locks import close_inherited
+
+AUTO_AUGMENTS = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}
 
 
 class Request(NamedTuple):
@@ -30,6 +33,7 @@ class Request(NamedTuple):
     cutout_center: list[int] | None
     resized_crop: np.ndarray | None
     color: list[float] | None
+    auto_augment: int | None
 
 
 class Response(NamedTuple):
@@ -42,6 +46,8 @@ class Response(NamedTuple):
 
 class TorchPipeline(Pipeline):
     """Pipeline whose images `num_workers` processes read and augment; 0: the calling process."""
+
+    runs_auto_augment = True
 
     def __init__(self, images: Images, labels: Tensor, *, num_workers: int = 2, **options: Any):
         super().__init__(images, labels, **options)
@@ -69,7 +75,8 @@ class TorchPipeline(Pipeline):
 
         columns = (self.samples[batch], self.labels[batch], draws.top, draws.left, draws.flip, draws.cutout_center)
         crops = [None] * len(batch) if draws.resized_crop is None else draws.resized_crop.numpy()[:, None]
-        return [Request(*row) for row in zip(*map(listed, columns), crops, listed(draws.color), strict=True)]
+        others = listed(draws.color), listed(draws.auto_augment)
+        return [Request(*row) for row in zip(*map(listed, columns), crops, *others, strict=True)]
 
 
 def _begin_worker(worker: int) -> None:
@@ -86,6 +93,8 @@ class _Samples(TorchDataset[Any]):
 
     def __init__(self, images: Images, augmentation: Augmentation) -> None:
         self.images, self.augmentation = images, augmentation
+        name = augmentation.auto_augment
+        self.auto_augment = None if name is None else AUTO_AUGMENTS[name]()
 
     def __getitem__(self, request: Request) -> Response:
         try:
@@ -114,6 +123,12 @@ class _Samples(TorchDataset[Any]):
             image = TF.crop(TF.pad(image, [self.augmentation.padding]), request.top, request.left, height, width)
         if request.flip:
             image = TF.horizontal_flip(image)
+        if self.auto_augment is not None and request.auto_augment is not None:
+            # torchvision draws from torch's own generator, which is left as it was. Not torch.manual_seed, which would
+            # seed the GPUs too.
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(request.auto_augment)
+                image = self.auto_augment(image)
         if request.color is not None:
             brightness, contrast, saturation = request.color
             image = TF.adjust_contrast(TF.adjust_brightness(image, brightness), contrast)

@@ -8,6 +8,7 @@ import torch
 from odd_images import write_broken, write_readable
 from PIL import Image, ImageEnhance
 from torch import Tensor
+from torchvision.transforms import v2
 
 from fastadaad.data import Augmentation, DataError, ImageFiles, Sampling
 from fastadaad.data.augmentation import draw
@@ -78,6 +79,44 @@ def test_colours_are_multiplied_as_by_pillow(files):
             enhanced = kind(enhanced).enhance(factor)
         # Both round after each of the three.
         torch.testing.assert_close(found, pixels(enhanced), rtol=0, atol=3 / 255)
+
+
+AUTO_AUGMENTS = {"randaugment": v2.RandAugment(), "trivialaugment": v2.TrivialAugmentWide()}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("name", AUTO_AUGMENTS)
+def test_auto_augment_is_torchvisions_between_flip_and_cutout_with_the_drawn_seeds(files, name, num_workers):
+    augmentation = Augmentation(flip=True, auto_augment=name, cutout=6)
+    draws = draw(augmentation, 1, 2, torch.arange(NUM_FILES), SIZE, SIZE)
+    ((plain, _),) = batches(files, batch_size=NUM_FILES)[1]
+    expected = []
+    for image, flip, seed, center in zip(plain, draws.flip, draws.auto_augment, draws.cutout_center, strict=True):
+        image = (255 * (image.flip(2) if flip else image)).round().byte()
+        torch.manual_seed(seed.item())
+        image = AUTO_AUGMENTS[name](image).float() / 255
+        top, left = (center - 3).tolist()
+        image[:, max(top, 0) : top + 6, max(left, 0) : left + 6] = 0
+        expected.append(image)
+    _, found = batches(files, num_workers, epoch=2, augmentation=augmentation)
+    assert torch.equal(torch.cat([x_natural for x_natural, _ in found]), torch.stack(expected))
+
+
+@pytest.mark.parametrize("name", AUTO_AUGMENTS)
+def test_auto_augment_is_a_function_of_the_position_and_leaves_torchs_generator_alone(files, name):
+    def of_epoch(epoch: int) -> list[Tensor]:
+        return [x_natural for x_natural, _ in pipeline.epoch(epoch)]
+
+    pipeline, first = batches(files, augmentation=Augmentation(auto_augment=name))
+    assert not torch.equal(first[0][0], of_epoch(1)[0])
+    (again, _), *_ = pipeline.epoch(0, start_batch=2)
+    assert torch.equal(again, first[2][0])
+    torch.manual_seed(0)
+    of_epoch(0)
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    batches(files)  # a DataLoader draws one number per epoch
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def odd_files(folder: Path, **options) -> tuple[ImageFiles, dict[Path, str]]:
