@@ -51,10 +51,19 @@ def require_integer(name: str, value: Any, least: int) -> None:
     require(value >= least, f"{name} is {value}: it must be {least} or more")
 
 
-def require_finite(name: str, value: Any, requirement: str, *, least: float = -math.inf) -> None:
-    """Raises ValueError, which ends in `requirement`, unless `value` is a finite number, `least` or more."""
+def require_finite(
+    name: str, value: Any, requirement: str, *, least: float = -math.inf, above: float = -math.inf
+) -> None:
+    """Raises ValueError, which ends in `requirement`, unless `value` is a finite number >= `least` and > `above`."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    require(is_number and math.isfinite(value) and value >= least, f"{name} is {value!r}: it must be {requirement}")
+    fits = is_number and math.isfinite(value) and value >= least and value > above
+    require(fits, f"{name} is {value!r}: it must be {requirement}")
+
+
+def check_grad_clip(grad_clip: float | None) -> None:
+    """Raises ValueError unless the largest norm of a gradient is None or a finite number above 0."""
+    if grad_clip is not None:
+        require_finite("grad_clip", grad_clip, "finite and above 0, such as 1.0; leave it out to clip nothing", above=0)
 
 
 def require_bool(name: str, value: object) -> None:

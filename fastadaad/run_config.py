@@ -21,6 +21,7 @@ from fastadaad.config import (
     PrecisionConfig,
     TeacherPolicy,
     ThreatModel,
+    check_grad_clip,
     require,
     require_choice,
 )
@@ -152,6 +153,11 @@ class OptimConfig:
     """Weight decay; lars and lamb exempt biases and batch-norm."""
     nesterov: bool = False
     """Use Nesterov momentum, with sgd only."""
+    grad_clip: float | None = None
+    """Largest norm of the gradient of all weights together; a longer one is shortened before the update.
+
+    Default: no clipping.
+    """
     schedule: ScheduleName = "piecewise"
     """Course of the learning rate after the warm-up.
 
@@ -182,6 +188,7 @@ class OptimConfig:
         require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}: it must be 0 or more")
         for name, size in (("base_batch_size", self.base_batch_size), ("micro_batch", self.micro_batch)):
             require(size is None or size >= 1, f"{name} is {size}: it must be 1 or more, or left out")
+        check_grad_clip(self.grad_clip)
         require(0 <= self.warmup < 1, f"warmup is {self.warmup}: it is a fraction of the run, in [0, 1)")
         require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: it must lie in [0, 1)")
         require(

@@ -153,6 +153,7 @@ def distiller_of(
         awp_gamma=config.optim.awp_gamma,
         awp_begin=config.optim.awp_begin,
         micro_batch=config.optim.micro_batch,
+        grad_clip=config.optim.grad_clip,
         on_nonfinite=config.on_nonfinite,
         process_group=process_group,
         batch_norm=config.batch_norm,

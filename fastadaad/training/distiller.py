@@ -17,6 +17,7 @@ from fastadaad.config import (
     OnNonfinite,
     PrecisionConfig,
     TeacherPolicy,
+    check_grad_clip,
     require_choice,
     require_integer,
 )
@@ -33,6 +34,7 @@ from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.runtime.precision import description, tensor_cores
 from fastadaad.runtime.sync_batch_norm import check_sync, synced_batch_norm
 from fastadaad.training.awp import kept_buffers, perturbed_weights
+from fastadaad.training.gradient_clip import clip_gradients
 from fastadaad.training.gradient_exchange import average_over_ranks
 from fastadaad.training.graph_step import captured_step
 from fastadaad.training.mixed_precision import (
@@ -136,6 +138,8 @@ class Distiller:
         awp_begin: First epoch with AWP.
         micro_batch: Number of images that go through the networks at a time; one update follows the mean of all.
             Batch-norm in train mode then takes its statistics from each micro-batch. Default: the batch.
+        grad_clip: Largest norm of the gradient of all the optimizer's parameters together; a longer one is shortened
+            before the update. Default: no clipping.
         on_nonfinite: `stop`: check_finite() raises. `skip`: a step with a non-finite loss or gradient leaves student,
             running statistics and optimiser state bitwise unchanged; random numbers stay drawn, and fp16's scale is
             halved.
@@ -167,6 +171,7 @@ class Distiller:
         awp_gamma: float = 0.0,
         awp_begin: int = 0,
         micro_batch: int | None = None,
+        grad_clip: float | None = None,
         on_nonfinite: OnNonfinite = "stop",
         process_group: ProcessGroup | None = None,
         batch_norm: BatchNorm = "local",
@@ -194,6 +199,7 @@ class Distiller:
         require_choice("on_nonfinite", on_nonfinite, OnNonfinite)
         if micro_batch is not None:
             require_integer("micro_batch", micro_batch, 1)
+        check_grad_clip(grad_clip)
         self.maximizer.method.check_micro_batch(micro_batch)
         self.process_group, self.batch_norm = process_group or ProcessGroup(), batch_norm
         if self._syncs_batch_norm:
@@ -202,7 +208,7 @@ class Distiller:
         self.precision = self.maximizer.precision
         self.student, self.teacher, self.optimizer = student, teacher, optimizer
         self.awp_gamma, self.awp_begin = awp_gamma, awp_begin
-        self.micro_batch, self.on_nonfinite = micro_batch, on_nonfinite
+        self.micro_batch, self.grad_clip, self.on_nonfinite = micro_batch, grad_clip, on_nonfinite
         check_awp(self.precision.student, awp_gamma, awp_begin)
         self._outer_student = in_precision(student, self.precision.student)
         device = next(student.parameters()).device
@@ -323,6 +329,8 @@ class Distiller:
             is_last = len(images) == len(x_natural)
             batches.append(MicroBatch(images, their_labels, inner if is_last else inner.clone()))
         loss, found = self._loss_and_gradients_with_awp(batches, epoch)
+        if self.grad_clip is not None:
+            found |= clip_gradients(optimizer, self.scaler, self.grad_clip)
         self.scaler.step(optimizer)
         self.scaler.update()
         spoiled = self._nonfinite.add(found)

@@ -137,6 +137,13 @@ def test_graph_mode_trains_as_eager_mode_without_host_syncs(method):
     assert graph.updates_by_python < NUM_STEPS  # saad is captured again for each epoch of IGDM's ramp
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_captured_step_clips_its_gradient_without_host_syncs(precision):
+    awp_gamma = 0.01 if precision == "fp32" else 0.0
+    graph, _ = assert_same_training("adaad", grad_clip=0.05, awp_gamma=awp_gamma, precision=precision)
+    assert graph.updates_by_python == NUM_WARM_UP_RUNS + 1
+
+
 def test_the_eager_step_is_captured_on_two_streams():
     graph, _ = assert_same_training("adaad", compile_options={"disable": True})
     assert graph.updates_by_python == NUM_WARM_UP_RUNS + 1

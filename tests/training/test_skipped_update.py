@@ -119,6 +119,7 @@ def test_any_state_of_the_optimiser_is_reverted(name, bad_steps):
 SETTINGS = {
     "micro-batches": {"micro_batch": 6},
     "awp": {"awp_gamma": 0.01},
+    "clipped": {"grad_clip": 0.1},
     "student in train mode": {"inner": InnerConfig(num_steps=2, start="natural", student_eval=False)},
     "bf16": {"precision": PrecisionConfig(student="bf16", teacher="bf16")},
     "compiled": {"mode": "compiled", "compile_options": {"backend": "aot_eager"}},
