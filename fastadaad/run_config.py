@@ -28,7 +28,7 @@ from fastadaad.config import (
 from fastadaad.evaluation.attack_names import check_attack_name
 
 ScheduleName = Literal["constant", "piecewise", "cosine", "one-cycle"]
-OptimizerName = Literal["sgd", "lars", "lamb"]
+OptimizerName = Literal["sgd", "adamw", "lars", "lamb"]
 OptimizerBackend = Literal["auto", "foreach"]
 
 
@@ -131,13 +131,15 @@ class OptimConfig:
     epochs: int
     """Number of passes over the training images."""
     optimizer: OptimizerName = "sgd"
-    """sgd, or lars and lamb for batches of thousands.
+    """sgd or adamw, or lars and lamb for batches of thousands.
 
-    lamb needs learning rates of about 0.01. lars multiplies the learning rate of a weight by 0.001 |w| / |gradient|,
-    but not that of biases and batch-norm: it needs learning rates of about 1 and more, with a warm-up.
+    adamw needs learning rates of about 0.001, lamb of about 0.01. lars multiplies the learning rate of a weight by
+    0.001 |w| / |gradient|, but not that of biases and batch-norm: it needs learning rates of about 1 and more, with a
+    warm-up.
     """
     optimizer_backend: OptimizerBackend = "auto"
-    """Implementation of sgd. auto: torch's fused SGD if it supports all parameters; foreach: torch's foreach SGD."""
+    """Implementation of sgd and adamw. auto: torch's fused one if it supports all parameters; foreach: its foreach one.
+    """
     learning_rate: float = 0.1
     """Learning rate after the warm-up, before the schedule lowers it."""
     base_batch_size: int | None = None
@@ -148,9 +150,9 @@ class OptimConfig:
     Batch-norm in train mode then takes its statistics from each micro-batch.
     """
     momentum: float = 0.9
-    """Momentum of sgd and lars, beta_1 of lamb."""
+    """Momentum of sgd and lars, beta_1 of adamw and lamb."""
     weight_decay: float = 5e-4
-    """Weight decay; lars and lamb exempt biases and batch-norm."""
+    """Weight decay, in adamw decoupled from the gradient; lars and lamb exempt biases and batch-norm."""
     nesterov: bool = False
     """Use Nesterov momentum, with sgd only."""
     grad_clip: float | None = None

@@ -79,6 +79,7 @@ VARIANTS = {
     "ema": {},
     "swa": {"optim": OptimConfig(epochs=3, learning_rate=0.2, swa_begin=0.3)},
     "lamb": {"optim": OptimConfig(epochs=3, optimizer="lamb", learning_rate=0.01)},
+    "adamw": {"optim": OptimConfig(epochs=3, optimizer="adamw", learning_rate=0.01, grad_clip=0.5)},
     "lars": {"optim": OptimConfig(epochs=3, optimizer="lars", learning_rate=1.0, awp_gamma=0.005, awp_begin=1)},
     "adaad": {"method": "adaad"},
     "adaptive": {"method": "adaad", "policy": TeacherPolicy(kind="refreshed")},

@@ -148,7 +148,7 @@ def _teacher(text: str) -> dict[str, str]:
 def _schedule(flags: Mapping[str, str]) -> dict[str, str]:
     """Settings of the learning-rate schedule; checks that the optimiser is SGD."""
     if flags["optim"] != "SGD":
-        raise ValueError(f"--optim {flags['optim']} is not here: leave it out for SGD, or add optim.optimizer=lamb")
+        raise ValueError(f"--optim {flags['optim']} is not here: leave it out for SGD, or add optim.optimizer=adamw")
     milestones = MILESTONES.get(flags["epochs"], OTHER_MILESTONES) if flags["lr_schedule"] == "piecewise" else []
     settings = {"optim.schedule": flags["lr_schedule"], "optim.milestones": json.dumps(milestones)}
     if "warmup_lr" in flags:

@@ -16,9 +16,11 @@ from fastadaad.config import PrecisionConfig, TeacherPolicy
 from fastadaad.inner import maximizer as inner_maximizer
 from fastadaad.inner import search as inner_search
 from fastadaad.methods.losses import pgd_at_loss
+from fastadaad.run_config import OptimConfig
 from fastadaad.runtime.cuda_graph import NUM_WARM_UP_RUNS, CapturedCall
 from fastadaad.training import graph_step
 from fastadaad.training.capturable_optimizer import CapturableOptimizer
+from fastadaad.training.optimizers import make_optimizer
 
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=8 / 255), step_size=2 / 255, num_steps=2)
 NUM_STEPS, EPOCH = 12, 3
@@ -317,6 +319,14 @@ def test_a_step_that_a_graph_cannot_hold_captures_its_inner_loop_with_a_warning(
         warnings.simplefilter("error")
         assert_same_training(graph, eager)
     assert len(warned) == 1
+    assert Recorded.num_captures == 1
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "adamw"}, {"grad_clip": 0.05}], ids=str)
+def test_captured_steps_train_by_adamw_and_clipped_as_eager_ones(settings):
+    optim = OptimConfig(epochs=1, **settings)
+    graph, eager = both("adaad", lambda network: make_optimizer(network, optim), grad_clip=optim.grad_clip)
+    assert_same_training(graph, eager)
     assert Recorded.num_captures == 1
 
 

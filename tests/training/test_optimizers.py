@@ -1,4 +1,4 @@
-"""Optimisers: LARS and LAMB against their papers in float64, and torch's SGD in both implementations."""
+"""Optimisers: LARS, LAMB and AdamW against their papers in float64, and torch's SGD in both implementations."""
 
 import copy
 import csv
@@ -65,6 +65,15 @@ def lamb_of_the_paper(
             r = r + decay * w
             r = norm(w) / norm(r) * r
         w = w - lr * r
+    return w
+
+
+def adamw_of_the_paper(w: Tensor, given: list[Tensor], lr: float, beta1: float, decay: float) -> Tensor:
+    """Algorithm 2 of Loshchilov and Hutter, 2019, with the decay in units of the learning rate, as torch has it."""
+    m, v = torch.zeros_like(w), torch.zeros_like(w)
+    for t, g in enumerate(given, start=1):
+        m, v = beta1 * m + (1 - beta1) * g, 0.999 * v + 0.001 * g**2
+        w = w - lr * ((m / (1 - beta1**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8) + decay * w)
     return w
 
 
@@ -177,6 +186,18 @@ def test_loaded_momentum_gets_the_layout_of_its_weight():
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), network.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(("backend", "kernel"), [("auto", "fused"), ("foreach", "foreach")])
+def test_adamw_of_a_run_follows_its_paper(backend, kernel):
+    network = nn.ParameterList(parameters())
+    optim = optim_config(optimizer="adamw", momentum=0.8, weight_decay=0.1, optimizer_backend=backend)
+    optimizer = make_optimizer(network, optim)
+    assert optimizer.defaults[kernel] is True
+    train(optimizer, list(network), rates=[0.1] * NUM_STEPS)
+    given = [[gradients(step)[i].double() for step in range(NUM_STEPS)] for i in range(len(SHAPES))]
+    starts = [start.detach().double() for start in parameters()]
+    assert_equal(list(network), [adamw_of_the_paper(w, given[i], 0.1, 0.8, 0.1) for i, w in enumerate(starts)])
+
+
 @pytest.mark.parametrize(("name", "optimizer_class"), [("sgd", torch.optim.SGD), ("lars", LARS), ("lamb", LAMB)])
 def test_a_run_gets_the_optimiser_that_it_names(name, optimizer_class):
     optimizer = make_optimizer(tiny_network(1), optim_config(optimizer=name, momentum=0.7, weight_decay=0.01))
@@ -188,7 +209,7 @@ def test_a_run_gets_the_optimiser_that_it_names(name, optimizer_class):
     )
 
 
-@pytest.mark.parametrize(("name", "rate"), [("sgd", 0.1), ("lars", 1.0), ("lamb", 0.01)])
+@pytest.mark.parametrize(("name", "rate"), [("sgd", 0.1), ("adamw", 0.01), ("lars", 1.0), ("lamb", 0.01)])
 def test_a_run_learns_with_each_optimiser_and_its_scaled_rate(name, rate, tmp_path):
     optim = OptimConfig(
         epochs=3,
