@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 Norm = Literal["linf", "l2"]
 Start = Literal["gaussian", "uniform", "natural"]
@@ -64,6 +64,34 @@ def check_grad_clip(grad_clip: float | None) -> None:
     """Raises ValueError unless the largest norm of a gradient is None or a finite number above 0."""
     if grad_clip is not None:
         require_finite("grad_clip", grad_clip, "finite and above 0, such as 1.0; leave it out to clip nothing", above=0)
+
+
+def check_numbers(settings: Any) -> None:
+    """Raises ValueError unless each field of a dataclass that is a float is finite, and each int an integer.
+
+    A field may be None, or a tuple of numbers, if its type says so. Ranges are left to the class.
+    """
+    for name, (hint, example) in _number_fields(type(settings)).items():
+        value = getattr(settings, name)
+        for number in value if isinstance(value, tuple) else () if value is None else (value,):
+            if hint is float:
+                require_finite(name, number, f"a finite number{example}")
+            else:
+                is_integer = isinstance(number, Integral) and not isinstance(number, bool)
+                require(is_integer, f"{name} is {number!r}: it must be an integer{example}")
+
+
+def _number_fields(cls: type) -> dict[str, tuple[type, str]]:
+    """Fields of a dataclass that hold numbers: name -> float or int, and the words about its default."""
+    found: dict[str, tuple[type, str]] = {}
+    hints = get_type_hints(cls)
+    for part in fields(cls):
+        example = f", such as {part.default}" if isinstance(part.default, int | float) else ""
+        kinds = (hints[part.name], *get_args(hints[part.name]))
+        for kind in (float, int):
+            if kind in kinds:
+                found[part.name] = kind, example
+    return found
 
 
 def require_bool(name: str, value: object) -> None:

@@ -1,6 +1,5 @@
 """Settings of a run, as frozen keyword-only dataclasses that check themselves."""
 
-import math
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +21,7 @@ from fastadaad.config import (
     TeacherPolicy,
     ThreatModel,
     check_grad_clip,
+    check_numbers,
     require,
     require_choice,
 )
@@ -82,6 +82,7 @@ class DataConfig:
     """Treatment of an image file that cannot be decoded: raise, or skip it and list it at the end."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         for name in ("batch_size", "num_samples", "image_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} is {value}: it must be 1 or more")
@@ -182,6 +183,8 @@ class OptimConfig:
     """First epoch with AWP."""
 
     def __post_init__(self) -> None:
+        check_grad_clip(self.grad_clip)
+        check_numbers(self)
         require(self.epochs >= 1, f"epochs is {self.epochs}: it must be 1 or more")
         require_choice("optimizer", self.optimizer, OptimizerName)
         require_choice("optimizer_backend", self.optimizer_backend, OptimizerBackend)
@@ -190,7 +193,6 @@ class OptimConfig:
         require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}: it must be 0 or more")
         for name, size in (("base_batch_size", self.base_batch_size), ("micro_batch", self.micro_batch)):
             require(size is None or size >= 1, f"{name} is {size}: it must be 1 or more, or left out")
-        check_grad_clip(self.grad_clip)
         require(0 <= self.warmup < 1, f"warmup is {self.warmup}: it is a fraction of the run, in [0, 1)")
         require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: it must lie in [0, 1)")
         require(
@@ -244,6 +246,7 @@ class EvaluationConfig:
     """Number of test images to evaluate on. Default: all."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         require(1 <= self.restarts <= 1000, f"restarts is {self.restarts}: it must be 1 to 1000")
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}: it must be 1 or more")
         require(self.every_epochs >= 1, f"every_epochs is {self.every_epochs}: it must be 1 or more")
@@ -324,6 +327,7 @@ class RunConfig:
         return methods.get(self.method, **self.method_options)
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         require(
             re.fullmatch(r"\w[\w.+-]*", self.recipe) is not None,
             f"recipe is {self.recipe!r}: it names the run's folder, give letters, digits, dots and dashes",
@@ -349,7 +353,7 @@ class RunConfig:
         require_choice("on_nonfinite", self.on_nonfinite, OnNonfinite)
         require_choice("batch_norm", self.batch_norm, BatchNorm)
         require(
-            0 < self.rank_timeout_s < math.inf,
+            self.rank_timeout_s > 0,
             f"rank_timeout_s is {self.rank_timeout_s}: it must be a positive number of seconds",
         )
         require(

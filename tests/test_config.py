@@ -2,13 +2,18 @@
 
 import dataclasses
 import math
+import typing
 from dataclasses import replace
 
 import numpy
 import pytest
 
-from fastadaad import methods, recipes
+from fastadaad import config, methods, recipes
+from fastadaad import run_config as run_config_module
 from fastadaad.config import InnerConfig, PrecisionConfig, TeacherPolicy, ThreatModel
+from fastadaad.data import Augmentation, Sampling
+from fastadaad.methods import options
+from fastadaad.methods.options import MethodOptions
 from fastadaad.run_config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, TeacherConfig
 
 SMALL_BALL = ThreatModel(epsilon=0.01)
@@ -139,6 +144,61 @@ def test_a_configuration_that_makes_no_sense_is_refused_in_one_line(build, words
     with pytest.raises(ValueError, match=words) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+# A valid object of each class whose numbers are checked.
+VALID = [
+    ThreatModel(),
+    InnerConfig(),
+    TeacherPolicy(kind="refreshed", every=2),
+    DataConfig(name="digits"),
+    OptimConfig(epochs=2),
+    EvaluationConfig(),
+    run_config(),
+    MethodOptions(),
+    Augmentation(),
+    Sampling(batch_size=8),
+]
+
+
+def numbers_of(settings: object) -> list[tuple[object, str, bool]]:
+    """The settings, the name of each of their fields that holds a number, and whether it holds a tuple of them."""
+    found = []
+    for name, hint in typing.get_type_hints(type(settings)).items():
+        parts = typing.get_args(hint)
+        if float in (hint, *parts) or int in (hint, *parts):
+            found.append((settings, name, Ellipsis in parts))
+    return found
+
+
+NUMBERS = [number for settings in VALID for number in numbers_of(settings)]
+
+
+def test_the_classes_with_numbers_are_complete():
+    for module in (config, run_config_module, options):
+        for cls in vars(module).values():
+            if dataclasses.is_dataclass(cls) and any(field.type in (int, float) for field in dataclasses.fields(cls)):
+                assert cls in map(type, VALID)
+    assert {"awp_gamma", "learning_rate", "weight_decay", "milestones", "epochs", "temperature", "rank_timeout_s"} <= {
+        name for _, name, _ in NUMBERS
+    }
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan], ids=str)
+@pytest.mark.parametrize(("settings", "name", "is_tuple"), NUMBERS, ids=str)
+def test_no_setting_takes_a_number_that_is_not_finite(settings, name, is_tuple, value):
+    with pytest.raises(ValueError, match=rf"{name}.* is {value}: it must be |{name} is {value}") as caught:
+        replace(settings, **{name: (0.5, value) if is_tuple else value})
+    assert ": " in str(caught.value)  # a remedy follows
+
+
+def test_a_number_that_is_not_finite_is_refused_with_an_example():
+    with pytest.raises(ValueError, match=r"^weight_decay is inf: it must be a finite number, such as 0.0005$"):
+        OptimConfig(epochs=2, weight_decay=math.inf)
+    with pytest.raises(ValueError, match=r"^awp_gamma is inf: it must be a finite number, such as 0.0$"):
+        OptimConfig(epochs=2, awp_gamma=math.inf)
+    with pytest.raises(ValueError, match=r"^batch_size is 12.5: it must be an integer, such as 128$"):
+        DataConfig(name="digits", batch_size=12.5)
 
 
 def test_extreme_values_that_make_sense_are_accepted():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastadaad.config import AutoAugment
+from fastadaad.config import AutoAugment, check_numbers
 from fastadaad.data.hashing import Use, flag, hash_bits, integer, uniform
 from fastadaad.data.resized_crop import NUM_DRAWS as RESIZED_CROP_DRAWS
 
@@ -22,6 +22,9 @@ class Augmentation:
         color_jitter: Brightness, contrast and saturation of image files are multiplied by factors in
             [1 - color_jitter, 1 + color_jitter].
         cutout: Side in pixels of a black square at a random place, which may cross the border; 0: no square.
+
+    Raises:
+        ValueError: A number is not finite, or a number of pixels is not an integer.
     """
 
     min_crop_scale: float = 1.0
@@ -30,6 +33,9 @@ class Augmentation:
     auto_augment: AutoAugment | None = None
     color_jitter: float = 0.0
     cutout: int = 0
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

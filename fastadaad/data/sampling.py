@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastadaad.config import check_numbers
 from fastadaad.data.hashing import Use, epoch_order, hash_order
 
 
@@ -25,6 +26,9 @@ class Sampling:
         extra_share: Fraction of each batch that comes from the extra samples.
         shard: Index of this shard: it takes samples shard, shard + num_shards, ... of the common order.
         num_shards: Number of shards. Ranks with batches of B / num_shards see the batches of one rank with B.
+
+    Raises:
+        ValueError: A number is not finite, or a count is not an integer.
     """
 
     batch_size: int
@@ -35,6 +39,9 @@ class Sampling:
     extra_share: float = 0.0
     shard: int = 0
     num_shards: int = 1
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
     def check(self, num_samples: int) -> None:
         """Raises ValueError if `num_samples` samples cannot be split as configured."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from fastadaad.config import require, require_choice
+from fastadaad.config import check_numbers, require, require_choice
 
 KLReduction = Literal["batchmean", "mean"]
 
@@ -56,6 +56,7 @@ class MethodOptions:
         for field in fields(self):
             value, kind = getattr(self, field.name), _kind(field.default)
             require(_kind(value) == kind, f"{field.name} is {value!r}: give {kind}")
+        check_numbers(self)
         for name in _FRACTIONS:
             require(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}: it must lie in [0, 1]")
         for name in _NOT_NEGATIVE:
