@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastadaad.config import InnerConfig, ThreatModel
 from fastadaad.inner.frozen import frozen
-from fastadaad.methods.outer_batch import check_network_output
+from fastadaad.methods.outer_batch import are_soft, check_network_output
 
 PIXEL_TOLERANCE = 1e-6  # rounding in an augmentation
 NUM_CHECKED = 8  # images on which the output of a network is checked
@@ -27,12 +27,13 @@ _passed: weakref.WeakKeyDictionary[nn.Module, set[tuple[Any, ...]]] = weakref.We
 _named: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def check_batch(x_natural: Tensor, labels: Tensor | None) -> None:
+def check_batch(x_natural: Tensor, labels: Tensor | None, *, soft: bool = False) -> None:
     """Checks types and shapes of a batch without reading a value.
 
     Args:
         x_natural: Images, which must be fp32 [B, C, H, W].
         labels: Class numbers, which must be int64 [B], or None.
+        soft: Labels may be distributions, floats [B, N], too.
 
     Raises:
         ValueError: A tensor has another type, dtype or shape.
@@ -47,7 +48,7 @@ def check_batch(x_natural: Tensor, labels: Tensor | None) -> None:
     if x_natural.dtype != torch.float32:
         # bf16 is spaced 1/256 just below 1: half of a step of 2/255.
         raise ValueError(f"x_natural is {x_natural.dtype}: pixels must be torch.float32, use x_natural.float()")
-    if labels is None:
+    if labels is None or (soft and are_soft(labels) and len(labels) == len(x_natural)):
         return
     if labels.dim() == 2 and len(labels) == len(x_natural):
         remedy = "squeeze" if labels.shape[1] == 1 else "argmax"  # a column of class numbers, or one-hot labels
@@ -74,7 +75,7 @@ def check_first_call(
         owners: Student and teacher of the caller; the teacher is None if the method needs none.
         networks: The same networks as the search runs them.
         x_natural: Images, fp32 [B, C, H, W].
-        labels: Class numbers, int64 [B], or None if the method needs none.
+        labels: Class numbers, int64 [B], or distributions [B, N]; None if the method needs none.
         inner: Threat model and limits of the pixels.
 
     Raises:
@@ -83,8 +84,8 @@ def check_first_call(
     student, teacher = owners
     passed = _passed.setdefault(student, set())
     key = (
-        None if teacher is None else weakref.ref(teacher), x_natural.shape[1:], labels is None,
-        inner.threat_model, inner.lower, inner.upper,
+        None if teacher is None else weakref.ref(teacher), x_natural.shape[1:],
+        None if labels is None else labels.shape[1:], inner.threat_model, inner.lower, inner.upper,
     )  # fmt: skip
     if key in passed or not len(x_natural):
         return
@@ -129,25 +130,45 @@ def check_values(
     lower: float = 0.0,
     upper: float = 1.0,
 ) -> None:
-    """Checks that pixels lie in [lower, upper] and labels in 0..num_classes - 1. Waits for the device once.
+    """Checks that pixels lie in [lower, upper] and labels in 0..num_classes - 1, or that labels are distributions.
+
+    Waits for the device once.
 
     NaN passes: it may come in any step, and a training checks every step for it.
 
     Raises:
         ValueError: A value is out of range.
     """
+    soft = labels is not None and are_soft(labels)
     extremes = [*x_natural.aminmax()]
     if labels is not None:
-        extremes += [label.to(x_natural.dtype) for label in labels.aminmax()]
+        ranges = [labels.amin(), *labels.sum(dim=1).aminmax()] if soft else labels.aminmax()
+        extremes += [value.to(x_natural.dtype) for value in ranges]
     least, most, *label_range = torch.stack(extremes).tolist()
     if least < lower - PIXEL_TOLERANCE or most > upper + PIXEL_TOLERANCE:
         raise ValueError(
             f"x_natural holds pixels from {least:.4g} to {most:.4g}, outside [{lower:g}, {upper:g}]: "
             f"{_pixel_remedy(least, most)}"
         )
+    if labels is not None and soft:
+        _check_distributions(labels.shape[1], num_classes, *label_range)
+        return
     for label in label_range:
         if not 0 <= label < num_classes:
             raise wrong_label(label, num_classes)
+
+
+def _check_distributions(num_labels: int, num_classes: int, least: float, least_sum: float, most_sum: float) -> None:
+    """Raises ValueError unless label distributions have the classes of the networks, no negatives, and sums of 1."""
+    if num_labels != num_classes:
+        raise ValueError(f"labels are distributions over {num_labels} classes: give the {num_classes} of the networks")
+    if not least >= 0:  # NaN too
+        raise ValueError(f"labels hold {least:.4g}: give distributions, whose numbers are finite and 0 or more")
+    if not (abs(least_sum - 1) <= PROBABILITY_TOLERANCE and abs(most_sum - 1) <= PROBABILITY_TOLERANCE):
+        raise ValueError(
+            f"labels have rows with sums from {least_sum:.4g} to {most_sum:.4g}: each must be 1, divide the rows by "
+            "their sums"
+        )
 
 
 def wrong_label(label: float, num_classes: int) -> ValueError:

@@ -35,6 +35,7 @@ from fastadaad.inner.frozen import frozen
 from fastadaad.inner.search import Search, tape_vjp, traceable_vjp
 from fastadaad.inner.start import drawing_generator, start_point
 from fastadaad.inner.teacher_policies import POLICIES, first_interval
+from fastadaad.methods.outer_batch import are_soft
 from fastadaad.runtime.compile import one_graph
 from fastadaad.runtime.cuda_graph import CapturedCall
 from fastadaad.runtime.distributed import ProcessGroup
@@ -201,7 +202,8 @@ class InnerMaximizer:
 
         Args:
             x_natural: Natural images, fp32 [B, C, H, W] in [0, 1].
-            labels: Class numbers, int64 [B], for methods that need them.
+            labels: Class numbers, int64 [B], for methods that need them; label distributions, floats [B, N], for those
+                that take them.
             generator: Random numbers of the start; default: torch's generator of the device.
 
         Returns:
@@ -252,8 +254,10 @@ class InnerMaximizer:
     def admit(self, x_natural: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Checks a batch and returns it as tensors that autograd accepts. Errors as in __call__."""
         self.method.require_labels(labels)
-        check_batch(x_natural, labels if self.method.needs_labels else None)
+        check_batch(x_natural, labels if self.method.needs_labels else None, soft=self.method.takes_soft_labels)
         check_devices(self.student, self.teacher, x_natural, labels)
+        if labels is not None and are_soft(labels):
+            labels = labels.detach().float()
         return usable(x_natural), None if labels is None else usable(labels)
 
     @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastadaad.methods.objectives import strongest_rival
 from fastadaad.methods.options import KLReduction, MethodOptions
-from fastadaad.methods.outer_batch import OuterBatch, Point
+from fastadaad.methods.outer_batch import OuterBatch, Point, are_soft
 from fastadaad.ops.kl_grad import kl_terms
 from fastadaad.runtime.batch_norm import depends_on_batch
 
@@ -51,8 +51,14 @@ def update_clean_statistics(batch: OuterBatch, options: MethodOptions) -> None:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of logits [B, N] in fp32."""
-    return F.cross_entropy(logits.float(), labels)
+    """Mean cross-entropy of logits [B, N] in fp32, with class numbers [B] or label distributions [B, N].
+
+    A class that the student masks (-inf) adds nothing if its label is 0; F.cross_entropy would give NaN.
+    """
+    if not are_soft(labels):
+        return F.cross_entropy(logits.float(), labels)
+    log_probs = F.log_softmax(logits.float(), dim=1).masked_fill(labels == 0, 0.0)
+    return -(labels.float() * log_probs).sum(dim=1).mean()
 
 
 def adaad_loss(batch: OuterBatch, options: MethodOptions) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad import ops
+from fastadaad.methods.outer_batch import are_soft
 
 # One tensor [B, N] per function that is evaluated at x_adv, the student's first; gradients in the same order.
 Logits = tuple[Tensor, ...]
@@ -40,6 +41,13 @@ def _no_target(student: nn.Module, teacher: nn.Module | None, x_natural: Tensor,
 
 def _labels(student: nn.Module, teacher: nn.Module | None, x_natural: Tensor, labels: Tensor | None) -> Tensor | None:
     return labels
+
+
+def _labels_or_logits(
+    student: nn.Module, teacher: nn.Module | None, x_natural: Tensor, labels: Tensor | None
+) -> Tensor | None:
+    """Class numbers [B], or the logits [B, N] of label distributions."""
+    return labels.float().log() if labels is not None and are_soft(labels) else labels
 
 
 def _student_at_natural(
@@ -72,10 +80,17 @@ def _kl_to_target(logits: Logits, target: Tensor) -> tuple[Tensor, Logits]:
     return kl, (grad_student_logits,)
 
 
-def _cross_entropy(logits: Logits, labels: Tensor) -> tuple[Tensor, Logits]:
+def _cross_entropy(logits: Logits, target: Tensor) -> tuple[Tensor, Logits]:
+    """Cross-entropy to class numbers [B], or to distributions by their logits [B, N].
+
+    The cross-entropy to a distribution is the kl to it plus its entropy, so both have the same gradient.
+    """
     (student_logits,) = logits
-    loss, grad_student_logits = ops.cross_entropy_grad(student_logits, labels)
-    return loss, (grad_student_logits,)
+    if not are_soft(target):
+        loss, grad_student_logits = ops.cross_entropy_grad(student_logits, target)
+        return loss, (grad_student_logits,)
+    kl, gradients = _kl_to_target(logits, target)
+    return kl + torch.special.entr(target.exp()).sum(dim=1), gradients
 
 
 def _targeted_cross_entropy(logits: Logits, targets: Tensor) -> tuple[Tensor, Logits]:
@@ -115,7 +130,7 @@ KL_TO_TEACHER_AT_NATURAL = InnerObjective(
 # kl(S(x_adv), S(x_natural)): TRADES (Zhang et al., 2019).
 KL_TO_STUDENT_AT_NATURAL = InnerObjective(fixed_target=_student_at_natural, logit_gradients=_kl_to_target)
 # CE(S(x_adv), y): PGD-AT (Madry et al., 2018), and the methods that start from it.
-CROSS_ENTROPY = InnerObjective(fixed_target=_labels, logit_gradients=_cross_entropy)
+CROSS_ENTROPY = InnerObjective(fixed_target=_labels_or_logits, logit_gradients=_cross_entropy)
 # -CE(S(x_adv), t), with the target classes t in place of the labels: targeted attacks, for evaluation.
 TARGETED_CROSS_ENTROPY = InnerObjective(fixed_target=_labels, logit_gradients=_targeted_cross_entropy)
 # max_{j != y} z_j - z_y: the objective of Carlini and Wagner (2017), for evaluation.

@@ -14,6 +14,11 @@ from fastadaad.runtime.batch_norm import depends_on_batch
 Point = Literal["natural", "adv", "opposite"]
 
 
+def are_soft(labels: Any) -> bool:
+    """Returns True for label distributions, floats [B, N] of two classes or more, in place of class numbers [B]."""
+    return isinstance(labels, Tensor) and labels.dim() == 2 and labels.is_floating_point() and labels.shape[1] > 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class OuterBatch:
     """Inputs of an outer loss. Logits are computed when a loss first requests them, and only once.
@@ -76,7 +81,7 @@ class OuterBatch:
 
     @property
     def required_labels(self) -> Tensor:
-        """Labels [B], for methods that need them (Method checks it)."""
+        """Class numbers [B], or distributions [B, N] if the method takes them (Method checks both)."""
         assert self.labels is not None
         return self.labels
 

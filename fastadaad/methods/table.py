@@ -45,6 +45,8 @@ class Method:
     options: MethodOptions = field(default_factory=MethodOptions)
     needs_teacher: bool = True
     needs_labels: bool = True
+    takes_soft_labels: bool = False
+    """Labels may be distributions [B, N]: objective and loss are linear in the one-hot label."""
     epoch_keys: tuple[Callable[[MethodOptions, int], Hashable], ...] | None = None
     """Functions of (options, epoch) whose values are all that the loss reads of the epoch; None: the epoch itself.
 
@@ -73,9 +75,16 @@ class Method:
             raise ValueError(f"teacher is None: method {self.name} needs one")
 
     def require_labels(self, labels: "Tensor | None") -> None:
-        """Raises ValueError if the method needs labels and `labels` is None."""
+        """Raises ValueError if the method needs labels and `labels` is None, or distributions that it cannot take."""
+        from fastadaad.methods.outer_batch import are_soft
+
         if self.needs_labels and labels is None:
             raise ValueError(f"labels are missing: method {self.name} needs them")
+        if self.needs_labels and are_soft(labels) and not self.takes_soft_labels:
+            raise ValueError(
+                f"labels are distributions [B, N]: method {self.name} needs the class of each image, "
+                "give class numbers [B], such as labels.argmax(1)"
+            )
 
     def check_micro_batch(self, micro_batch: int | None) -> None:
         """Raises ValueError for an empty micro-batch, and if the loss depends on the batch as a whole."""
@@ -117,7 +126,8 @@ class Method:
             teacher: Teacher in eval mode, or None for a method without one.
             x_natural: Natural images [B, C, H, W] in [0, 1].
             x_adv: Adversarial images, same shape.
-            labels: Class numbers [B], or None for a method without labels.
+            labels: Class numbers [B], or None for a method without labels. Rows with `takes_soft_labels` take label
+                distributions too, floats [B, N].
             epoch: Current epoch, for losses that depend on it.
             teacher_logits_natural: T(x_natural) [B, N] if known, which saves a forward pass.
 
@@ -193,6 +203,7 @@ METHODS = {
             loss="losses.pgd_at_loss",
             epoch_keys=(),
             needs_teacher=False,
+            takes_soft_labels=True,
         ),
         Method(
             name="trades",
@@ -203,6 +214,7 @@ METHODS = {
             epoch_keys=(),
             reads=("robustness_weight", "kl_reduction"),
             needs_teacher=False,
+            takes_soft_labels=True,
         ),
         Method(
             name="mart",
@@ -233,6 +245,7 @@ METHODS = {
             loss="losses.ard_loss",
             epoch_keys=(),
             reads=_DISTILLATION,
+            takes_soft_labels=True,
         ),
         Method(
             name="iad",
@@ -263,6 +276,7 @@ METHODS = {
             epoch_keys=(),
             reads=("teacher_weight", "temperature", "kl_reduction"),
             options=MethodOptions(teacher_weight=0.5),
+            takes_soft_labels=True,
         ),
         Method(
             name="saad",

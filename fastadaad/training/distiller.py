@@ -267,7 +267,8 @@ class Distiller:
 
         Args:
             x_natural: Natural images, fp32 [B, C, H, W] in [0, 1].
-            labels: Class numbers, int64 [B], or None for a method without labels.
+            labels: Class numbers, int64 [B], or None for a method without labels. The methods pgd-at, trades, ard and
+                akd take label distributions too, floats [B, N]: their losses are linear in the one-hot label.
             epoch: Current epoch, for methods that depend on it.
             generator: Random numbers of the search's start; default: torch's generator of the device.
 

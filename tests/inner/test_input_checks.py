@@ -75,9 +75,18 @@ MISTAKES = {
 LABELS = {
     "too large": (lambda labels: labels + 1, "labels hold 5, outside 0..4"),
     "negative": (lambda labels: labels - 1, "labels hold -1, outside 0..4"),
-    "one-hot": (lambda labels: torch.eye(5)[labels], "[16, 5]: give class numbers [B], such as labels.argmax(1)"),
+    "one-hot": (
+        lambda labels: torch.eye(5).long()[labels],
+        "[16, 5]: give class numbers [B], such as labels.argmax(1)",
+    ),
     "a column": (lambda labels: labels[:, None], "[16, 1]: give class numbers [B], such as labels.squeeze(1)"),
     "floats": (lambda labels: labels.float(), "labels are torch.float32: give class numbers as torch.int64"),
+    "distributions of others": (lambda labels: torch.eye(6)[labels], "over 6 classes: give the 5 of the networks"),
+    "negative distributions": (lambda labels: 1.1 * torch.eye(5)[labels] - 0.02, "hold -0.02: give distributions"),
+    "NaN": (lambda labels: torch.eye(5)[labels] * torch.nan, "hold nan: give distributions, whose numbers are finite"),
+    "infinite": (lambda labels: torch.eye(5)[labels] + torch.inf, "rows with sums from inf to inf: each must be 1"),
+    "sums": (lambda labels: 0.9 * torch.eye(5)[labels], "sums from 0.9 to 0.9: each must be 1, divide the rows by"),
+    "fewer distributions": (lambda labels: torch.eye(5)[labels][1:], "labels have shape [15, 5] for 16 images"),
     "int32": (lambda labels: labels.int(), "labels are torch.int32"),
     "fewer": (lambda labels: labels[1:], "labels have shape [15] for 16 images: give one per image"),
 }

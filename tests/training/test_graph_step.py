@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from networks import images_and_labels, student_and_teacher, tiny_network
+from networks import NUM_CLASSES, images_and_labels, student_and_teacher, tiny_network
 from recorded_graph import record_with_make_fx
 from torch import Tensor, nn
 
@@ -131,6 +131,19 @@ def test_captured_steps_train_as_eager_ones(name):
     assert_same_training(graph, eager)
     assert Recorded.num_captures == num_captures
     assert len(updates) == num_captures * (NUM_WARM_UP_RUNS + 1)  # the rest are replays
+
+
+def test_captured_steps_take_label_distributions(monkeypatch):
+    hard = images_and_labels
+
+    def soft(batch_size: int, seed: int) -> tuple[Tensor, Tensor]:
+        x_natural, labels = hard(batch_size, seed)
+        return x_natural, 0.8 * torch.eye(NUM_CLASSES)[labels] + 0.2 / NUM_CLASSES
+
+    graph, eager = both("pgd-at")
+    monkeypatch.setitem(globals(), "images_and_labels", soft)
+    assert_same_training(graph, eager)
+    assert Recorded.num_captures == 1
 
 
 def test_a_smaller_batch_runs_uncaptured_with_one_warning():
