@@ -54,6 +54,18 @@ class DataConfig:
     """Random horizontal flips."""
     cutout: int = 0
     """Side in pixels of a black square at a random position; 0: no square."""
+    label_smoothing: float = 0.0
+    """Fraction of each training label that is spread evenly over all classes, such as 0.1; 0: no smoothing."""
+    mixup: float = 0.0
+    """alpha of mixup, such as 0.2: two images and their labels are averaged by weights from Beta(alpha, alpha).
+
+    0: no mixup. Labels of training batches become distributions, which the methods pgd-at, trades, ard and akd take.
+    """
+    cutmix: float = 0.0
+    """alpha of CutMix, such as 1.0: a box of one image is replaced by that of another; 0: no CutMix.
+
+    With mixup too, each batch gets one of them, with probability 1/2.
+    """
     image_size: int | None = None
     """Side in pixels to which image files are resized."""
     center_share: float | None = None
@@ -87,6 +99,11 @@ class DataConfig:
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} is {value}: it must be 1 or more")
         for name in ("padding", "cutout", "validation_size", "num_workers"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}: it must be 0 or more")
+        require(
+            0 <= self.label_smoothing < 1, f"label_smoothing is {self.label_smoothing}: it is a fraction, in [0, 1)"
+        )
+        for name in ("mixup", "cutmix"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}: it must be 0 or more")
         for name in ("min_crop_scale", "center_share"):
             share = getattr(self, name)
@@ -338,6 +355,7 @@ class RunConfig:
             f"method {self.method} needs a teacher: set teacher.name and teacher.checkpoint",
         )
         method.check_micro_batch(self.optim.micro_batch)
+        self._check_labels(method)
         if self.teacher is not None:
             self.teacher.policy.check(method.through_teacher, self.method)
         require_choice("layout", self.layout, Layout)
@@ -364,4 +382,18 @@ class RunConfig:
             self.early_stop_epochs is None or self.early_stop_epochs >= self.evaluation.every_epochs,
             f"early_stop_epochs is {self.early_stop_epochs}, fewer than evaluation.every_epochs "
             f"({self.evaluation.every_epochs}): the run would stop before it is measured",
+        )
+
+    def _check_labels(self, method: methods.Method) -> None:
+        """Raises ValueError if the method cannot take the labels that the data settings make."""
+        data = self.data
+        for name in ("label_smoothing", "mixup", "cutmix"):
+            require(
+                not getattr(data, name) or not method.needs_labels or method.takes_soft_labels,
+                f"data.{name} makes label distributions and method {self.method} needs the class of each image: set "
+                f"data.{name}=0, or choose another method, such as trades",
+            )
+        require(
+            not data.label_smoothing or method.needs_labels,
+            f"data.label_smoothing is {data.label_smoothing}: method {self.method} uses no labels, set it to 0",
         )

@@ -81,6 +81,7 @@ VARIANTS = {
     "lamb": {"optim": OptimConfig(epochs=3, optimizer="lamb", learning_rate=0.01)},
     "adamw": {"optim": OptimConfig(epochs=3, optimizer="adamw", learning_rate=0.01, grad_clip=0.5)},
     "lars": {"optim": OptimConfig(epochs=3, optimizer="lars", learning_rate=1.0, awp_gamma=0.005, awp_begin=1)},
+    "mixed": {"method": "trades", "mixing": {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1}},
     "adaad": {"method": "adaad"},
     "adaptive": {"method": "adaad", "policy": TeacherPolicy(kind="refreshed")},
     "adaiad": {"method": "adaiad", "method_options": {"introspection_begin": 1}},
@@ -89,7 +90,9 @@ VARIANTS = {
 
 def variant(name: str, folder: Path) -> RunConfig:
     changes = dict(VARIANTS[name])
-    policy = changes.pop("policy", TeacherPolicy())
-    if "method" in changes:
+    policy, mixing = changes.pop("policy", TeacherPolicy()), changes.pop("mixing", None)
+    if mixing is not None:
+        changes["data"] = replace(long_run().data, **mixing)
+    elif "method" in changes:
         changes["teacher"] = replace(save_teacher(folder / "teacher.safetensors"), policy=policy)
     return long_run(**changes)

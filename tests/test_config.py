@@ -11,7 +11,7 @@ import pytest
 from fastadaad import config, methods, recipes
 from fastadaad import run_config as run_config_module
 from fastadaad.config import InnerConfig, PrecisionConfig, TeacherPolicy, ThreatModel
-from fastadaad.data import Augmentation, Sampling
+from fastadaad.data import Augmentation, Mixing, Sampling
 from fastadaad.methods import options
 from fastadaad.methods.options import MethodOptions
 from fastadaad.run_config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, TeacherConfig
@@ -68,6 +68,17 @@ REFUSED = [
     (lambda: DataConfig(name="folder", min_crop_scale=0), "min_crop_scale is 0.*a fraction"),
     (lambda: DataConfig(name="folder", color_jitter=2), "color_jitter is 2"),
     (lambda: DataConfig(name="digits", extra_share=1), "extra_share is 1.*fraction of a batch"),
+    (lambda: DataConfig(name="digits", label_smoothing=1.0), "label_smoothing is 1.0: it is a fraction"),
+    (lambda: DataConfig(name="digits", mixup=-0.2), "mixup is -0.2: it must be 0 or more"),
+    (lambda: DataConfig(name="digits", cutmix=-1.0), "cutmix is -1.0: it must be 0 or more"),
+    (
+        lambda: run_config(method="iad", data=DataConfig(name="digits", mixup=0.2)),
+        "data.mixup makes label distributions and method iad needs the class.*data.mixup=0, or choose .*trades",
+    ),
+    (
+        lambda: run_config(data=DataConfig(name="digits", label_smoothing=0.1)),
+        "label_smoothing is 0.1: method adaad uses no labels, set it to 0",
+    ),
     (lambda: DataConfig(name="digits", num_workers=-1), "num_workers is -1"),
     (lambda: DataConfig(name="digits", engine="ffcv"), "engine is 'ffcv'.*resident, dali or torch"),
     (lambda: DataConfig(name="folder", on_error="ignore"), "on_error is 'ignore'.*raise or skip"),
@@ -157,6 +168,7 @@ VALID = [
     run_config(),
     MethodOptions(),
     Augmentation(),
+    Mixing(num_classes=2),
     Sampling(batch_size=8),
 ]
 

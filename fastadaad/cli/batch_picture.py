@@ -1,6 +1,7 @@
 """Picture of a batch as the networks see it: natural and adversarial images, and their scaled difference."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from fastadaad.runtime.files import write_output
 from fastadaad.training.build import build_student, build_teacher, distiller_of
 from fastadaad.training.data import TrainingData
 from fastadaad.training.optimizers import make_optimizer
+
+SHOWN_WEIGHT = 0.1  # least weight of a class in a label distribution that is shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ def shown_batch(config: RunConfig, data: TrainingData, num_images: int, epoch: i
     """
     x_natural, labels = (tensor[:num_images] for tensor in next(data.train.epoch(epoch)))
     names = data.dataset.class_names
-    batch = ShownBatch(x_natural=x_natural.cpu(), labels=[names[label] for label in labels.tolist()])
+    batch = ShownBatch(x_natural=x_natural.cpu(), labels=[_label(label, names) for label in labels.cpu()])
     method = config.method_row
     if method.needs_teacher and (config.teacher is None or config.teacher.checkpoint is None):
         return batch
@@ -51,6 +54,14 @@ def shown_batch(config: RunConfig, data: TrainingData, num_images: int, epoch: i
         student_classes=[names[index] for index in _classes(student, x_adv)],
         epsilon=(x_adv - x_natural).abs().max().item(),
     )
+
+
+def _label(label: Tensor, names: Sequence[str]) -> str:
+    """Name of a class number, or the weights of the main classes of a distribution [N]."""
+    if label.dim() == 0:
+        return names[int(label)]
+    weights = [(weight, name) for weight, name in zip(label.tolist(), names, strict=True) if weight >= SHOWN_WEIGHT]
+    return ", ".join(f"{name} {weight:.2f}" for weight, name in sorted(weights, reverse=True))
 
 
 @torch.no_grad()

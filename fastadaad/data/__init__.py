@@ -5,6 +5,7 @@ from fastadaad.data.dataset import DataError, Dataset, ImageFiles
 from fastadaad.data.datasets import DATASETS, load_dataset
 from fastadaad.data.engines import make_pipeline
 from fastadaad.data.engines.resident import ResidentPipeline
+from fastadaad.data.mixing import Mixing
 from fastadaad.data.pipeline import Pipeline
 from fastadaad.data.sampling import Sampling
 from fastadaad.data.splits import split_validation, subset
@@ -15,6 +16,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "ImageFiles",
+    "Mixing",
     "Pipeline",
     "ResidentPipeline",
     "Sampling",

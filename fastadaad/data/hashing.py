@@ -22,6 +22,7 @@ class Use(IntEnum):
     RESIZED_CROP = 6
     COLOR = 7
     AUTO_AUGMENT = 8
+    MIXING = 9
 
 
 # The constants of splitmix64 as signed 64-bit integers.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastadaad.data.augmentation import Augmentation, Draws, draw
 from fastadaad.data.dataset import DataError, ImageFiles, Images, image_shape
+from fastadaad.data.mixing import Mixing, mix
 from fastadaad.data.sampling import Sampling
 
 Batch = tuple[Tensor, Tensor]
@@ -27,6 +28,8 @@ class Failure(NamedTuple):
 class Pipeline(ABC):
     """Batches (x_natural fp32 [B, C, H, W] in [0, 1], labels int64 [B]) on `device`, in the order of `sampling`.
 
+    With `mixing` the labels of a batch are distributions, fp32 [B, N].
+
     A pipeline has no state to save: `epoch` resumes at any (epoch, batch number), in any process.
 
     Args:
@@ -35,6 +38,7 @@ class Pipeline(ABC):
         sampling: Split of the samples into batches.
         samples: Indices of the images to use, int64; None: all images.
         augmentation: Augmentation of the images; None: no augmentation.
+        mixing: Mixing of the images and labels of each finished batch; None: no mixing.
         device: Device of the batches.
 
     Attributes:
@@ -56,6 +60,7 @@ class Pipeline(ABC):
         sampling: Sampling,
         samples: Tensor | None = None,
         augmentation: Augmentation | None = None,
+        mixing: Mixing | None = None,
         device: torch.device | str = "cpu",
     ):
         augmentation = augmentation or Augmentation()
@@ -70,7 +75,7 @@ class Pipeline(ABC):
         sampling.check(len(self.samples))
         self.labels = labels[self.samples]
         self.sampling = sampling
-        self.augmentation = augmentation
+        self.augmentation, self.mixing = augmentation, mixing
         self.device = torch.device(device)
         self.skipped: dict[Path, str] = {}
 
@@ -104,7 +109,12 @@ class Pipeline(ABC):
         """
         if not 0 <= start_batch <= len(self):
             raise ValueError(f"start_batch {start_batch} is outside 0..{len(self)}, the number of batches of an epoch")
-        return self._read(epoch, self.sampling.batches(epoch, len(self.samples))[start_batch:])
+        batches = self._read(epoch, self.sampling.batches(epoch, len(self.samples))[start_batch:])
+        return batches if self.mixing is None else self._mixed(self.mixing, epoch, start_batch, batches)
+
+    def _mixed(self, mixing: Mixing, epoch: int, start_batch: int, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for number, (x_natural, labels) in enumerate(batches, start_batch):
+            yield mix(mixing, self.sampling.seed, epoch, number, x_natural, labels)
 
     def _draw(self, epoch: int, batch: Tensor) -> Draws:
         height, width, _ = image_shape(self.images)

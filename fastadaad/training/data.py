@@ -12,6 +12,7 @@ from fastadaad.data import (
     DataError,
     Dataset,
     ImageFiles,
+    Mixing,
     Pipeline,
     Sampling,
     load_dataset,
@@ -82,6 +83,11 @@ def training_data(config: RunConfig, device: torch.device, process_group: Proces
             f"data.batch_size is {data.batch_size}, the images of a step of all {process_group.size} ranks: give a "
             f"multiple of {process_group.size}"
         )
+    if (data.mixup or data.cutmix) and process_group.size > 1 and data.batch_size // process_group.size % 2:
+        raise ValueError(
+            f"data.batch_size is {data.batch_size}, {data.batch_size // process_group.size} images per rank: mixup and "
+            f"cutmix mix the images of a rank in pairs, give a multiple of {2 * process_group.size}"
+        )
     dataset = _load_after_download(data, process_group)
     check_same_on_all_ranks(dataset, process_group)
     train, validation = split_validation(dataset.train_labels, data.validation_size, config.seed)
@@ -116,6 +122,7 @@ def training_data(config: RunConfig, device: torch.device, process_group: Proces
             extra_share=data.extra_share,
         ),
         augmentation=_augmentation(data),
+        mixing=_mixing(data, len(dataset.class_names)),
         num_workers=data.num_workers,
         device=device,
     )
@@ -157,6 +164,13 @@ def _augmentation(data: DataConfig) -> Augmentation:
         color_jitter=data.color_jitter,
         cutout=data.cutout,
     )
+
+
+def _mixing(data: DataConfig, num_classes: int) -> Mixing | None:
+    """Returns the mixing of the batches, None if `data` has none."""
+    if not (data.label_smoothing or data.mixup or data.cutmix):
+        return None
+    return Mixing(num_classes=num_classes, label_smoothing=data.label_smoothing, mixup=data.mixup, cutmix=data.cutmix)
 
 
 def _with_extra_images(data: DataConfig, dataset: Dataset) -> tuple[Images, Tensor, Tensor]:

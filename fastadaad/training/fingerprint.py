@@ -29,6 +29,9 @@ IRRELEVANT = {
 }
 IRRELEVANT_AT_THE_TOP = ("log_every", "checkpoint_every", "on_nonfinite", "teacher_check", "rank_timeout_s")
 
+# Settings that some checkpoints are older than: left out at their defaults, so that those runs are the same.
+LATER = {"data": ("label_smoothing", "mixup", "cutmix"), "optim": ("grad_clip",)}
+
 
 def training_facts(config: RunConfig) -> dict[str, Any]:
     """Returns the settings that the weights of a run depend on, as JSON has them.
@@ -43,6 +46,10 @@ def training_facts(config: RunConfig) -> dict[str, Any]:
     for section, names in IRRELEVANT.items():
         for name in names:
             del facts[section][name]
+    for section, names in LATER.items():
+        for name in names:
+            if not facts[section][name]:
+                del facts[section][name]
     if config.teacher is not None:
         facts["teacher"]["checkpoint"] = sha256_of(config.teacher.checkpoint)
     return json.loads(json.dumps(facts))

@@ -77,7 +77,7 @@ def _check_augmentation(config: RunConfig, data: TrainingData) -> None:
 def _check_batch(data: TrainingData, x_natural: Tensor, labels: Tensor) -> None:
     """Checks the first training batch."""
     try:
-        check_batch(x_natural, labels)
+        check_batch(x_natural, labels, soft=data.train.mixing is not None)
         check_values(x_natural, labels, data.num_classes)
     except ValueError as error:
         raise ValueError(f"data set {data.dataset.name}: {error}") from error
@@ -140,7 +140,7 @@ def _check_above_chance(measured: str, natural: AttackResult, num_classes: int) 
 def _drawn(pipeline: Pipeline, config: RunConfig, num_images: int) -> Pipeline:
     """Returns the pipeline unaugmented and shuffled, as image folders are sorted by class; the same on all ranks."""
     drawn = copy.copy(pipeline)
-    drawn.augmentation = Augmentation()
+    drawn.augmentation, drawn.mixing = Augmentation(), None
     drawn.sampling = replace(
         pipeline.sampling,
         batch_size=min(num_images, config.evaluation.batch_size),

@@ -32,6 +32,20 @@ def test_the_batch_is_the_first_of_the_training_and_x_adv_is_in_the_ball(tmp_pat
     assert not torch.equal(shown_batch(config, data, 5, epoch=1).x_natural, batch.x_natural)
 
 
+def test_a_mixed_batch_is_shown_with_the_weights_of_its_classes():
+    config = tiny_run()
+    config = replace(config, data=replace(config.data, mixup=1.0))
+    data = training_data(config, CPU)
+    batch = shown_batch(config, data, num_images=8)
+    _, labels = next(data.train.epoch(0))
+    for text, label in zip(batch.labels, labels, strict=False):
+        shown = [part.split(" ") for part in text.split(", ")]
+        assert 0.89 < sum(float(weight) for _, weight in shown) < 1.01
+        assert len(shown) == (label >= 0.1).sum()
+        assert all(label[int(name)].item() == pytest.approx(float(weight), abs=0.01) for name, weight in shown)
+    assert batch.x_adv is not None
+
+
 def test_without_a_teacher_only_natural_images_are_shown():
     config = tiny_run()
     config = replace(config, method="adaad", teacher=TeacherConfig(name="cnn-6-s1"))

@@ -109,6 +109,7 @@ def two_processes(tmp_path_factory, teacher) -> Path:
     tasks.append({"name": "local", "config": run_of("adaad", teacher, batch_norm="local")})
     optim = OptimConfig(epochs=2, optimizer="lamb", learning_rate=0.005, awp_gamma=0.005, micro_batch=20)
     tasks.append({"name": "lamb", "config": run_of("adaad", teacher, optim=optim)})
+    tasks.append({"name": "mixed", "config": mixed_run()})
     tasks.append({"name": "clipped", "config": run_of("adaad", teacher, optim=CLIPPED)})
     tasks += [{"name": "local step", "config": one_step(batch_norm="local")}, {"name": "step", "config": one_step()}]
     result = launch(folder, tasks)
@@ -135,7 +136,7 @@ def test_two_processes_train_what_one_trains(two_processes, tmp_path, teacher, m
     assert differences[min(differences)] < 1e-4
 
 
-@pytest.mark.parametrize("name", [*EVERY_METHOD, "local", "lamb", "clipped"])
+@pytest.mark.parametrize("name", [*EVERY_METHOD, "local", "lamb", "clipped", "mixed"])
 def test_both_processes_have_the_same_student(two_processes, name):
     weights, others = weights_of(two_processes, name), weights_of(two_processes, name, rank=1)
     assert all(torch.equal(tensor, others[key]) for key, tensor in weights.items())
@@ -169,6 +170,16 @@ def test_local_statistics_equal_those_of_micro_batches(two_processes, tmp_path, 
     means, variances = ([name for name in local if name.endswith(end)] for end in ("running_mean", "running_var"))
     assert largest_difference({name: local[name] for name in means[:1]}, whole) < 1e-5
     assert (local[variances[0]] <= whole[variances[0]] * 1.001).all()
+
+
+def mixed_run() -> RunConfig:
+    config = run_of("pgd-at", None)
+    return replace(config, data=replace(config.data, mixup=0.4, cutmix=1.0, label_smoothing=0.1))
+
+
+def test_mixed_images_are_those_of_a_single_process(two_processes, tmp_path):
+    alone = one_process(mixed_run(), tmp_path)
+    assert largest_difference(alone, weights_of(two_processes, "mixed")) < 1e-4
 
 
 def test_the_gradient_is_clipped_after_the_exchange(two_processes, tmp_path, teacher):

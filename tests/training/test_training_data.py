@@ -78,6 +78,29 @@ def test_a_batch_that_cannot_be_split_over_the_ranks_is_refused():
         training_data(tiny_run(), CPU, ProcessGroup(rank=1, size=3))
 
 
+def mixing_run(**settings) -> RunConfig:
+    return tiny_run(data=replace(tiny_run().data, **settings))
+
+
+def test_an_odd_number_of_images_per_rank_cannot_be_mixed_in_pairs():
+    config = mixing_run(mixup=0.2, batch_size=66)
+    with pytest.raises(ValueError, match=r"batch_size is 66, 33 images per rank.*in pairs, give a multiple of 4"):
+        training_data(config, CPU, ProcessGroup(rank=1, size=2))
+    training_data(config, CPU)
+
+
+def test_only_training_batches_are_mixed():
+    data = training_data(mixing_run(mixup=1.0, label_smoothing=0.1), CPU)
+    plain = training_data(tiny_run(), CPU)
+    for split in ("validation", "test"):
+        (x, labels), (wanted, wanted_labels) = (next(getattr(of, split).epoch(0)) for of in (data, plain))
+        assert torch.equal(x, wanted)
+        assert torch.equal(labels, wanted_labels)
+    x, labels = next(data.train.epoch(0))
+    assert (labels.dtype, labels.shape) == (torch.float32, (64, 10))
+    assert not torch.equal(x, next(plain.train.epoch(0))[0])
+
+
 def write_tree(root: Path, per_class: int = 20, test_per_class: int = 5) -> None:
     """Two classes of noisy images, one dark and one bright."""
     generator = np.random.default_rng(0)
