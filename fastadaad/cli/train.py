@@ -33,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print-config", action="store_true", help="print the settings and stop")
     parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: a new folder in runs/")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped, if there is one")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="section.field=value",
+        help="with --resume: change a setting of the run from here on, such as optim.learning_rate=0.01",
+    )
     parser.add_argument("--teacher-check", metavar="N", help="measure the teacher on N images first; default: 256")
     parser.add_argument("--profile", metavar="STEPS", type=int, default=0, help="trace some steps, such as --profile 5")
     parser.add_argument(
@@ -51,6 +58,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
     if arguments.profile < 0:
         raise ValueError(f"--profile is {arguments.profile}: give a number of steps, 1 or more")
+    if arguments.allow and not arguments.resume:
+        raise ValueError(f"--allow {arguments.allow[0]} changes a run that is resumed: add --resume")
     config = _config(arguments)
     if arguments.print_config:
         console.print_json(json.dumps(asdict(config)))
@@ -71,7 +80,15 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         if chosen is not None:
             stack.callback(remove_if_empty, folder)
         console.print(summarize_ops())
-        trainer = Trainer(config, folder, console, resume=resume, process_group=group, profile_steps=arguments.profile)
+        trainer = Trainer(
+            config,
+            folder,
+            console,
+            resume=resume,
+            allow=arguments.allow,
+            process_group=group,
+            profile_steps=arguments.profile,
+        )
         result = trainer.train()
         console.print(result.line(config.method))
         rows = [(config.method, trainer.evaluate_best(config.method))]

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,16 @@ class CheckpointFacts:
     epochs: int
     """Number of epochs of the whole run."""
     finished: bool
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Settings that the run has changed, see changes.py."""
 
     def __post_init__(self) -> None:
-        """Raises TypeError if an untrusted file has values of other types, as both are compared by their keys."""
+        """Raises TypeError if an untrusted file has values of other types, which are read by their keys."""
         if not (isinstance(self.run, dict) and isinstance(self.versions, dict)):
             raise TypeError("run and versions are no dicts")
+        is_list = isinstance(self.changes, list) and all(isinstance(change, dict) for change in self.changes)
+        if not is_list or any(set(change) != {"step", "setting", "before", "after"} for change in self.changes):
+            raise TypeError("changes are no list of changes")
 
     def __str__(self) -> str:
         state = "finished" if self.finished else "not finished"

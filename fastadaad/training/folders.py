@@ -5,11 +5,13 @@ import logging
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fastadaad.config_io import read_config
 from fastadaad.run_config import RunConfig
 from fastadaad.runtime.files import TEMPORARY
 from fastadaad.runtime.locks import locked
+from fastadaad.training.changes import with_changes
 from fastadaad.training.checkpoint import CheckpointFacts, checkpoint_paths, last_facts
 from fastadaad.training.fingerprint import DATA, differences, training_facts
 
@@ -127,8 +129,14 @@ def _unfinished(config: RunConfig) -> dict[Path, CheckpointFacts]:
     if not unfinished:
         return {}  # does not read the teacher's weights, which may be large
     present = training_facts(config)
-    return {
-        folder: facts
-        for folder, facts in unfinished.items()
-        if not differences(facts.run, present | {DATA: facts.run.get(DATA)})
-    }
+    return {folder: facts for folder, facts in unfinished.items() if _is_same_run(facts, config, present)}
+
+
+def _is_same_run(facts: CheckpointFacts, config: RunConfig, present: dict[str, Any]) -> bool:
+    """Returns True if a checkpoint is of a run of `config`, whose facts are `present`, with the run's changes."""
+    if facts.changes:
+        try:
+            present = training_facts(with_changes(config, facts.changes))
+        except ValueError:
+            return False
+    return not differences(facts.run, present | {DATA: facts.run.get(DATA)})

@@ -1,15 +1,18 @@
 """Resuming a run: its last checkpoint, the check that it belongs to the run, and the state that it holds."""
 
 import logging
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fastadaad.run_config import RunConfig
 from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.runtime.files import remove_temporaries
 from fastadaad.runtime.locks import run_lock
 from fastadaad.runtime.progress import Counts
 from fastadaad.runtime.reproducibility import own_random_states, random_states, restore_random_states
+from fastadaad.training.changes import Change, allowed_changes, with_changes
 from fastadaad.training.checkpoint import (
     CHECKPOINTS,
     CheckpointError,
@@ -41,10 +44,19 @@ def find_checkpoint(folder: Path, process_group: ProcessGroup) -> RunCheckpoint 
     return process_group.broadcast(checkpoint)
 
 
-def check_same_run(checkpoint: RunCheckpoint, run_facts: dict[str, Any], process_group: ProcessGroup) -> None:
-    """Raises CheckpointError if the checkpoint belongs to another run; logs differences that affect rounding."""
+def check_same_run(
+    checkpoint: RunCheckpoint, run_facts: dict[str, Any], process_group: ProcessGroup, changed: Collection[str] = ()
+) -> None:
+    """Raises CheckpointError if the checkpoint belongs to another run; logs differences that affect rounding.
+
+    Args:
+        checkpoint: Checkpoint to resume from.
+        run_facts: Facts of the resumed run.
+        process_group: Ranks that train together.
+        changed: Names of settings that may differ.
+    """
     facts, path = checkpoint.facts, checkpoint.path
-    if found := differences(facts.run, run_facts):
+    if found := [text for text in differences(facts.run, run_facts) if text.partition(" ")[0] not in changed]:
         only_precision = all(text.startswith("precision.") for text in found)
         hint = f" ({_precision_settings(facts)}; precision auto depends on the device)" if only_precision else ""
         raise CheckpointError(
@@ -58,6 +70,28 @@ def check_same_run(checkpoint: RunCheckpoint, run_facts: dict[str, Any], process
 def _precision_settings(facts: CheckpointFacts) -> str:
     """Returns the settings that give a saved run's precision."""
     return " ".join(f"precision.{network}={name}" for network, name in facts.run["precision"].items())
+
+
+def changed_config(
+    config: RunConfig, checkpoint: RunCheckpoint | None, allow: Sequence[str]
+) -> tuple[RunConfig, list[Change]]:
+    """Returns the configuration of a resumed run, and all settings that it has changed since its beginning.
+
+    Args:
+        config: Configuration that the run began with.
+        checkpoint: Checkpoint to resume from, or None without one.
+        allow: Settings to change now, as `section.field=value`.
+
+    Raises:
+        ValueError: There is nothing to resume, or a setting cannot change.
+    """
+    if checkpoint is None:
+        if allow:
+            raise ValueError(f"--allow {allow[0]} changes a resumed run and there is no checkpoint: leave out --allow")
+        return config, []
+    before = with_changes(config, checkpoint.facts.changes)
+    changed, changes = allowed_changes(before, allow)
+    return changed, [*checkpoint.facts.changes, *changes]
 
 
 def check_same_run_on_all_ranks(run_facts: dict[str, Any], process_group: ProcessGroup) -> None:

@@ -80,7 +80,10 @@ class TrainingState:
             self.averaged.load_state_dict(state["averaged"])
         optimizer = state["optimizer"]
         by_number = {int(number): values for number, values in optimizer["state"].items()}
+        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict({**optimizer, "state": by_number})
+        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay  # a setting of the run, which may have changed since
         self.generator.set_state(state["generator"])
         self.losses.copy_(state["losses"])
         for name in NUMBERS:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +34,14 @@ from fastadaad.training.build import (
     resolve_device,
     training_layout,
 )
-from fastadaad.training.checkpoint import CheckpointError, CheckpointFacts, checkpoint_paths, write_checkpoint
+from fastadaad.training.changes import check_epochs, described, table
+from fastadaad.training.checkpoint import (
+    CheckpointError,
+    CheckpointFacts,
+    RunCheckpoint,
+    checkpoint_paths,
+    write_checkpoint,
+)
 from fastadaad.training.data import training_data
 from fastadaad.training.evaluation import evaluate_on_test_set, evaluate_on_validation_split
 from fastadaad.training.fingerprint import DATA, training_facts, versions
@@ -44,6 +52,7 @@ from fastadaad.training.nonfinite import NonFiniteError
 from fastadaad.training.preflight import check_before_training
 from fastadaad.training.reports import TrainingResult, closing_lines, report_precision, report_skipped_images
 from fastadaad.training.resume import (
+    changed_config,
     check_same_run,
     check_same_run_on_all_ranks,
     find_checkpoint,
@@ -71,6 +80,8 @@ class Trainer:
         folder: Folder of the run; created by train().
         console: Console for messages and the progress bar. Default: standard output.
         resume: Resume from the last usable checkpoint in `folder`, if there is one.
+        allow: Settings that a resumed run changes, as `section.field=value`: those of changes.CHANGEABLE. It keeps them
+            when it is resumed again, and lists them in changes.csv.
         process_group: Ranks that train together. Default: the group that this process has joined.
         profile_steps: Number of steps in a trace of torch.profiler, written to the folder with a snapshot of the memory
             on CUDA; 0: none. Rank 0 writes its own.
@@ -87,22 +98,27 @@ class Trainer:
         console: Console | None = None,
         *,
         resume: bool = False,
+        allow: Sequence[str] = (),
         process_group: ProcessGroup | None = None,
         profile_steps: int = 0,
     ) -> None:
-        check_attacks(config.evaluation.attacks, config.evaluation.threat_model)
         self.config, self.folder = config, folder
         self.process_group = process_group or current_process_group()
         self._profile_steps = profile_steps if self.process_group.is_first else 0
         self._profiler: StepProfiler | None = None
         self.console = (console or Console()) if self.process_group.is_first else Console(quiet=True)
         with messages_on(self.console):
+            checkpoint = find_checkpoint(folder, self.process_group) if resume else None
+            self._look_into_folder()
+            self.config, self._changes = changed_config(config, checkpoint, allow)
+            check_attacks(self.config.evaluation.attacks, self.config.evaluation.threat_model)
             self._build()
             self._counts = Counts()
             self._random_states: dict[str, Any] | None = None
-            if resume:
-                self._resume()
-        self._look_into_folder()
+            if checkpoint is not None:
+                self._resume(checkpoint)
+            elif resume:
+                log.info(f"{folder} has no checkpoint: the run starts from its beginning")
 
     def _look_into_folder(self) -> None:
         self._known_checkpoints = checkpoint_paths(self.folder)
@@ -133,13 +149,10 @@ class Trainer:
         self._run_facts[DATA] = dataset_digest(replace(self.data.dataset, train_images=self.data.train.images))
         check_same_run_on_all_ranks(self._run_facts, self.process_group)
 
-    def _resume(self) -> None:
-        """Restores the last checkpoint, if there is one."""
-        checkpoint = find_checkpoint(self.folder, self.process_group)
-        if checkpoint is None:
-            log.info(f"{self.folder} has no checkpoint: the run starts from its beginning")
-            return
-        check_same_run(checkpoint, self._run_facts, self.process_group)
+    def _resume(self, checkpoint: RunCheckpoint) -> None:
+        """Restores a checkpoint."""
+        new = [change for change in self._changes if change["step"] is None]
+        check_same_run(checkpoint, self._run_facts, self.process_group, [change["setting"] for change in new])
         try:
             self._counts, self._random_states = load_state(
                 checkpoint.state, self.state, self.distiller, self.process_group, self.config.seed
@@ -150,6 +163,10 @@ class Trainer:
                 f"{checkpoint.path} does not hold the state of this version ({' '.join(str(error).split())}): resume "
                 "with the version that wrote it, or give another --run-folder"
             ) from error
+        check_epochs(self.config, self.state.step, len(self.data.train))
+        for change in new:
+            change["step"] = self.state.step
+            log.info(described(change))
         log.info(f"resuming from {checkpoint.path}: {place}")
 
     def train(self) -> TrainingResult:
@@ -188,6 +205,9 @@ class Trainer:
             if self._random_states is None:
                 with progress.clock_stopped():
                     self._report_precision("start")
+            if self._changes:
+                self._save_checkpoint(progress)  # so that the next start has them too
+                self._files.write(self.folder / "changes.csv", table(self._changes))
             if self._profile_steps:
                 profiler = StepProfiler(self._profile_steps, self.folder, self.device, self._files)
                 self._profiler = stack.enter_context(profiler)
@@ -363,6 +383,7 @@ class Trainer:
             epoch=self.state.epoch,
             epochs=self.config.optim.epochs,
             finished=self._is_finished(),
+            changes=self._changes,
         )
 
         def write() -> None:
