@@ -21,7 +21,7 @@ X_ADV = (X_NATURAL + 0.1 * torch.randn(X_NATURAL.shape, generator=torch.Generato
 SOFT = torch.rand(6, NUM_CLASSES, generator=torch.Generator().manual_seed(6)) ** 4
 SOFT = torch.cat([SOFT[:-1] / SOFT[:-1].sum(1, keepdim=True), torch.eye(NUM_CLASSES)[2:3]])
 TAKE_THEM = ["pgd-at", "trades", "ard", "akd", "pgd-at+igdm"]
-REFUSE_THEM = ["iad", "adaiad", "saad", "iad+igdm"]
+REFUSE_THEM = ["iad", "adaiad", "saad", "mart", "iad+igdm"]
 INNER = InnerConfig(num_steps=2, start="natural")
 
 
