@@ -26,6 +26,9 @@ SETTINGS = ("teacher_check", "rank_timeout_s")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `fastadaad train`."""
+    # The list of all options would take the help beyond 24 lines.
+    parser.usage = "fastadaad train RECIPE [OPTIONS] [section.field=value ...]"
     parser.add_argument("recipe", metavar="RECIPE", help="see fastadaad recipes")
     add_overrides(parser)
     add_download(parser)
@@ -34,11 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: a new folder in runs/")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped, if there is one")
     parser.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="section.field=value",
-        help="with --resume: change a setting of the run from here on, such as optim.learning_rate=0.01",
+        "--allow", action="append", default=[], metavar="CHANGE", help="with --resume: such as optim.epochs=60"
     )
     parser.add_argument("--teacher-check", metavar="N", help="measure the teacher on N images first; default: 256")
     parser.add_argument("--profile", metavar="STEPS", type=int, default=0, help="trace some steps, such as --profile 5")

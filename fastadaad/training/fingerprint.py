@@ -30,7 +30,12 @@ IRRELEVANT = {
 IRRELEVANT_AT_THE_TOP = ("log_every", "checkpoint_every", "on_nonfinite", "teacher_check", "rank_timeout_s")
 
 # Settings that some checkpoints are older than: left out at their defaults, so that those runs are the same.
-LATER = {"data": ("label_smoothing", "mixup", "cutmix"), "optim": ("grad_clip",)}
+LATER = {
+    "data": ("label_smoothing", "mixup", "cutmix", "auto_augment"),
+    "optim": ("grad_clip",),
+    "student": ("prefix",),
+    "teacher": ("prefix",),
+}
 
 
 def training_facts(config: RunConfig) -> dict[str, Any]:
@@ -48,7 +53,7 @@ def training_facts(config: RunConfig) -> dict[str, Any]:
             del facts[section][name]
     for section, names in LATER.items():
         for name in names:
-            if not facts[section][name]:
+            if facts[section] is not None and not facts[section][name]:
                 del facts[section][name]
     if config.teacher is not None:
         facts["teacher"]["checkpoint"] = sha256_of(config.teacher.checkpoint)
