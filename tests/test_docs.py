@@ -198,6 +198,37 @@ def test_the_data_engines_meet_their_targets():
     assert all(float(row["growth_share"]) < 0.05 for row in rows_of("data-memory.csv"))
 
 
+def test_the_cost_of_filling_the_copies_matches_its_rows():
+    def percent(pair: str) -> str:
+        shares = [float(row["of_search_p50"]) for row in rows_of("refresh.csv") if row["pair"] == pair]
+        return f"{100 * sum(shares):.1f} %"
+
+    page = " ".join(PAGES["folding.md"].split())
+    assert f"takes {percent('demo')} of a search of ten steps in the demo" in page
+    assert f"and {percent('cifar')} for ResNet-18 from WRN-16-4" in page
+
+
+def test_the_accuracy_of_each_precision_matches_its_rows():
+    """Mean and standard deviation over the seeds: in fp32, and of the differences to the same seed in fp32."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows_of("precisions.csv"):
+        for attack in ("natural", "pgd20"):
+            found.setdefault(row["precision"], {}).setdefault(attack, []).append(100 * float(row[attack]))
+
+    def spread(values: list[float], sign: str = "") -> str:
+        return f"{statistics.fmean(values):{sign}.1f} ± {statistics.stdev(values):.1f}"
+
+    page = " ".join(PAGES["performance.md"].split())
+    fp32 = found.pop("fp32")
+    assert f"in fp32 at {spread(fp32['natural'])} % natural and {spread(fp32['pgd20'])} % PGD-20 accuracy" in page
+    for accuracies in found.values():
+        natural, robust = (
+            spread([a - b for a, b in zip(accuracies[attack], fp32[attack], strict=True)], "+")
+            for attack in ("natural", "pgd20")
+        )
+        assert f"{natural} and {robust} with" in page
+
+
 def test_the_table_of_measures_matches_its_rows():
     assert measures_table(rows_of("measures.csv")) in PAGES["performance.md"]
 
