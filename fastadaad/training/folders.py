@@ -1,6 +1,5 @@
 """Folder of a run: a new one, or the folder of a run that is resumed."""
 
-import itertools
 import logging
 import time
 from contextlib import suppress
@@ -52,14 +51,14 @@ def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool) -> 
 
 def _new_folder(name: str) -> Path:
     """Makes a folder in runs/; a number tells runs apart that start in the same second."""
-    for number in itertools.count(1):
-        folder = RUNS / (name if number == 1 else f"{name}_{number}")
+    folder, number = RUNS / name, 1
+    while True:
         try:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
-            continue
-    raise AssertionError
+            number += 1
+            folder = RUNS / f"{name}_{number}"
 
 
 def remove_if_empty(folder: Path) -> None:
