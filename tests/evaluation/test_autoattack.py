@@ -34,6 +34,25 @@ def digits() -> tuple[Tensor, Tensor]:
     return dataset.test_images.permute(0, 3, 1, 2).float() / 255, dataset.test_labels
 
 
+@pytest.fixture
+def short_attacks(monkeypatch):
+    """Gives the library's attacks fewer steps and queries, in its own run and in ours alike."""
+    shorten(monkeypatch, pyautoattack.autoattack.APGDAttack, n_iter=10)
+    shorten(monkeypatch, pyautoattack.autoattack.APGDAttack_targeted, n_iter=10)
+    shorten(monkeypatch, pyautoattack.autoattack.FABAttack_PT, n_iter=5)
+    shorten(monkeypatch, pyautoattack.autoattack.SquareAttack, n_queries=300)
+
+
+def shorten(monkeypatch, attack_class, **settings):
+    perturb = attack_class.perturb
+
+    def perturb_shortly(self, *args, **kwargs):
+        vars(self).update(settings)
+        return perturb(self, *args, **kwargs)
+
+    monkeypatch.setattr(attack_class, "perturb", perturb_shortly)
+
+
 def batches(x: Tensor, labels: Tensor):
     return lambda: zip(x.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)
 
@@ -52,7 +71,7 @@ def accuracy_by_the_library(model: nn.Module, x: Tensor, labels: Tensor, threat_
 @pytest.mark.slow
 @pytest.mark.parametrize("threat_model", [LINF, L2], ids=["linf", "l2"])
 def test_pgd_is_as_strong_as_another_librarys(teacher, digits, threat_model):
-    x, labels = digits
+    x, labels = digits[0][:200], digits[1][:200]
     (ours,) = evaluate(teacher, batches(x, labels), ["pgd20"], threat_model=threat_model)
     attack = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[threat_model.norm]
     step = threat_model.epsilon / 4
@@ -60,10 +79,11 @@ def test_pgd_is_as_strong_as_another_librarys(teacher, digits, threat_model):
     torch.manual_seed(0)
     model = foolbox.PyTorchModel(teacher, bounds=(0, 1), device="cpu")
     _, _, broken = theirs(model, x, labels, epsilons=threat_model.epsilon)
-    assert ours.accuracy == pytest.approx(1 - broken.double().mean().item(), abs=0.003)
+    assert ours.accuracy == pytest.approx(1 - broken.double().mean().item(), abs=0.0051)  # one image
     assert ours.accuracy < 0.8
 
 
+@pytest.mark.usefixtures("short_attacks")
 @pytest.mark.slow
 @pytest.mark.parametrize("threat_model", [LINF, L2], ids=["linf", "l2"])
 def test_apgd_has_the_accuracy_of_the_librarys_own_run(teacher, digits, threat_model):
@@ -74,6 +94,7 @@ def test_apgd_has_the_accuracy_of_the_librarys_own_run(teacher, digits, threat_m
     assert ours.accuracy < evaluate(teacher, batches(x, labels), ["natural"], threat_model=threat_model)[0].accuracy
 
 
+@pytest.mark.usefixtures("short_attacks")
 @pytest.mark.slow
 def test_autoattack_has_the_accuracy_of_the_librarys_own_run(teacher, digits):
     x, labels = digits[0][:20], digits[1][:20]
@@ -94,9 +115,9 @@ class Killed(BaseException):
 @pytest.mark.slow
 def test_an_interrupted_attack_resumes_after_its_last_batch(teacher, digits, tmp_path, monkeypatch):
     """The process dies in the second of three batches; the next call attacks the last two, a third call none."""
-    x, labels = digits[0][:250], digits[1][:250]
+    x, labels = digits[0][:230], digits[1][:230]
     images = batches(x, labels)
-    (whole,) = evaluate(teacher, images, ["cw20"], threat_model=LINF)
+    (whole,) = evaluate(teacher, images, ["cw5"], threat_model=LINF)
     attacked = []
     perturb = survival.Survival.advance
 
@@ -109,12 +130,12 @@ def test_an_interrupted_attack_resumes_after_its_last_batch(teacher, digits, tmp
 
     monkeypatch.setattr(survival.Survival, "advance", advance)
     with pytest.raises(Killed):
-        evaluate(teacher, images, ["cw20"], threat_model=LINF, state=tmp_path)
-    (resumed,) = evaluate(teacher, images, ["cw20"], threat_model=LINF, state=tmp_path)
+        evaluate(teacher, images, ["cw5"], threat_model=LINF, state=tmp_path)
+    (resumed,) = evaluate(teacher, images, ["cw5"], threat_model=LINF, state=tmp_path)
     assert resumed.accuracy == whole.accuracy
     correct = (teacher(x).argmax(1) == labels).sum().item()
     assert attacked == [100, None, 100, correct - 200]
-    evaluate(teacher, images, ["cw20"], threat_model=LINF, state=tmp_path)
+    evaluate(teacher, images, ["cw5"], threat_model=LINF, state=tmp_path)
     assert len(attacked) == 4
 
 
@@ -179,14 +200,15 @@ class Saturated(nn.Module):
         return 1e4 * self.model(x)
 
 
+@pytest.mark.usefixtures("short_attacks")
 @pytest.mark.slow
 def test_masked_gradients_are_reported(teacher, digits):
     x, labels = digits[0][:30], digits[1][:30]
-    masked = Saturated(teacher)
-    results = evaluate(masked, batches(x, labels), ["pgd20", "square"], threat_model=LINF)
+    masked, threat_model = Saturated(teacher), ThreatModel(epsilon=0.25)
+    results = evaluate(masked, batches(x, labels), ["pgd20", "square"], threat_model=threat_model)
     assert results[0].accuracy > 0.9  # it looks robust
     assert "the gradients of this model are masked" in masking_warning(results)
-    honest = evaluate(teacher, batches(x, labels), ["pgd20", "square"], threat_model=LINF)
+    honest = evaluate(teacher, batches(x, labels), ["pgd20", "square"], threat_model=threat_model)
     assert masking_warning(honest) is None
     assert honest[1].accuracy == pytest.approx(results[1].accuracy, abs=0.07)  # two images
 
@@ -235,6 +257,7 @@ class Noisy(nn.Module):
         return self.network(x + 0.3 * torch.randn_like(x))
 
 
+@pytest.mark.usefixtures("short_attacks")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:model uses chance")
 def test_autoattack_rand_averages_twenty_draws_and_is_stronger_on_a_network_that_uses_chance(teacher, digits):
@@ -251,6 +274,7 @@ def test_autoattack_rand_averages_twenty_draws_and_is_stronger_on_a_network_that
     assert strong.accuracy < weak.accuracy
 
 
+@pytest.mark.usefixtures("short_attacks")
 @pytest.mark.slow
 def test_autoattack_rand_has_the_accuracy_of_the_librarys_own_run(teacher, digits):
     x, labels = digits[0][:12], digits[1][:12]
