@@ -174,15 +174,29 @@ def _difference(folded: FoldedNetwork, network: nn.Module, x: Tensor, dtype: tor
 def _difference_in_float64(network: nn.Module, x: Tensor) -> str | None:
     """Compares a folded copy with its network in float64; None also for a network that does not run in float64.
 
-    Noise joins the images, as dead ReLUs may hide a lost gradient on these.
+    Noise joins the images, as dead ReLUs may hide a lost gradient on these, and no weight is 0.
     """
     try:
         double = copy.deepcopy(network).double()
+        _replace_zeros(double)
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x.device)
         images = torch.cat([x.double(), noise])
         return _difference(FoldedNetwork(double, dtype=torch.float64), double, images, torch.float64)
     except Exception:  # such as a layer that casts to fp32; the comparison in the copy's own precision stands
         return None
+
+
+@torch.no_grad()
+def _replace_zeros(network: nn.Module) -> None:
+    """Puts small positive numbers in place of zeros among the weights.
+
+    A lost gradient does not show behind a last layer of zeros, or in a residual branch that a scale of 0 switches off.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        zeros = parameter == 0
+        numbers = torch.rand(int(zeros.sum()), generator=generator, dtype=parameter.dtype)
+        parameter[zeros] = 0.1 * numbers.to(parameter.device)
 
 
 def _logits_and_gradient(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -132,6 +132,41 @@ def test_a_gradient_that_tracing_would_lose_is_kept(make):
         assert_same_search(InnerMaximizer(network, method="pgd-at", inner=INNER), network, x, labels)
 
 
+class SwitchedOffBranch(nn.Module):
+    """Residual network whose branch rounds its input and is scaled by 0 at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.last = nn.Parameter(torch.zeros(1)), nn.Linear(784, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return self.last(x + self.scale * Round.apply(x).sin())
+
+
+def with_last_layer_of_zeros() -> nn.Module:
+    network = Rounded()
+    nn.init.zeros_(network.last.weight)
+    return network
+
+
+def train_away_from_zero(network: nn.Module) -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+@pytest.mark.parametrize("make", [with_last_layer_of_zeros, SwitchedOffBranch])
+def test_weights_of_zero_do_not_hide_a_lost_gradient(make):
+    network, (x, labels) = made(make), batch()
+    maximizer = InnerMaximizer(network, method="pgd-at", inner=INNER)
+    with pytest.warns(UserWarning, match="another pixel gradient; the inner loop runs it unfolded"):
+        maximizer(x, labels)
+    train_away_from_zero(network)
+    assert_same_search(maximizer, network, x, labels)
+
+
 @pytest.mark.filterwarnings("ignore:.*another pixel gradient")
 def test_evaluate_attacks_a_quantised_network_as_a_plain_loop_does():
     network, (x, labels) = made(Rounded), batch(64)
