@@ -28,7 +28,7 @@ from fastadaad.config import (
 from fastadaad.evaluation.attack_names import check_attack_name
 
 ScheduleName = Literal["constant", "piecewise", "cosine", "one-cycle"]
-OptimizerName = Literal["sgd", "adamw", "lars", "lamb"]
+OptimizerName = Literal["sgd", "adam", "adamw", "lars", "lamb"]
 OptimizerBackend = Literal["auto", "foreach"]
 
 
@@ -149,14 +149,14 @@ class OptimConfig:
     epochs: int
     """Number of passes over the training images."""
     optimizer: OptimizerName = "sgd"
-    """sgd or adamw, or lars and lamb for batches of thousands.
+    """sgd, adam or adamw, or lars and lamb for batches of thousands.
 
-    adamw needs learning rates of about 0.001, lamb of about 0.01. lars multiplies the learning rate of a weight by
-    0.001 |w| / |gradient|, but not that of biases and batch-norm: it needs learning rates of about 1 and more, with a
-    warm-up.
+    adam and adamw need learning rates of about 0.001, lamb of about 0.01. lars multiplies the learning rate of a weight
+    by 0.001 |w| / |gradient|, but not that of biases and batch-norm: it needs learning rates of about 1 and more, with
+    a warm-up.
     """
     optimizer_backend: OptimizerBackend = "auto"
-    """Implementation of sgd and adamw. auto: torch's fused one if it supports all parameters; foreach: its foreach one.
+    """Implementation of sgd, adam and adamw: torch's foreach one, or auto: its fused one if it supports all parameters.
     """
     learning_rate: float = 0.1
     """Learning rate after the warm-up, before the schedule lowers it."""
@@ -168,7 +168,7 @@ class OptimConfig:
     Batch-norm in train mode then takes its statistics from each micro-batch.
     """
     momentum: float = 0.9
-    """Momentum of sgd and lars, beta_1 of adamw and lamb."""
+    """Momentum of sgd and lars, beta_1 of adam, adamw and lamb."""
     weight_decay: float = 5e-4
     """Weight decay, in adamw decoupled from the gradient; lars and lamb exempt biases and batch-norm."""
     nesterov: bool = False

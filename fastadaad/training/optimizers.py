@@ -1,4 +1,4 @@
-"""Optimiser of a run: torch's SGD and AdamW; LARS and LAMB for large batches."""
+"""Optimiser of a run: torch's SGD, Adam and AdamW; LARS and LAMB for large batches."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +9,7 @@ from torch.optim.optimizer import Optimizer
 
 from fastadaad.run_config import OptimConfig
 
-ADAMW_BETA2 = 0.999  # of Kingma and Ba, 2015, and torch's default
+ADAM_BETA2 = 0.999  # of Kingma and Ba, 2015, and torch's default
 
 
 def make_optimizer(network: nn.Module, optim: OptimConfig) -> Optimizer:
@@ -18,8 +18,9 @@ def make_optimizer(network: nn.Module, optim: OptimConfig) -> Optimizer:
     optimizer: Optimizer
     if optim.optimizer == "sgd":
         optimizer = torch.optim.SGD(parameters, **_sgd_arguments(optim), **_kernels(parameters, optim))
-    elif optim.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(parameters, **_adamw_arguments(optim), **_kernels(parameters, optim))
+    elif optim.optimizer in ("adam", "adamw"):
+        adam = torch.optim.Adam if optim.optimizer == "adam" else torch.optim.AdamW
+        optimizer = adam(parameters, **_adam_arguments(optim), **_kernels(parameters, optim))
     else:
         optimizer = {"lars": LARS, "lamb": LAMB}[optim.optimizer](parameters, **_layerwise_arguments(optim))
     optimizer.register_load_state_dict_post_hook(_match_layouts)
@@ -35,10 +36,10 @@ def _sgd_arguments(optim: OptimConfig) -> dict[str, Any]:
     }
 
 
-def _adamw_arguments(optim: OptimConfig) -> dict[str, Any]:
+def _adam_arguments(optim: OptimConfig) -> dict[str, Any]:
     return {
         "lr": optim.learning_rate,
-        "betas": (optim.momentum, ADAMW_BETA2),
+        "betas": (optim.momentum, ADAM_BETA2),
         "weight_decay": optim.weight_decay,
     }
 
@@ -48,7 +49,7 @@ def _layerwise_arguments(optim: OptimConfig) -> dict[str, Any]:
 
 
 def _kernels(parameters: list[nn.Parameter], optim: OptimConfig) -> dict[str, Any]:
-    """Selects the implementation of torch's SGD or AdamW: fused if it supports all parameters, otherwise foreach."""
+    """Selects the implementation of torch's optimiser: fused if it supports all parameters, otherwise foreach."""
     fused = optim.optimizer_backend == "auto" and all(
         parameter.device.type in ("cuda", "cpu") and parameter.is_floating_point() for parameter in parameters
     )

@@ -335,7 +335,7 @@ def test_a_step_that_a_graph_cannot_hold_captures_its_inner_loop_with_a_warning(
     assert Recorded.num_captures == 1
 
 
-@pytest.mark.parametrize("settings", [{"optimizer": "adamw"}, {"grad_clip": 0.05}], ids=str)
+@pytest.mark.parametrize("settings", [{"optimizer": "adam"}, {"optimizer": "adamw"}, {"grad_clip": 0.05}], ids=str)
 def test_captured_steps_train_by_adamw_and_clipped_as_eager_ones(settings):
     optim = OptimConfig(epochs=1, **settings)
     graph, eager = both("adaad", lambda network: make_optimizer(network, optim), grad_clip=optim.grad_clip)

@@ -187,6 +187,27 @@ def test_loaded_momentum_gets_the_layout_of_its_weight():
 
 
 @pytest.mark.parametrize(("backend", "kernel"), [("auto", "fused"), ("foreach", "foreach")])
+def test_adam_of_a_run_adds_the_decay_to_the_gradient(backend, kernel):
+    """Adam in float64 by its paper's algorithm 1, on g + d w."""
+    network = nn.ParameterList(parameters())
+    optim = optim_config(optimizer="adam", momentum=0.8, weight_decay=0.1, optimizer_backend=backend)
+    optimizer = make_optimizer(network, optim)
+    assert optimizer.defaults[kernel] is True
+    train(optimizer, list(network), rates=[0.1] * NUM_STEPS)
+    expected = []
+    for i, start in enumerate(parameters()):
+        w = start.detach().double()
+        m, v = torch.zeros_like(w), torch.zeros_like(w)
+        for step in range(NUM_STEPS):
+            g = gradients(step)[i].double() + 0.1 * w
+            m, v = 0.8 * m + 0.2 * g, 0.999 * v + 0.001 * g * g
+            corrected = m / (1 - 0.8 ** (step + 1)), v / (1 - 0.999 ** (step + 1))
+            w = w - 0.1 * corrected[0] / (corrected[1].sqrt() + 1e-8)
+        expected.append(w)
+    assert_equal(list(network), expected)
+
+
+@pytest.mark.parametrize(("backend", "kernel"), [("auto", "fused"), ("foreach", "foreach")])
 def test_adamw_of_a_run_follows_its_paper(backend, kernel):
     network = nn.ParameterList(parameters())
     optim = optim_config(optimizer="adamw", momentum=0.8, weight_decay=0.1, optimizer_backend=backend)
@@ -209,7 +230,9 @@ def test_a_run_gets_the_optimiser_that_it_names(name, optimizer_class):
     )
 
 
-@pytest.mark.parametrize(("name", "rate"), [("sgd", 0.1), ("adamw", 0.01), ("lars", 1.0), ("lamb", 0.01)])
+@pytest.mark.parametrize(
+    ("name", "rate"), [("sgd", 0.1), ("adam", 0.01), ("adamw", 0.01), ("lars", 1.0), ("lamb", 0.01)]
+)
 def test_a_run_learns_with_each_optimiser_and_its_scaled_rate(name, rate, tmp_path):
     optim = OptimConfig(
         epochs=3,
