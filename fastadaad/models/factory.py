@@ -13,9 +13,11 @@ from torch import nn
 from fastadaad.models.mobilenet_v2 import MobileNetV2
 from fastadaad.models.normalize import ChannelValues
 from fastadaad.models.resnet import RESNET18, RESNET34, PreActResNet, ResNet
+from fastadaad.models.shipped import checkpoint_path
 from fastadaad.models.small_cnn import SmallCNN
 from fastadaad.models.small_resnet import SmallResNet
 from fastadaad.models.timm_model import TimmModel
+from fastadaad.models.vgg import VGG
 from fastadaad.models.weights_reading import load_weights
 from fastadaad.models.wide_resnet import WideResNet
 from fastadaad.runtime.untrusted_files import MODEL_PARAMETERS
@@ -29,6 +31,7 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     r"resnet34": partial(ResNet, num_blocks=RESNET34),
     r"preactresnet18": partial(PreActResNet, num_blocks=RESNET18),
     r"mobilenet-v2": MobileNetV2,
+    r"vgg(11|13|16|19)": VGG,
     r"wrn-(\d{1,3})-(\d{1,3})": WideResNet,
     r"timm/(.+)": TimmModel,
 }
@@ -36,7 +39,7 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
 # Every family at the sizes in common use: for help texts, and for suggestions after a typing error.
 MODEL_NAMES = (
     "cnn-16", "cnn-48", "cnn-72", "cnn-16-s1", "cnn-72-s1", "rescnn-8", "resnet18", "resnet34", "preactresnet18",
-    "mobilenet-v2", "wrn-16-4", "wrn-28-10", "wrn-34-10", "wrn-34-20", "wrn-70-16",
+    "mobilenet-v2", "vgg16", "wrn-16-4", "wrn-28-10", "wrn-34-10", "wrn-34-20", "wrn-70-16",
 )  # fmt: skip
 WIDE_RESNET = re.compile(r"(?:wide[_-]?resnet|wrn)[_-]?([0-9]+)[_-]([0-9]+)", re.IGNORECASE)
 
@@ -56,11 +59,11 @@ def load_model(
 
     Args:
         name: cnn-<channels> for images of 16 pixels and more, cnn-<channels>-s1 for smaller ones, rescnn-<channels>,
-            resnet18, resnet34, preactresnet18, mobilenet-v2, wrn-<depth>-<width>, or timm/<name> for any network of
-            timm. Spellings of other programs are accepted (see canonical_name).
+            resnet18, resnet34, preactresnet18, mobilenet-v2, vgg<layers>, wrn-<depth>-<width>, or timm/<name> for any
+            network of timm. Spellings of other programs are accepted (see canonical_name).
         num_classes: Number of logits.
-        checkpoint: Weights file (.safetensors, .pt, .pth or .ckpt). Default: weights drawn with torch's global
-            generator.
+        checkpoint: Weights file (.safetensors, .pt, .pth or .ckpt), or "shipped:NAME" for weights of the package.
+            Default: weights drawn with torch's global generator.
         in_channels: Channels of an image. Default: 3.
         in_chans: timm's word for in_channels.
         mean: Subtracted from the pixels inside the network; one number, or one per channel. A checkpoint that has a
@@ -74,7 +77,8 @@ def load_model(
         [B, num_classes].
 
     Raises:
-        ValueError: The name is unknown, a number is below 1, or both in_channels and in_chans are given.
+        ValueError: The name is unknown, a number is below 1, both in_channels and in_chans are given, or the package
+            has no weights of this name.
         WeightsError: The checkpoint cannot be read or does not fit.
     """
     if in_channels is not None and in_chans is not None:
@@ -85,7 +89,7 @@ def load_model(
             raise ValueError(f"{setting} is {number}: it must be 1 or more")
     model = _construct(canonical_name(name), num_classes=num_classes, in_channels=channels, mean=mean, std=std)
     if checkpoint is not None:
-        load_weights(model, checkpoint, prefix=prefix)
+        load_weights(model, checkpoint_path(os.fspath(checkpoint)), prefix=prefix)
     return model
 
 

@@ -12,7 +12,9 @@ from fastadaad.models.weights_names import without_prefixes
 from fastadaad.models.weights_reading import misfits
 
 # Families without a size in their names.
-FIXED = ("resnet18", "resnet34", "preactresnet18", "mobilenet-v2")
+FIXED = ("resnet18", "resnet34", "preactresnet18", "mobilenet-v2", "vgg11", "vgg13", "vgg16", "vgg19")
+CLASSIFIERS = ("fc.weight", "linear.weight", "classifier.weight")
+STEMS = ("conv1.weight", "features.0.0.weight", "features.0.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +36,8 @@ def recognize(weights: Mapping[str, Tensor]) -> list[Recognized]:
         All networks that fit; an empty list if none does. cnn-C and cnn-C-s1 are both returned, as they differ in
         strides alone and strides leave no trace in weights.
     """
-    classifier = next((weights[name] for name in ("fc.weight", "linear.weight") if name in weights), None)
-    stem = next((weights[name] for name in ("conv1.weight", "features.0.0.weight") if name in weights), None)
+    classifier = next((weights[name] for name in CLASSIFIERS if name in weights), None)
+    stem = next((weights[name] for name in STEMS if name in weights), None)
     if classifier is None or stem is None or classifier.dim() != 2 or stem.dim() != 4:
         return []
     if not all(tensor.numel() for tensor in weights.values()):  # a size of 0 beside any other size

@@ -11,7 +11,6 @@ from fastadaad.data.dataset import image_shape
 from fastadaad.inner.compile_choice import compile_seconds, forward_flops, is_worth_compiling
 from fastadaad.inner.maximizer import resolve_mode
 from fastadaad.models import load_model
-from fastadaad.models.shipped import checkpoint_path
 from fastadaad.run_config import ModelConfig, RunConfig
 from fastadaad.runtime.compile import preset_options
 from fastadaad.runtime.distributed import ProcessGroup
@@ -91,7 +90,7 @@ def build_model(config: ModelConfig, data: TrainingData, device: torch.device) -
     model = load_model(
         config.name,
         num_classes=data.num_classes,
-        checkpoint=None if config.checkpoint is None else checkpoint_path(config.checkpoint),
+        checkpoint=config.checkpoint,
         in_channels=data.num_channels,
         mean=mean,
         std=std,

@@ -169,3 +169,13 @@ def test_a_file_without_a_state_dict_is_reported(tmp_path, content):
 def test_two_networks_in_one_file_are_reported(weights, tmp_path):
     torch.save(weights | {f"module.{key}": value for key, value in weights.items()}, tmp_path / "w.pt")
     assert "holds more than one network" in error_of(tmp_path / "w.pt")
+
+
+def test_weights_of_the_package_load_by_their_name():
+    from fastadaad.models.shipped import FOLDER
+
+    shipped = load_model("cnn-72-s1", in_channels=1, checkpoint="shipped:demo-teacher")
+    direct = load_model("cnn-72-s1", in_channels=1, checkpoint=FOLDER / "demo-teacher.safetensors")
+    assert_equal_weights(shipped, direct.state_dict())
+    with pytest.raises(ValueError, match="shipped:nothing is not part of this package: shipped are shipped:demo-teach"):
+        load_model("cnn-72-s1", checkpoint="shipped:nothing")

@@ -13,6 +13,7 @@ SPELLINGS = {
     "resnet18": (11_173_962, "ResNet18 resnet-18 ResNet-18 resnet_18 RESNET18"),
     "resnet34": (21_282_122, "ResNet34 resnet-34"),
     "mobilenet-v2": (2_296_922, "MobileNetV2 mobilenet_v2 mobilenet_V2 MobileNet-V2 mobilenetv2"),
+    "vgg16": (14_728_266, "VGG16 vgg-16"),
     "preactresnet18": (11_172_170, "PreActResNet18 preact-resnet18 PreActResNet-18 preact_resnet18"),
 }
 CASES = [(name, number, spelling) for name, (number, list_) in SPELLINGS.items() for spelling in list_.split()]

@@ -105,6 +105,22 @@ def test_preactresnet18_logits():
     net.assert_all_used()
 
 
+@pytest.mark.parametrize(("depth", "stages"), [(11, "1 1 2 2 2"), (16, "2 2 3 3 3")])
+def test_vgg_logits(depth, stages):
+    model, x = with_random_state(load_model(f"vgg{depth}", num_classes=7)), images(3, 32)
+    net = Layers(model)
+    out, layer = net.normalize(x), 0
+    for num_convolutions in map(int, stages.split()):
+        for _ in range(num_convolutions):
+            name = f"features.{layer}"
+            out = F.conv2d(out, net.get(f"{name}.weight"), net.get(f"{name}.bias"), padding=1)
+            out, layer = F.relu(net.bn(f"features.{layer + 1}", out)), layer + 3
+        out, layer = F.max_pool2d(out, 2), layer + 1
+    assert out.shape[2:] == (1, 1)
+    torch.testing.assert_close(model(x), net.classify("classifier", out))
+    net.assert_all_used()
+
+
 def test_rescnn_logits():
     model, x = with_random_state(load_model("rescnn-3", num_classes=7, in_channels=1)), images(1, 28)
     net = Layers(model)
@@ -184,6 +200,7 @@ def test_small_cnn_logits(name, strides, size):
         ("resnet34", 21_282_122, 512),
         ("preactresnet18", 11_172_170, 512),
         ("mobilenet-v2", 2_296_922, 1280),
+        ("vgg16", 14_728_266, 512),
     ],
 )
 def test_a_cifar_network_has_the_known_number_of_parameters(name, known, last_width):

@@ -167,6 +167,8 @@ def test_timms_own_weights_fit_timms_network_behind_the_normalisation(tmp_path):
         "resnet34",
         "preactresnet18",
         "mobilenet-v2",
+        "vgg11",
+        "vgg16",
         "rescnn-8",
         "cnn-16",
     ],
