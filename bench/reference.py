@@ -1,10 +1,11 @@
 """Training step of each method as in its authors' program: the baseline of `python -m bench step`.
 
 The mathematics of `Distiller` in plain torch. The inner loop uses autograd through torch's losses with unfrozen
-networks, so that each inner step keeps activations for weight gradients that nothing reads. Each function names the
-passes that the program repeats or multiplies by zero. Three choices follow fastadaad instead of the programs, as they
-change the result: the student is in eval mode during the inner loop, it sees x_natural before x_adv afterwards, and
-the uniform start is clipped.
+networks, so that each inner step keeps activations for weight gradients that nothing reads. After the loop the student
+runs on the program's points in the program's order, in train mode: passes whose logits the loss does not use still
+change batch-norm's running statistics, and Distiller makes the same ones (option `statistics`). Each function names the
+other passes that the program repeats. Two choices follow fastadaad instead of the programs, as they change the result:
+the student is in eval mode during the inner loop, and the uniform start is clipped.
 
 In the formulas S and T are the logits of student and teacher, y the labels, tau the temperature.
 """
@@ -177,7 +178,8 @@ def kl_to_linear_teacher(batch: Batch, x_adv: Tensor) -> Tensor:
 def adaad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     """lambda kl(S(x_adv), T(x_adv)) + (1 - lambda) kl(S(x_natural), T(x_natural)), the mean over images and classes.
 
-    Zero weight: T(x_natural), and the loss and the backward pass of S(x_natural), as 1 - lambda = 0.
+    Zero weight: T(x_natural), and the loss and the backward pass of S(x_natural), as 1 - lambda = 0. The pass of
+    S(x_natural) itself changes the statistics.
     """
     student_logits_natural, student_logits_adv = batch.student(batch.x_natural), batch.student(x_adv)
     kl_natural = kl_terms(student_logits_natural, batch.teacher_logits_natural).mean()
@@ -186,12 +188,13 @@ def adaad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
 
 
 def pgd_at_loss(batch: Batch, x_adv: Tensor) -> Tensor:
-    """CE(S(x_adv), y)."""
-    return F.cross_entropy(batch.student(x_adv), batch.labels)
+    """CE(S(x_adv), y). For the statistics: S(x_natural), afterwards."""
+    student_logits_adv, _ = batch.student(x_adv), batch.student(batch.x_natural)
+    return F.cross_entropy(student_logits_adv, batch.labels)
 
 
 def trades_loss(batch: Batch, x_adv: Tensor) -> Tensor:
-    """CE(S(x_natural), y) + beta kl(S(x_adv), S(x_natural)). Repeated: S(x_natural), two passes."""
+    """CE(S(x_natural), y) + beta kl(S(x_adv), S(x_natural)). For the statistics: S(x_natural) again, at the end."""
     natural_term = F.cross_entropy(batch.student(batch.x_natural), batch.labels)
     return natural_term + ROBUSTNESS_WEIGHT * kl_mean(batch.student(x_adv), batch.student(batch.x_natural))
 
@@ -212,7 +215,7 @@ def mart_loss(batch: Batch, x_adv: Tensor) -> Tensor:
 
 def lbgat_fixed_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     """mean_j (S(x_adv)_j - T(x_natural)_j)^2 + beta kl(S(x_adv), S(x_natural)), without the training of the teacher."""
-    student_logits_natural, student_logits_adv = batch.student(batch.x_natural), batch.student(x_adv)
+    student_logits_adv, student_logits_natural = batch.student(x_adv), batch.student(batch.x_natural)
     squared_error = F.mse_loss(student_logits_adv, batch.teacher_logits_natural)
     return squared_error + ROBUSTNESS_WEIGHT * kl_mean(student_logits_adv, student_logits_natural)
 
@@ -220,17 +223,18 @@ def lbgat_fixed_loss(batch: Batch, x_adv: Tensor) -> Tensor:
 def ard_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     """a tau^2 kl_tau(S(x_adv), T(x_natural)) + (1 - a) CE(S(x_natural), y).
 
-    Zero weight: the loss and the backward pass of S(x_natural), as 1 - a = 0.
+    Zero weight: the loss and the backward pass of S(x_natural), as 1 - a = 0; the pass itself changes the statistics.
     """
-    natural_term = F.cross_entropy(batch.student(batch.x_natural), batch.labels)
-    teacher_term = softened_kl(batch.student(x_adv), batch.teacher_logits_natural)
+    student_logits_adv, student_logits_natural = batch.student(x_adv), batch.student(batch.x_natural)
+    natural_term = F.cross_entropy(student_logits_natural, batch.labels)
+    teacher_term = softened_kl(student_logits_adv, batch.teacher_logits_natural)
     return TEACHER_WEIGHT * teacher_term + (1 - TEACHER_WEIGHT) * natural_term
 
 
 def rslad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     """5/6 kl(S(x_adv), T(x_natural)) + 1/6 kl(S(x_natural), T(x_natural))."""
-    kl_natural = kl_mean(batch.student(batch.x_natural), batch.teacher_logits_natural)
     kl_adv = kl_mean(batch.student(x_adv), batch.teacher_logits_natural)
+    kl_natural = kl_mean(batch.student(batch.x_natural), batch.teacher_logits_natural)
     return RSLAD_WEIGHT * kl_adv + (1 - RSLAD_WEIGHT) * kl_natural
 
 
@@ -276,11 +280,12 @@ def introspective_sum(
 def iad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     """The introspective sum with T(x_natural).
 
-    Repeated: the softmaxes of trust_one_by_one; and S(x_natural), in two passes, of which the first is for the labels'
-    term with zero weight.
+    Repeated: the softmaxes of trust_one_by_one. For the statistics: S(x_natural) in two passes, of which one is for the
+    labels' term with zero weight.
     """
+    student_logits_adv = batch.student(x_adv)
     natural_term = F.cross_entropy(batch.student(batch.x_natural), batch.labels)
-    student_logits_adv, student_logits_natural = batch.student(x_adv), batch.student(batch.x_natural)
+    student_logits_natural = batch.student(batch.x_natural)
     trust = trust_one_by_one(batch.teacher_logits(x_adv), batch.labels)
     return introspective_sum(
         student_logits_adv, student_logits_natural, batch.teacher_logits_natural, trust, natural_term
@@ -290,9 +295,9 @@ def iad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
 def adaiad_loss(batch: Batch, x_adv: Tensor, trust_of: Callable[[Tensor, Tensor], Tensor] = trust_one_by_one) -> Tensor:
     """The introspective sum with T(x_adv).
 
-    Repeated: the softmaxes of trust_one_by_one; T(x_adv), in two passes that both record the graph, of which one gets
-    a backward pass down to the gradients of the teacher's weights; and S(x_natural), in three passes, of which the
-    first is for the training accuracy and the last for the labels' term with zero weight.
+    Repeated: the softmaxes of trust_one_by_one; and T(x_adv), in two passes that both record the graph, of which one
+    gets a backward pass down to the gradients of the teacher's weights. For the statistics: S(x_natural) in three
+    passes, of which the first is for the training accuracy and the last for the labels' term with zero weight.
     """
     batch.student(batch.x_natural)
     student_logits_adv = batch.student(x_adv)
@@ -304,7 +309,7 @@ def adaiad_loss(batch: Batch, x_adv: Tensor, trust_of: Callable[[Tensor, Tensor]
 
 
 def lean_adaiad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
-    """adaiad_loss without repeated passes; the labels' term with zero weight is kept."""
+    """adaiad_loss without repeated passes, so with other statistics; the labels' term with zero weight is kept."""
     student_logits_natural, student_logits_adv = batch.student(batch.x_natural), batch.student(x_adv)
     teacher_logits = batch.teacher_logits(x_adv)
     trust = trust_at_once(teacher_logits, batch.labels)
@@ -319,8 +324,9 @@ def saad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     its backward pass.
     """
     x_opposite = 2 * batch.x_natural - x_adv
-    student_logits_natural, student_logits_adv = batch.student(batch.x_natural), batch.student(x_adv)
-    student_difference = student_logits_adv - batch.student(x_opposite)
+    student_logits_adv, student_logits_opposite = batch.student(x_adv), batch.student(x_opposite)
+    student_logits_natural = batch.student(batch.x_natural)
+    student_difference = student_logits_adv - student_logits_opposite
     teacher_logits_adv = batch.teacher_logits(x_adv)
     teacher_difference = teacher_logits_adv - batch.teacher_logits(x_opposite)
     entropy = torch.special.entr(F.softmax(teacher_logits_adv, dim=1)).sum(dim=1)
@@ -330,6 +336,7 @@ def saad_loss(batch: Batch, x_adv: Tensor) -> Tensor:
     return kl_adv + kl_mean(student_difference, teacher_difference, weight=w) + 0.0 * natural_term
 
 
+_NATURAL_LAST = {"statistics": ("adversarial", "natural")}
 # AdaIAD and IAD with the introspection term active, so that the step has its full cost.
 _INTROSPECTIVE = {"introspection_begin": 0}
 _pgd = partial(Reference, start=uniform_start, inner_value=cross_entropy)
@@ -339,21 +346,36 @@ REFERENCES = {
         start=gaussian_start, inner_value=kl_to_teacher, outer_loss=adaad_loss, options={"kl_reduction": "mean"}
     ),
     "adaiad": Reference(
-        start=gaussian_start, inner_value=kl_to_teacher, outer_loss=adaiad_loss, options=_INTROSPECTIVE
+        start=gaussian_start,
+        inner_value=kl_to_teacher,
+        outer_loss=adaiad_loss,
+        options=_INTROSPECTIVE | {"statistics": ("natural", "adversarial", "natural", "natural")},
     ),
-    "pgd-at": _pgd(outer_loss=pgd_at_loss),
-    "trades": Reference(start=gaussian_start, inner_value=kl_to_student_at_natural, outer_loss=trades_loss),
+    "pgd-at": _pgd(outer_loss=pgd_at_loss, options=_NATURAL_LAST),
+    "trades": Reference(
+        start=gaussian_start,
+        inner_value=kl_to_student_at_natural,
+        outer_loss=trades_loss,
+        options={"statistics": ("natural", "adversarial", "natural")},
+    ),
     "mart": Reference(start=gaussian_start, inner_value=cross_entropy, outer_loss=mart_loss),
-    "lbgat-fixed": Reference(start=gaussian_start, inner_value=kl_to_student_at_natural, outer_loss=lbgat_fixed_loss),
-    "ard": _pgd(outer_loss=ard_loss),
-    "iad": _pgd(outer_loss=iad_loss, options=_INTROSPECTIVE),
-    "rslad": Reference(start=gaussian_start, inner_value=kl_to_teacher_at_natural, outer_loss=rslad_loss),
+    "lbgat-fixed": Reference(
+        start=gaussian_start,
+        inner_value=kl_to_student_at_natural,
+        outer_loss=lbgat_fixed_loss,
+        options=_NATURAL_LAST,
+    ),
+    "ard": _pgd(outer_loss=ard_loss, options=_NATURAL_LAST),
+    "iad": _pgd(outer_loss=iad_loss, options=_INTROSPECTIVE | {"statistics": ("adversarial", "natural", "natural")}),
+    "rslad": Reference(
+        start=gaussian_start, inner_value=kl_to_teacher_at_natural, outer_loss=rslad_loss, options=_NATURAL_LAST
+    ),
     "akd": _pgd(outer_loss=akd_loss),
     "saad": Reference(
         start=gaussian_start,
         inner_value=kl_to_linear_teacher,
         outer_loss=saad_loss,
-        options={"igdm_ramp_epochs": 0},
+        options={"igdm_ramp_epochs": 0, "statistics": ("adversarial", "opposite", "natural")},
     ),
 }
 

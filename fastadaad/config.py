@@ -14,7 +14,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 Norm = Literal["linf", "l2"]
-Start = Literal["gaussian", "uniform", "natural"]
+Start = Literal["gaussian", "gaussian-clipped", "uniform", "uniform-unclipped", "natural"]
 Mode = Literal["eager", "compiled", "graph", "auto"]
 Layout = Literal["auto", "contiguous", "channels_last"]
 CompilePreset = Literal["default", "long"]
@@ -201,9 +201,16 @@ class InnerConfig:
     num_steps: int = 10
     """Number of projected steps, 1 or more."""
     start: Start | None = None
-    """First point of the loop. Default: the method's own start (see methods/table.py)."""
+    """First point of the loop. Default: the method's own start (see methods/table.py).
+
+    gaussian: 0.001 N(0, 1) around the image; uniform: anywhere in the ball, clipped to admissible pixels;
+    gaussian-clipped and uniform-unclipped: the same, clipped or not before the first step; natural: the image.
+    """
     student_eval: bool = True
-    """Student in eval mode during the loop, so that batch-norm uses its running statistics."""
+    """Student in eval mode during the loop, so that batch-norm uses its running statistics.
+
+    False: in train mode, as in the programs of ARD, IAD and AKD; eager, without folded copies.
+    """
     lower: float = 0.0
     """Smallest admissible pixel."""
     upper: float = 1.0

@@ -165,11 +165,12 @@ def _leaf(value: Any, hint: Any) -> Any:
 
 
 def _items(value: Any) -> Sequence[Any]:
-    """Returns the items of a list, which may be written as `[a, b]`."""
+    """Returns the items of a list, which may be written as `[a, b]` or `a,b`."""
     if isinstance(value, list | tuple):
         return value
-    if isinstance(value, str) and (match := re.fullmatch(r"\s*\[([^][]*)\]\s*", value)):
-        return [item.strip().strip("\"'") for item in match[1].split(",")] if match[1].strip() else []
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*\[([^][]*)\]\s*|\s*([^][]*\S)\s*", value)):
+        inside = match[1] if match[1] is not None else match[2]
+        return [item.strip().strip("\"'") for item in inside.split(",")] if inside.strip() else []
     raise ValueError
 
 
@@ -208,7 +209,10 @@ def _string(value: Any) -> str:
 
 
 def _option(value: Any) -> Any:
-    """Converts an option of a method, whose type only the method knows: a boolean, a number, or a string."""
+    """Converts an option of a method, whose type only the method knows: a boolean, a number, a string or a list."""
+    is_list = isinstance(value, str) and ("," in value or value.startswith("["))
+    if is_list or isinstance(value, list | tuple):
+        return tuple(_string(item) for item in _items(value))
     for convert in (_boolean, _whole_number, _number, _string):
         try:
             return convert(value)
@@ -224,7 +228,7 @@ def _wanted(hint: Any) -> str:
     """Describes the values of a type."""
     parts = get_args(hint)
     if hint is Any:
-        return "a number, true, false or a string"
+        return "a number, true, false, a string or a list of strings"
     if get_origin(hint) is Literal:
         return f"{', '.join(parts[:-1])} or {parts[-1]}"
     if get_origin(hint) is tuple:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from fastadaad import methods
 from fastadaad.config import InnerConfig, ThreatModel
-from fastadaad.methods.options import KLReduction
+from fastadaad.methods.programs import program_of
 from fastadaad.run_config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, TeacherConfig
 
 # On these small data sets AdaAD at the radius of the evaluation has natural accuracy to spare. A larger training
@@ -118,17 +118,11 @@ def fashion_mnist_teacher(method: str = "pgd-at") -> RunConfig:
     )
 
 
-def _paper(
-    recipe: str,
-    method: str,
-    *,
-    data: str,
-    student: str,
-    teacher: str,
-    kl_reduction: KLReduction,
-    igdm_weight: float,
-) -> RunConfig:
+def _paper(recipe: str, method: str, *, data: str, student: str, teacher: str) -> RunConfig:
     """Set-up of the paper: SGD for 200 epochs, K = 10, step 2/255, radius 8/255, the five columns of its table.
+
+    Start and mode of the search, passes of the student, scale of the loss and weight decay are those of the method's
+    own program (methods/programs.py); docs/methods.md lists them beside it.
 
     Args:
         recipe: Name of the recipe.
@@ -136,22 +130,17 @@ def _paper(
         data: Name of the data set.
         student: Name of the student network.
         teacher: Name of the teacher network.
-        kl_reduction: Reduction of the authors' AdaAD program; all other methods, AdaIAD too, average over the batch.
-        igdm_weight: Weight by the authors of IGDM and SAAD for this data set.
     """
-    threat_model = ThreatModel(epsilon=8 / 255)
-    options: dict[str, object] = {"kl_reduction": kl_reduction} if _base(method) == "adaad" else {}
-    if "igdm_weight" in methods.get(method).reads:
-        options["igdm_weight"] = igdm_weight
+    threat_model, program = ThreatModel(epsilon=8 / 255), program_of(method, data)
     return RunConfig(
         recipe=recipe,
         method=method,
-        method_options=options,
+        method_options=program.options,
         data=DataConfig(name=data, batch_size=128, padding=4, flip=True),
         student=ModelConfig(name=student),
         teacher=TeacherConfig(name=teacher, checkpoint=None),
-        inner=InnerConfig(threat_model=threat_model, step_size=2 / 255, num_steps=10),
-        optim=OptimConfig(epochs=200, learning_rate=0.1, schedule="piecewise", milestones=(0.5, 0.75)),
+        inner=replace(InnerConfig(threat_model=threat_model, step_size=2 / 255, num_steps=10), **program.inner),
+        optim=OptimConfig(epochs=200, schedule="piecewise", milestones=(0.5, 0.75), **program.optim),
         evaluation=EvaluationConfig(threat_model=threat_model, attacks=TABLE_ATTACKS),
     )
 
@@ -164,8 +153,6 @@ def cifar10_rn18(method: str = "adaad") -> RunConfig:
         data="cifar10",
         student="resnet18",
         teacher="wrn-34-20",
-        kl_reduction="mean",
-        igdm_weight=1.0,
     )
 
 
@@ -182,8 +169,6 @@ def cifar100_rn18(method: str = "adaad") -> RunConfig:
         data="cifar100",
         student="resnet18",
         teacher="wrn-34-10",
-        kl_reduction="batchmean",
-        igdm_weight=10.0,
     )
 
 

@@ -93,7 +93,7 @@ REFUSED = [
     (lambda: OptimConfig(epochs=200, milestones=(0.5, 150)), r"milestones \[150\].*0.5"),
     (lambda: OptimConfig(epochs=2, milestones=(0.5,), schedule="cosine"), "milestones.*cosine.*milestones="),
     (lambda: OptimConfig(epochs=2, momentum=0.0, nesterov=True), "nesterov needs momentum"),
-    (lambda: OptimConfig(epochs=2, optimizer="adam"), "optimizer is 'adam': choose sgd, adamw, lars or lamb"),
+    (lambda: OptimConfig(epochs=2, optimizer="adagrad"), "is .adagrad.: choose sgd, adam, adamw, lars or lamb"),
     (lambda: OptimConfig(epochs=2, optimizer_backend="apex"), "optimizer_backend is 'apex': choose auto or foreach"),
     (lambda: OptimConfig(epochs=2, optimizer="lamb", nesterov=True), "nesterov belongs to sgd.*nesterov=false"),
     (lambda: OptimConfig(epochs=2, optimizer="adamw", nesterov=True), "nesterov belongs to sgd, not to adamw"),
@@ -313,8 +313,14 @@ def test_cifar10_rn18_has_the_settings_of_the_paper():
         ("fashion-mnist-small", "saad", {"igdm_ramp_epochs": 10}),
         ("demo", "adaad+igdm", {"igdm_ramp_epochs": 60, "kl_reduction": "batchmean", "clean_statistics": False}),
         ("cifar10-rn18", "adaiad", {"kl_reduction": "batchmean", "introspection_begin": 60}),
-        ("cifar10-rn18", "adaad+igdm", {"kl_reduction": "mean", "igdm_weight": 1.0, "igdm_ramp_epochs": 200}),
-        ("cifar10-rn18", "rslad", {"kl_reduction": "batchmean"}),
+        ("cifar10-rn18", "adaad", {"kl_reduction": "mean", "statistics": ()}),
+        ("cifar10-rn18", "adaad+igdm", {"kl_reduction": "batchmean", "igdm_weight": 1.0, "igdm_ramp_epochs": 200}),
+        ("cifar10-rn18", "rslad", {"kl_reduction": "mean", "loss_scale": 1.0}),
+        ("cifar100-rn18", "rslad", {"kl_reduction": "mean", "loss_scale": 10.0}),
+        ("cifar10-rn18", "ard", {"kl_reduction": "mean", "temperature": 30.0}),
+        ("cifar10-rn18", "iad", {"kl_reduction": "batchmean", "temperature": 1.0}),
+        ("cifar10-rn18", "akd", {"kl_reduction": "batchmean", "temperature": 1.0}),
+        ("cifar10-rn18", "trades+igdm", {"statistics": ("natural", "adversarial", "natural", "opposite")}),
         ("cifar100-mnv2", "saad", {"igdm_weight": 10.0, "igdm_ramp_epochs": 200}),
         ("tiny-imagenet-rn18", "adaad+igdm", {"igdm_weight": 10.0, "kl_reduction": "batchmean"}),
     ],
@@ -323,3 +329,27 @@ def test_a_recipe_gives_a_method_its_authors_options(recipe, method, options):
     config = recipes.get(recipe, method=method)
     effective = methods.get(method, **config.method_options).options
     assert {name: getattr(effective, name) for name in options} == options
+
+
+PROGRAMS_OF_PAPERS = {  # start, student in eval mode during the search, learning rate, weight decay
+    "adaad": (None, True, 0.1, 5e-4), "adaiad": (None, True, 0.1, 5e-4), "pgd-at": (None, True, 0.1, 5e-4),
+    "trades": (None, True, 0.1, 2e-4), "rslad": (None, True, 0.1, 2e-4), "saad": (None, True, 0.1, 2e-4),
+    "adaad+igdm": (None, True, 0.1, 2e-4), "lbgat-fixed": (None, True, 0.1, 2e-4), "mart": (None, True, 0.01, 3.5e-3),
+    "ard": ("uniform-unclipped", False, 0.1, 2e-4), "iad": ("uniform-unclipped", False, 0.1, 2e-4),
+    "akd": ("uniform-unclipped", False, 0.1, 2e-4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [*methods.METHODS, "adaad+igdm"])
+def test_a_papers_recipe_searches_and_decays_as_the_methods_own_program(method):
+    config = recipes.get("cifar10-rn18", method=method)
+    found = config.inner.start, config.inner.student_eval, config.optim.learning_rate, config.optim.weight_decay
+    assert found == PROGRAMS_OF_PAPERS[method]
+
+
+def test_the_shipped_recipes_keep_one_form_for_all_methods():
+    for name in ("demo", "fashion-mnist", "fashion-mnist-small"):
+        for method in methods.METHODS:
+            config = recipes.get(name, method=method)
+            assert "statistics" not in config.method_options
+            assert (config.inner.start, config.inner.student_eval, config.optim.weight_decay) == (None, True, 5e-4)

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
-    from fastadaad.methods.table import METHODS
+    from fastadaad.methods.table import EVERY_ROW, METHODS
 
     table = Table(title="fastadaad train RECIPE --method METHOD method_options.OPTION=VALUE", box=box.SIMPLE_HEAD)
     for column in ("method", "paper", "needs", "options"):
@@ -23,7 +23,10 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         needs = [
             need for need, needed in (("teacher", method.needs_teacher), ("labels", method.needs_labels)) if needed
         ]
-        options = [f"{option}={getattr(method.options, option)}" for option in method.reads]
+        options = [f"{option}={getattr(method.options, option)}" for option in method.reads if option not in EVERY_ROW]
         table.add_row(method.name, method.paper, ", ".join(needs), "\n".join(options))
     console.print(table)
-    console.print("METHOD+igdm adds IGDM's term. With any method: optim.ema_decay, optim.swa_begin, optim.awp_gamma")
+    console.print(
+        "METHOD+igdm adds IGDM's term. With any method: method_options.statistics, method_options.loss_scale, "
+        "optim.ema_decay, optim.swa_begin, optim.awp_gamma"
+    )

@@ -187,12 +187,13 @@ class InnerMaximizer:
             return
         if self.mode != "eager":
             raise ValueError(
-                f"student_eval is False, and mode {self.mode} cannot update batch-norm inside: set mode=eager"
+                f"student_eval is False, and mode {self.mode} cannot update batch-norm inside: set mode=eager, "
+                "or student_eval to True"
             )
         if is_low(self.precision.student):
             raise ValueError(
                 f"student_eval is False, and a student in train mode is not folded: precision.student cannot be "
-                f"{self.precision.student}, set it to fp32"
+                f"{self.precision.student}, set it to fp32, or student_eval to True"
             )
 
     def __call__(

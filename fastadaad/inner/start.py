@@ -29,6 +29,7 @@ def start_point(
         x_natural: Natural images, fp32 [B, C, H, W].
         start: `gaussian` is x_natural + 0.001 N(0, 1), not clipped, as in the authors' program (each step clips);
             `uniform` is a uniformly drawn point of the ball, clipped to [lower, upper]; `natural` is x_natural.
+            `gaussian-clipped` and `uniform-unclipped` differ in the clipping alone.
         inner: Threat model and limits of the pixels.
         generator: Random numbers; default: torch's generator of the device.
         process_group: Ranks that draw together from equal generators, each for its rows of the batch.
@@ -41,11 +42,12 @@ def start_point(
     group = _drawing_group(x_natural, process_group)
     x_adv = torch.empty_like(x_natural)
     drawn = x_natural.new_empty(len(x_natural) * group.size, *x_natural.shape[1:])
-    if start == "gaussian":
-        noise = drawn.normal_(generator=generator)[group.rank :: group.size]
-        return ops.random_start_(x_adv, x_natural, noise, GAUSSIAN_START_SCALE)
-    noise = uniform_noise(drawn, inner.threat_model, generator)[group.rank :: group.size]
-    return ops.random_start_(x_adv, x_natural, noise, inner.threat_model.epsilon, inner.lower, inner.upper)
+    if start.startswith("gaussian"):
+        noise, scale = drawn.normal_(generator=generator), GAUSSIAN_START_SCALE
+    else:
+        noise, scale = uniform_noise(drawn, inner.threat_model, generator), inner.threat_model.epsilon
+    limits = (inner.lower, inner.upper) if start in ("uniform", "gaussian-clipped") else ()
+    return ops.random_start_(x_adv, x_natural, noise[group.rank :: group.size], scale, *limits)
 
 
 def _drawing_group(x_natural: Tensor, process_group: ProcessGroup | None) -> ProcessGroup:

@@ -29,6 +29,7 @@ def add_igdm(loss: Loss) -> Loss:
     def loss_with_igdm(batch: OuterBatch, options: MethodOptions) -> Tensor:
         if options.igdm_weight == 0:
             return loss(batch, options)
+        batch.expected.update(("adv", "opposite"))
         batch.prefetch("adv", "opposite")
         base = loss(batch, options)
         igdm = igdm_per_image(batch, options)

@@ -44,8 +44,11 @@ def kl_mean(
 
 
 def update_clean_statistics(batch: OuterBatch, options: MethodOptions) -> None:
-    """Runs the student on x_natural for its batch-norm statistics, for losses that do not use S(x_natural)."""
-    if options.clean_statistics and depends_on_batch(batch.student):
+    """Runs the student on x_natural for its batch-norm statistics, for losses that do not use S(x_natural).
+
+    Does nothing if the option `statistics` lists the passes.
+    """
+    if options.clean_statistics and not options.statistics and depends_on_batch(batch.student):
         with torch.no_grad():
             batch.student(batch.x_natural)
 

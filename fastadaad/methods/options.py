@@ -6,9 +6,11 @@ from typing import Literal
 from fastadaad.config import check_numbers, require, require_choice
 
 KLReduction = Literal["batchmean", "mean"]
+# A forward pass of the student in train mode; natural-introspective: at x_natural, from introspection_begin on.
+Pass = Literal["natural", "adversarial", "opposite", "natural-introspective"]
 
 _FRACTIONS = ("adversarial_weight", "teacher_weight")
-_POSITIVE = ("temperature", "renyi_order", "entropy_scale")
+_POSITIVE = ("temperature", "renyi_order", "entropy_scale", "loss_scale")
 _NOT_NEGATIVE = (
     "robustness_weight",
     "introspection_begin",
@@ -29,6 +31,14 @@ class MethodOptions:
     """lambda: weight of the kl at x_adv; the kl at x_natural has weight 1 - lambda."""
     clean_statistics: bool = True
     """Run the student on x_natural in train mode even if the loss ignores it: batch-norm sees clean images too."""
+    statistics: tuple[Pass, ...] = ()
+    """Passes of the student in train mode, in order, which batch-norm's running statistics see; with any row.
+
+    Such as (natural, adversarial, natural). The loss takes the first pass at each point, the others change the
+    statistics alone. Default: the passes that the loss needs, x_natural first, and those of clean_statistics.
+    """
+    loss_scale: float = 1.0
+    """Factor of the whole loss, with any row; at plain SGD it acts like a factor of the learning rate."""
     teacher_weight: float = 1.0
     """a: weight of the teacher's and the introspective term; the label term has weight 1 - a."""
     temperature: float = 30.0
@@ -53,6 +63,7 @@ class MethodOptions:
     """beta of SAAD: weight of the kl at x_natural, largest if the teacher is certain at x_adv."""
 
     def __post_init__(self) -> None:
+        self._set_statistics()
         for field in fields(self):
             value, kind = getattr(self, field.name), _kind(field.default)
             require(_kind(value) == kind, f"{field.name} is {value!r}: give {kind}")
@@ -65,6 +76,20 @@ class MethodOptions:
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be positive")
         require_choice("kl_reduction", self.kl_reduction, KLReduction)
 
+    def _set_statistics(self) -> None:
+        """Converts `statistics` from a list or from text, natural,adversarial, and checks it."""
+        given: object = self.statistics
+        if isinstance(given, str):
+            given = [part.strip(" \"'") for part in given.strip("[]").split(",") if part.strip()]
+        require(isinstance(given, list | tuple), f"statistics is {given!r}: give a list such as [natural,adversarial]")
+        for name in given:  # type: ignore[attr-defined]
+            require_choice("a pass of statistics", name, Pass)
+        object.__setattr__(self, "statistics", tuple(given))  # type: ignore[arg-type]
+        require(
+            self.clean_statistics or not self.statistics,
+            "statistics lists all passes and clean_statistics=false leaves one out: set clean_statistics=true",
+        )
+
     def introspects(self, epoch: int) -> bool:
         """Returns True if the introspection term is active in `epoch`."""
         return epoch >= self.introspection_begin
@@ -76,6 +101,8 @@ class MethodOptions:
 
 
 def _kind(value: object) -> str | None:
+    if isinstance(value, tuple):
+        return "a list"
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, int | float):

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fastadaad.runtime.batch_norm import depends_on_batch
+
+if TYPE_CHECKING:
+    from fastadaad.methods.options import MethodOptions
 
 # Points at which a loss may evaluate the networks: x_natural, x_adv, and 2 x_natural - x_adv.
 Point = Literal["natural", "adv", "opposite"]
@@ -37,6 +40,10 @@ class OuterBatch:
     epoch: int
     logits: dict[str, Tensor] = field(default_factory=dict)
     """Logits [B, N] computed so far, by name, such as teacher_logits_natural."""
+    passes: list[Point] | None = None
+    """Passes of the student by the option `statistics` that are still to come; None: those that the loss needs."""
+    expected: set[Point] = field(default_factory=set)
+    """Points at which a later request needs the student's logits, so that an earlier pass keeps its gradient."""
 
     @property
     def x_opposite(self) -> Tensor:
@@ -45,6 +52,8 @@ class OuterBatch:
 
     def student_logits(self, *points: Point) -> tuple[Tensor, ...]:
         """S at each point, [B, N] each, with gradient."""
+        if self.passes is not None:
+            self._run_passes_up_to(points, self.passes)
         return self._logits("student", self.student, points)
 
     def teacher_logits(self, *points: Point) -> tuple[Tensor, ...]:
@@ -52,6 +61,33 @@ class OuterBatch:
         assert self.teacher is not None
         with torch.no_grad():
             return self._logits("teacher", self.teacher, points)
+
+    def _run_passes_up_to(self, points: tuple[Point, ...], passes: list[Point]) -> None:
+        """Runs the listed passes in order until the student's logits at all of `points` are known."""
+        missing = {point for point in points if f"student_logits_{point}" not in self.logits}
+        for point in missing:
+            if point not in passes:
+                raise ValueError(
+                    f"statistics lists x_{point} too early or not at all: list every point that the loss needs, after "
+                    "those that it needs first"
+                )
+        while missing:
+            point = passes.pop(0)
+            if point in missing or point in self.expected:
+                self._logits("student", self.student, (point,))
+                missing.discard(point)
+                self.expected.discard(point)
+            else:
+                self._learn_statistics(point)
+
+    def run_remaining_passes(self) -> None:
+        """Runs the listed passes that the loss did not need."""
+        while self.passes:
+            self._learn_statistics(self.passes.pop(0))
+
+    def _learn_statistics(self, point: Point) -> None:
+        with torch.no_grad():
+            self.student(getattr(self, f"x_{point}"))
 
     def prefetch(self, *points: Point) -> None:
         """Computes the logits at several points in one batched forward pass per network and caches them."""
@@ -94,6 +130,28 @@ class OuterBatch:
             logits = forward(partial(logits_in_fp32, name, network), list(missing.values()))
             self.logits.update(zip(missing, logits, strict=True))
         return tuple(self.logits[key] for key in keys)
+
+
+def listed_passes(options: "MethodOptions", student: nn.Module, epoch: int) -> list[Point] | None:
+    """Returns OuterBatch.passes in `epoch`; None without the option `statistics` or layers that depend on the batch."""
+    if not options.statistics or not depends_on_batch(student):
+        return None
+    points: list[Point] = []
+    for name in options.statistics:
+        if name != "natural-introspective":
+            points.append("adv" if name == "adversarial" else name)
+        elif options.introspects(epoch):
+            points.append("natural")
+    return points
+
+
+def outer_loss(
+    loss: Callable[[OuterBatch, "MethodOptions"], Tensor], batch: OuterBatch, options: "MethodOptions"
+) -> Tensor:
+    """Value of a row's loss, a scalar with gradient, with the options of every row: `statistics` and `loss_scale`."""
+    value = loss(batch, options)
+    batch.run_remaining_passes()
+    return value if options.loss_scale == 1 else options.loss_scale * value
 
 
 def separately(network: Callable[[Tensor], Tensor], points: list[Tensor]) -> list[Tensor]:

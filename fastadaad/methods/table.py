@@ -106,7 +106,10 @@ class Method:
             if option not in self.reads:
                 known = ", ".join(self.reads) or "none"
                 raise ValueError(f"method {self.name} has no option {option!r}: its options are {known}")
-        return replace(self, options=replace(self.options, **options))
+        changed = replace(self, options=replace(self.options, **options))
+        if "natural-introspective" in changed.options.statistics and "introspection_begin" not in self.reads:
+            raise ValueError(f"method {self.name} has no introspection: list natural in statistics instead")
+        return changed
 
     def outer_loss(
         self,
@@ -134,7 +137,7 @@ class Method:
         Raises:
             ValueError: The method needs a teacher or labels and gets None, or the teacher is in train mode.
         """
-        from fastadaad.methods.outer_batch import OuterBatch
+        from fastadaad.methods.outer_batch import OuterBatch, listed_passes, outer_loss
         from fastadaad.runtime.batch_norm import learns_statistics
 
         self.require_teacher(teacher)
@@ -149,8 +152,9 @@ class Method:
             labels=labels,
             epoch=epoch,
             logits={} if teacher_logits_natural is None else {"teacher_logits_natural": teacher_logits_natural},
+            passes=listed_passes(self.options, student, epoch),
         )
-        return self.resolved().loss(batch, self.options)  # type: ignore[operator]
+        return outer_loss(self.resolved().loss, batch, self.options)  # type: ignore[arg-type]
 
 
 def _object(given: Any) -> Any:
@@ -171,10 +175,18 @@ _INTROSPECTION = (*_DISTILLATION, "introspection_begin", "introspection_power", 
 _IGDM = ("igdm_weight", "igdm_ramp_epochs")
 _WEIGHTED_KL = ("adversarial_weight", "kl_reduction", "clean_statistics")
 
+# Options of every row, which the loss itself does not read.
+EVERY_ROW = ("statistics", "loss_scale")
+
+
+def _row(*, reads: tuple[str, ...] = (), **settings: Any) -> Method:
+    return Method(reads=(*reads, *EVERY_ROW), **settings)
+
+
 METHODS = {
     method.name: method
     for method in (
-        Method(
+        _row(
             name="adaad",
             paper="Huang et al., CVPR 2023",
             objective="objectives.KL_TO_TEACHER",
@@ -185,7 +197,7 @@ METHODS = {
             reads=_WEIGHTED_KL,
             needs_labels=False,
         ),
-        Method(
+        _row(
             name="adaiad",
             paper="Huang et al., CVPR 2023",
             objective="objectives.KL_TO_TEACHER",
@@ -195,7 +207,7 @@ METHODS = {
             epoch_keys=(MethodOptions.introspects,),
             reads=_INTROSPECTION,
         ),
-        Method(
+        _row(
             name="pgd-at",
             paper="Madry et al., 2018",
             objective="objectives.CROSS_ENTROPY",
@@ -205,7 +217,7 @@ METHODS = {
             needs_teacher=False,
             takes_soft_labels=True,
         ),
-        Method(
+        _row(
             name="trades",
             paper="Zhang et al., 2019",
             objective="objectives.KL_TO_STUDENT_AT_NATURAL",
@@ -216,7 +228,7 @@ METHODS = {
             needs_teacher=False,
             takes_soft_labels=True,
         ),
-        Method(
+        _row(
             name="mart",
             paper="Wang et al., ICLR 2020",
             objective="objectives.CROSS_ENTROPY",
@@ -227,7 +239,7 @@ METHODS = {
             options=MethodOptions(robustness_weight=5.0),
             needs_teacher=False,
         ),
-        Method(
+        _row(
             name="lbgat-fixed",
             paper="after Cui et al., ICCV 2021",
             objective="objectives.KL_TO_STUDENT_AT_NATURAL",
@@ -237,7 +249,7 @@ METHODS = {
             reads=("robustness_weight", "kl_reduction", "clean_statistics"),
             needs_labels=False,
         ),
-        Method(
+        _row(
             name="ard",
             paper="Goldblum et al., 2020",
             objective="objectives.CROSS_ENTROPY",
@@ -247,7 +259,7 @@ METHODS = {
             reads=_DISTILLATION,
             takes_soft_labels=True,
         ),
-        Method(
+        _row(
             name="iad",
             paper="Zhu et al., 2022",
             objective="objectives.CROSS_ENTROPY",
@@ -256,7 +268,7 @@ METHODS = {
             epoch_keys=(MethodOptions.introspects,),
             reads=_INTROSPECTION,
         ),
-        Method(
+        _row(
             name="rslad",
             paper="Zi et al., 2021",
             objective="objectives.KL_TO_TEACHER_AT_NATURAL",
@@ -267,7 +279,7 @@ METHODS = {
             options=MethodOptions(adversarial_weight=5 / 6),
             needs_labels=False,
         ),
-        Method(
+        _row(
             name="akd",
             paper="Maroto et al., 2022",
             objective="objectives.CROSS_ENTROPY",
@@ -278,7 +290,7 @@ METHODS = {
             options=MethodOptions(teacher_weight=0.5),
             takes_soft_labels=True,
         ),
-        Method(
+        _row(
             name="saad",
             paper="Lee and Chung, 2025",
             objective="saad.KL_TO_LINEAR_TEACHER",

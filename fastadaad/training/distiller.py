@@ -27,7 +27,7 @@ from fastadaad.inner.frozen import frozen
 from fastadaad.inner.maximizer import InnerMaximizer, InnerResult
 from fastadaad.inner.spot_check import SpotCheck
 from fastadaad.inner.teacher_error import TeacherError, TeacherErrorMeter, adapted
-from fastadaad.methods.outer_batch import OuterBatch
+from fastadaad.methods.outer_batch import OuterBatch, listed_passes, outer_loss
 from fastadaad.runtime.batch_norm import running_statistics
 from fastadaad.runtime.compile import one_graph
 from fastadaad.runtime.distributed import ProcessGroup
@@ -91,7 +91,7 @@ def loss_and_logits(
     loss: Callable[[OuterBatch, methods.MethodOptions], Tensor], options: methods.MethodOptions, batch: OuterBatch
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Outer loss, a scalar with gradient, and the logits [B, N] that it used, by name and without gradient."""
-    value = loss(batch, options)
+    value = outer_loss(loss, batch, options)
     return value, {name: logits.detach() for name, logits in batch.logits.items()}
 
 
@@ -410,6 +410,7 @@ class Distiller:
             labels=batch.labels,
             epoch=epoch,
             logits={} if known is None else {"teacher_logits_natural": known},
+            passes=listed_passes(self.method.options, self._outer_student, epoch),
         )
         loss, logits = self._outer_loss(self.method.loss, self.method.options, outer)
         if inner.teacher_logits_assumed is not None and "teacher_logits_adv" in logits:  # absent at a weight of 0

@@ -34,9 +34,11 @@ def start_point(start: str, x_natural: Tensor, epsilon: float) -> Tensor:
     """Draws the starts of the table of methods (uniform: in the l-infinity ball)."""
     if start == "natural":
         return x_natural
-    if start == "gaussian":
-        return x_natural + 0.001 * torch.randn(x_natural.shape, generator=seeded())
-    return (x_natural + torch.empty_like(x_natural).uniform_(-epsilon, epsilon, generator=seeded())).clamp(0, 1)
+    if start in ("gaussian", "gaussian-clipped"):
+        x_adv = x_natural + 0.001 * torch.randn(x_natural.shape, generator=seeded())
+        return x_adv if start == "gaussian" else x_adv.clamp(0, 1)
+    x_adv = x_natural + torch.empty_like(x_natural).uniform_(-epsilon, epsilon, generator=seeded())
+    return x_adv if start == "uniform-unclipped" else x_adv.clamp(0, 1)
 
 
 def state(network: nn.Module) -> dict:
@@ -72,6 +74,8 @@ CASES = [
     ("adaad", "linf", {}),
     ("adaad", "linf", {"start": "natural"}),
     ("adaad", "linf", {"start": "uniform"}),
+    ("adaad", "linf", {"start": "uniform-unclipped"}),
+    ("adaad", "linf", {"start": "gaussian-clipped"}),
     ("adaad", "linf", {"student_eval": False}),
     ("adaad", "linf", {"lower": 0.25, "upper": 0.75}),
     ("adaad", "l2", {}),
