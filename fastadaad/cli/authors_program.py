@@ -1,45 +1,61 @@
 """Translates the AdaAD authors' command line into a recipe and overrides.
 
 A flag that is not given has the program's default, not the recipe's: among others a radius of 16 and steps of 4 in
-0..255. Three things of the program have no setting here: it trains on all images and chooses the best epoch on the test
-set, its learning rate changes from epoch to epoch, and its Plain_Madry shows the student x_natural after x_adv.
+0..255. For other methods than the program's own, passes, scale and weight decay are the recipe's. Two things of the
+program have no setting here: it trains on all images and chooses the best epoch on the test set, and its learning rate
+changes from epoch to epoch.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastadaad import methods, recipes
 from fastadaad.config_io import override
 from fastadaad.models import canonical_name
-from fastadaad.models.shipped import PREFIX
+from fastadaad.models.shipped import PREFIX, checkpoint_path
 from fastadaad.run_config import RunConfig
 
 DEFAULTS = {
     "dataset": "CIFAR10", "model": "resnet18", "method": "Plain_Madry", "teacher_model": "wideresnet34_10",
     "epsilon": "16", "num_steps": "10", "step_size": "4", "epochs": "200", "bs": "128", "optim": "SGD",
-    "lr_max": "0.1", "lr_schedule": "piecewise", "momentum": "0.9", "weight_decay": "5e-4", "seed": "42",
-    "warmup_lr_epochs": "15",
+    "lr_max": "0.1", "lr_schedule": "piecewise", "seed": "42", "warmup_lr_epochs": "15",
 }  # fmt: skip
 
 # Names of the program, in the form of _plain(), that differ from ours; our names are understood too.
 DATASETS = {"tinyimage": "tiny-imagenet"}
 METHODS = {"plainmadry": "pgd-at", "plainclean": "pgd-at", "adaadwithiad1": "adaiad"}
-# Settings that turn our row into the program's method. Its Madry_PGD starts as its AdaAD does.
+# Settings that turn our row into the program's method. Its Madry_PGD starts as its AdaAD does, and clips the start.
 METHOD_SETTINGS = {
-    "plainmadry": {"inner.start": "gaussian"},
-    "plainclean": {"inner.threat_model.epsilon": "0", "inner.step_size": "0", "inner.num_steps": "1"},
-}
+    "plainmadry": {"inner.start": "gaussian-clipped"},
+    "plainclean": {
+        "inner.threat_model.epsilon": "0", "inner.step_size": "0", "inner.num_steps": "1",
+        "method_options.statistics": "[adversarial]",
+    },
+}  # fmt: skip
+OPTIMIZERS = {"sgd": "sgd", "adam": "adam"}
 # Network and file of the teachers, by their names in the program and in RobustBench; the file is the program's path.
+_MADRY = (
+    "wrn-34-10",
+    "teacher_models/CIFAR10/wideresnet34_10/Madry-eps(0.031)-step_eps(0.008)-num_steps(10)-bs(128)-lr_max(0.1)-"
+    "lr_sche(piecewise)-total_epochs(110)/best_PGD10_acc_model.pth",
+)
 _WRN_34_20 = ("wrn-34-20", "teacher_models/CIFAR10/wideresnet34_20/Chen2021LTD_34_20.pt")
 _WRN_34_10 = ("wrn-34-10", "teacher_models/CIFAR100/wideresnet34_10/Chen2021LTD.pt")
 TEACHERS = {
+    "wideresnet3410": _MADRY,
     "chen2021ltdwrd3420": _WRN_34_20,
     "chen2021ltdwrn3420": _WRN_34_20,
     "chen2021wrn3410": _WRN_34_10,
     "chen2021ltdwrn3410": _WRN_34_10,
+}
+# Folders in which the program looks for its data, relative to the present one, and a name that each then holds.
+DATA_FOLDERS = {
+    "cifar10": ("data/CIFAR10", "cifar-10-batches-py"),
+    "cifar100": ("data/CIFAR100", "cifar-100-python"),
 }
 WEIGHT_FILES = (".pt", ".pth", ".pth.tar", ".pt.tar", ".ckpt", ".bin", ".safetensors")
 # Fractions of the run at which the piecewise schedule divides the learning rate, by the number of epochs; the program
@@ -73,20 +89,25 @@ def translate(given: Mapping[str, str], overrides: Sequence[str] = ()) -> TrainC
     base, plus, addition = flags["method"].partition("+")
     method = _known("method", base, methods.METHODS, METHODS) + plus + addition.lower()
     student = canonical_name(flags["model"])
-    settings = {"student.name": student}
+    recipe = _recipe(data, student)
+    settings = {"student.name": student} | _data_root(data)
+    settings |= _optimizer(flags["optim"])
     for flag, (name, value) in SETTINGS.items():
-        if flag in flags:
+        if flag in flags and not (flag == "momentum" and settings["optim.optimizer"] == "adam"):
             settings[name] = value(flags[flag])
     settings |= _schedule(flags) | METHOD_SETTINGS.get(_plain(base), {})
     if methods.get(method).needs_teacher:
-        settings |= _teacher(flags["teacher_model"])
+        is_named = any(text.startswith("teacher.name=") for text in overrides)
+        settings |= _teacher(flags["teacher_model"], recipe, is_named=is_named)
     used = {flag: name for flag, (name, of_methods) in OPTIONS.items() if method.partition("+")[0] in of_methods}
     settings |= {f"method_options.{name}": given[flag] for flag, name in used.items() if flag in given}
-    recipe = _recipe(data, student)
     changed = _changes(recipes.get(recipe, method=method), settings, overrides)
-    vain = [flag for flag in OPTIONS if flag in given and flag not in used]
-    vain += ["teacher_model"] if "teacher_model" in given and not methods.get(method).needs_teacher else []
-    return TrainCommand([recipe, "--method", method, *changed, *overrides], vain)
+    without_effect = [flag for flag in OPTIONS if flag in given and flag not in used]
+    if "momentum" in given and settings["optim.optimizer"] == "adam":
+        without_effect.append("momentum")
+    if "teacher_model" in given and not methods.get(method).needs_teacher:
+        without_effect.append("teacher_model")
+    return TrainCommand([recipe, "--method", method, *changed, *overrides], without_effect)
 
 
 def pixel_units(text: str) -> str:
@@ -136,19 +157,43 @@ def _known(flag: str, text: str, names: Iterable[str], aliases: Mapping[str, str
     return known[_plain(text)]
 
 
-def _teacher(text: str) -> dict[str, str]:
-    """Settings of the teacher: network and file of a known name, a file of weights, or a network."""
-    if _plain(text) in TEACHERS:
+def _data_root(data: str) -> dict[str, str]:
+    """Setting of the data folder, if the program would find its data here."""
+    folder, content = DATA_FOLDERS.get(data, ("", ""))
+    return {"data.root": folder} if folder and (Path(folder) / content).is_dir() else {}
+
+
+def _teacher(text: str, recipe: str, *, is_named: bool) -> dict[str, str]:
+    """Settings of the teacher: network and file of a known name, a file of weights, or a network.
+
+    The network of a file is recognised by its weights, unless `is_named`, a setting already names it.
+    """
+    teacher = recipes.get(recipe).teacher
+    if _plain(text) in TEACHERS and (TEACHERS[_plain(text)] != _MADRY or recipes.get(recipe).data.name == "cifar10"):
         return dict(zip(("teacher.name", "teacher.checkpoint"), TEACHERS[_plain(text)], strict=True))
-    if text.startswith(PREFIX) or text.lower().endswith(WEIGHT_FILES):
-        return {"teacher.checkpoint": text}
-    return {"teacher.name": canonical_name(text)}
+    if not text.startswith(PREFIX) and not text.lower().endswith(WEIGHT_FILES):
+        return {"teacher.name": canonical_name(text)}
+    network = {} if is_named else _network_of(checkpoint_path(text), None if teacher is None else teacher.name)
+    return {"teacher.checkpoint": text} | network
+
+
+def _network_of(path: Path, expected: str | None) -> dict[str, str]:
+    """Setting of the network of a weights file, if the file is here and its network is another than `expected`."""
+    if not path.is_file():
+        return {}
+    from fastadaad.models.recognition import recognize
+    from fastadaad.models.weights_reading import read_state_dict
+
+    names = [network.name for network in recognize(read_state_dict(path))]
+    return {"teacher.name": names[0]} if names and expected not in names else {}
+
+
+def _optimizer(text: str) -> dict[str, str]:
+    return {"optim.optimizer": _known("optim", text, OPTIMIZERS, {})}
 
 
 def _schedule(flags: Mapping[str, str]) -> dict[str, str]:
-    """Settings of the learning-rate schedule; checks that the optimiser is SGD."""
-    if flags["optim"] != "SGD":
-        raise ValueError(f"--optim {flags['optim']} is not here: leave it out for SGD, or add optim.optimizer=adamw")
+    """Settings of the learning-rate schedule."""
     milestones = MILESTONES.get(flags["epochs"], OTHER_MILESTONES) if flags["lr_schedule"] == "piecewise" else []
     settings = {"optim.schedule": flags["lr_schedule"], "optim.milestones": json.dumps(milestones)}
     if "warmup_lr" in flags:

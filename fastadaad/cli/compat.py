@@ -83,16 +83,34 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     from fastadaad.cli.authors_program import translate
 
     given = {flag: getattr(arguments, flag) for flag in (*FLAGS, "warmup_lr") if getattr(arguments, flag) is not None}
+    cpu_note = _cpu_note(given)
     words, without_effect = translate(given, arguments.overrides)
     words = ["train", *words, *_passed_on(arguments)]
     if os.environ.get("RANK", "0") == "0":  # only rank 0 prints
         # With --print-config only the settings go to standard output.
         say = Console(stderr=True) if arguments.print_config else console
+        if cpu_note:
+            say.print(cpu_note, markup=False, highlight=False)
         for flag in without_effect:
             say.print(f"--{flag} has no effect on this method", markup=False, highlight=False)
         say.print(f"fastadaad {shlex.join(words)}", markup=False, highlight=False, soft_wrap=True)
     train = cli.parse(words)
     train.run(train, console)
+
+
+def _cpu_note(given: dict[str, str]) -> str | None:
+    """Removes --gpu_id on a machine without a GPU, on which the program goes on on the CPU; returns a line about it."""
+    if "gpu_id" not in given:
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    number = given.pop("gpu_id")
+    from fastadaad.cli.authors_program import device_name
+
+    device_name(number)  # a list of GPUs is an error here too
+    return f"--gpu_id {number}: this machine has no GPU that torch can use, so the run is on the CPU"
 
 
 def _passed_on(arguments: argparse.Namespace) -> list[str]:

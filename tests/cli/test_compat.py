@@ -17,9 +17,14 @@ from fastadaad.cli.compat import FLAGS, REMEDIES
 from fastadaad.config_io import override
 from fastadaad.methods.options import MethodOptions
 from fastadaad.models import MODEL_NAMES, load_model
+from fastadaad.models.weights_writing import save_weights
 from fastadaad.run_config import RunConfig
 
 LTD = "teacher_models/CIFAR10/wideresnet34_20/Chen2021LTD_34_20.pt"
+MADRY = (
+    "teacher_models/CIFAR10/wideresnet34_10/Madry-eps(0.031)-step_eps(0.008)-num_steps(10)-bs(128)-lr_max(0.1)-"
+    "lr_sche(piecewise)-total_epochs(110)/best_PGD10_acc_model.pth"
+)
 LTD_100 = "teacher_models/CIFAR100/wideresnet34_10/Chen2021LTD.pt"
 
 
@@ -39,6 +44,10 @@ def setting(config: RunConfig, name: str) -> Any:
     return value
 
 
+def equal(value: Any, expected: Any) -> bool:
+    return value == expected or (isinstance(expected, float) and value == pytest.approx(expected))
+
+
 PROGRAM_DEFAULTS = {
     "recipe": "cifar10-rn18", "data.name": "cifar10", "data.batch_size": 128, "student.name": "resnet18",
     "inner.threat_model.epsilon": 16 / 255, "inner.threat_model.norm": "linf", "inner.step_size": 4 / 255,
@@ -49,9 +58,13 @@ PROGRAM_DEFAULTS = {
 
 # A command of the program, and the settings that differ from PROGRAM_DEFAULTS.
 COMMANDS = {
-    "": {"method": "pgd-at", "inner.start": "gaussian"},
+    "": {
+        "method": "pgd-at", "inner.start": "gaussian-clipped",
+        "method_options": {"statistics": ("adversarial", "natural")},
+    },
     "--method Plain_Clean": {
         "method": "pgd-at", "inner.threat_model.epsilon": 0, "inner.step_size": 0, "inner.num_steps": 1,
+        "method_options": {"statistics": ("adversarial",)},
     },
     "--method AdaAD --teacher_model Chen2021LTD_WRD34_20 --epsilon 8 --step_size 2": {
         "method": "adaad", "method_options": {"kl_reduction": "mean"}, "teacher.name": "wrn-34-20",
@@ -66,6 +79,7 @@ COMMANDS = {
         "method": "adaiad", "device": "cuda:3",
         "method_options": {
             "introspection_begin": 30, "teacher_weight": 0.9, "introspection_power": 0.2, "temperature": 20,
+            "statistics": ("natural", "adversarial", "natural-introspective", "natural"),
         },
     },
     "--dataset CIFAR100 --model mobilenetV2 --method AdaAD --teacher_model Chen2021WRN34_10 --seed 7": {
@@ -75,7 +89,16 @@ COMMANDS = {
     },
     "--dataset TinyImageNet --model wideresnet28_10 --method RSLAD --teacher_model t.safetensors data.root=DATA": {
         "recipe": "tiny-imagenet-rn18", "data.name": "tiny-imagenet", "data.root": "DATA", "method": "rslad",
-        "student.name": "wrn-28-10", "teacher.checkpoint": "t.safetensors",
+        "student.name": "wrn-28-10", "teacher.checkpoint": "t.safetensors", "optim.weight_decay": 2e-4,
+        "method_options": {"statistics": ("adversarial", "natural"), "kl_reduction": "mean", "loss_scale": 10.0},
+    },
+    "--method AdaAD --model vgg16 --optim Adam --lr_max 0.001 evaluation.attacks=natural,pgd10": {
+        "method": "adaad", "student.name": "vgg16", "optim.optimizer": "adam", "optim.learning_rate": 0.001,
+        "teacher.name": "wrn-34-10", "teacher.checkpoint": MADRY, "evaluation.attacks": ("natural", "pgd10"),
+    },
+    "--method ARD --teacher_model t.pt --weight_decay 1e-3": {
+        "method": "ard", "optim.weight_decay": 1e-3, "inner.start": "uniform-unclipped", "inner.student_eval": False,
+        "method_options": {"statistics": ("adversarial", "natural"), "kl_reduction": "mean"},
     },
     "--epochs 110 --bs 64 --lr_max 0.05 --momentum 0.8 --weight_decay 2e-4 --num-steps 7": {
         "method": "pgd-at", "optim.epochs": 110, "data.batch_size": 64, "optim.learning_rate": 0.05,
@@ -97,7 +120,7 @@ def test_a_command_becomes_its_settings(line):
     _, config, _ = translated(line)
     expected = PROGRAM_DEFAULTS | COMMANDS[line]
     found = {name: setting(config, name) for name in expected}
-    assert {name: value for name, value in found.items() if value != pytest.approx(expected[name])} == {}
+    assert {name: value for name, value in found.items() if not equal(value, expected[name])} == {}
 
 
 @pytest.mark.parametrize(
@@ -139,6 +162,33 @@ def test_a_teacher_with_the_suffix_of_weights_is_a_file(name):
     assert config.teacher.checkpoint == name
 
 
+def test_a_teacher_file_of_another_network_is_recognised(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_weights(tmp_path / "t.safetensors", load_model("wrn-10-1"))
+    line = "--method AdaAD --teacher_model t.safetensors"
+    assert translated(line)[1].teacher.name == "wrn-10-1"
+    assert translated(f"{line} teacher.name=resnet18")[1].teacher.name == "resnet18"
+    shipped = translated("--dataset digits --method AdaAD --teacher_model shipped:demo-teacher")[1].teacher
+    assert shipped.name == "cnn-72-s1"  # cnn-72 has the same weights: the recipe decides
+
+
+def test_the_programs_data_folder_is_looked_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert translated("")[1].data.root is None
+    (tmp_path / "data" / "CIFAR10" / "cifar-10-batches-py").mkdir(parents=True)
+    assert translated("")[1].data.root == "data/CIFAR10"
+    assert translated("data.root=DATA")[1].data.root == "DATA"
+    assert translated("--dataset CIFAR100")[1].data.root is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_this_machine_lacks_is_replaced_by_the_cpu_in_one_line(run):
+    code, out, err = run("compat --gpu_id 0 --print-config")
+    assert code == 0
+    assert json.loads(out)["device"] == "auto"
+    assert err.splitlines()[0] == "--gpu_id 0: this machine has no GPU that torch can use, so the run is on the CPU"
+
+
 def test_the_printed_command_has_each_difference_from_the_recipe_once():
     words, _, _ = translated("--method AdaAD --teacher_model Chen2021LTD_WRN34_20 --epochs 200 --bs 128 seed=3")
     assert words == (
@@ -150,7 +200,9 @@ def test_the_printed_command_has_each_difference_from_the_recipe_once():
 def test_flags_without_effect_on_a_method_are_named():
     _, config, without_effect = translated("--method RSLAD --temp 20 --AdaAD_alpha 1.0 --IAD_begin 60")
     assert without_effect == ["AdaAD_alpha", "temp", "IAD_begin"]
-    assert config.method_options == {}
+    assert config.method_options == {"statistics": ("adversarial", "natural"), "kl_reduction": "mean"}
+    assert translated("--optim Adam --momentum 0.5")[2] == ["momentum"]
+    assert translated("--optim Adam --momentum 0.5")[1].optim.momentum == 0.9
     assert translated("--method Plain_Madry --teacher_model wideresnet34_10")[2] == ["teacher_model"]
     assert translated("--method AdaIAD --temp 20 --teacher_model wideresnet34_10")[2] == []
 
@@ -226,8 +278,8 @@ MISTAKES = [
     ("--method ADAM", "--method ADAM is unknown: choose one of adaad,"),
     ("--method AdaAD+Foo", "unknown method 'adaad+foo'"),
     ("--model resnet19 --method Plain_Madry data.name=digits", "model 'resnet19' is unknown: did you mean resnet18"),
-    ("--method AdaAD data.name=digits", "teacher wrn-34-10 has no weights: set teacher.checkpoint=FILE"),
-    ("--optim Adam", "--optim Adam is not here: leave it out for SGD"),
+    ("--method AdaAD data.name=digits", "best_PGD10_acc_model.pth does not exist"),
+    ("--optim Adagrad", "--optim Adagrad is unknown: choose one of sgd, adam"),
     ("--gpu_id 0,1", "--gpu_id is '0,1': give the number of one GPU"),
     ("--epsilon 300", "epsilon is"),
     ("--epsilon 8 --step_size 9", "step_size"),
