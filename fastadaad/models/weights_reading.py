@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastadaad.models.weights_checks import ZIP_MAGIC, ForbiddenCallError, check_safetensors, check_torch_save
+from fastadaad.models.weights_checks import ZIP_MAGIC, check_safetensors, check_torch_save
 from fastadaad.models.weights_names import (
     WRAPPERS,
     Checkpoint,
@@ -25,6 +25,7 @@ from fastadaad.models.weights_names import (
     unwrap,
     without_prefixes,
 )
+from fastadaad.models.weights_pickles import ForbiddenCallError
 from fastadaad.models.weights_values import HARMLESS
 from fastadaad.runtime.text import InputError
 from fastadaad.runtime.untrusted_files import UNPACKED_BYTES, is_web_page

@@ -1,6 +1,6 @@
 """Stand-ins for the values that training programs save beside the weights: reading a file builds none of the originals.
 
-The command line, paths, numpy's numbers and arrays, and dicts with a default. `weights_checks.py` lists the same names.
+The command line, paths, numpy's numbers and arrays, and dicts with a default. `weights_pickles.py` has the same names.
 """
 
 import argparse

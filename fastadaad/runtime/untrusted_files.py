@@ -18,6 +18,8 @@ TEXT_BYTES = 4 * MIB
 """Size of a list of names and labels; the longest one of Tiny-ImageNet has 10,000 lines."""
 SAFETENSORS_HEADER_BYTES = 16 * MIB
 """Size of a safetensors header, about 100 bytes per tensor; the library's own limit is 100 MB."""
+TENSORS = 2**16
+"""Tensors of a weights file, or of a file with an optimizer's state; a network has some hundreds."""
 NPY_HEADER_BYTES = 10_000
 """Size of a .npy header: numpy's own limit."""
 UNPACKED_BYTES = 64 * MIB
@@ -26,6 +28,11 @@ UNPACKED_RATIO = 100
 """Ratio of unpacked to packed size that a larger file may have; a file of zeros reaches 1,032."""
 VALUES = 2**20
 """Number of values that any pickle may hold. A pickle of more operations may hold UNPACKED_RATIO times their number."""
+KEYS = 2**14
+"""Keys of the dicts in a pickle that are neither texts nor small: hashes of numbers and tuples can be made to collide,
+and then each new key is compared with all before it."""
+SMALL_KEY = 2**20
+"""Numbers below it are small keys, of which only a few can collide."""
 IMAGE_PIXELS = 89_478_485
 """Width times height of one image; from here on Pillow warns of a decompression bomb."""
 IMAGE_BYTES = 512 * MIB

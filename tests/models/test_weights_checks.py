@@ -2,6 +2,8 @@
 
 import argparse
 import collections
+import contextlib
+import cProfile
 import io
 import json
 import os
@@ -16,10 +18,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from fastadaad.models import WeightsError, read_state_dict
+from fastadaad.models import WeightsError, load_model, read_state_dict
 from fastadaad.models.weights_checks import check_safetensors, check_torch_save
+from fastadaad.models.weights_pickles import check_pickle
 from fastadaad.models.weights_values import HARMLESS
-from fastadaad.runtime.untrusted_files import SAFETENSORS_HEADER_BYTES
+from fastadaad.runtime.untrusted_files import KEYS, SAFETENSORS_HEADER_BYTES, TENSORS
 
 MANY = 2**33  # bytes: more than a test may allocate
 
@@ -279,21 +282,21 @@ def test_a_long_name_is_read_in_linear_time(tmp_path):
     assert list(map(len, read_state_dict(path))) == [10**6]
 
 
-# A tuple that holds the tuple before it twice, nested sixty times; and a list of 10,000 items.
+# A tuple that holds the tuple before it twice, nested sixty times; and a dict of 10,000 items.
 DOUBLED = b"X\1\0\0\0xq\0" + b"".join(b"(h%ch%ctq%c" % (i, i, i + 1) for i in range(60)) + b"h\x3c"
-LONG = b"]q\0(" + 10_000 * b"K\1" + b"e"
+LONG = b"}q\0(" + b"".join(b"M%sK\1" % struct.pack("<H", key) for key in range(10_000)) + b"u"
 
 
 @pytest.mark.parametrize(
     "pickled",
     [
         *(b"}" + DOUBLED + b"K\1s", b"c__builtin__\nset\n](" + DOUBLED + b"e\x85R", DOUBLED),
-        b"(" + LONG + 10_000 * b"ccollections\nCounter\nh\0\x85R" + b"t",
+        b"(" + LONG + 9_000 * b"ccollections\nCounter\nh\0\x85R" + b"t",
     ],
     ids=["key", "set", "tuple", "counters"],
 )
 def test_a_pickle_that_would_take_years_is_refused(tmp_path, pickled):
-    """Each file is below 300 kB; hashing one of the first three takes years, the last one counts 100 million items."""
+    """Each file is below 300 kB; hashing one of the first three takes years, the last one counts 90 million items."""
     path = archive(tmp_path / "w.pt", b"\x80\2" + pickled + b".")
     assert path.stat().st_size < 300_000
     with pytest.raises(ValueError, match="values, most of them repeatedly"):
@@ -313,3 +316,157 @@ def test_a_large_pickle_is_read(tmp_path):
         {"model": {"a": torch.ones(2)}, "state": content, "deep": deep, "long": list(range(200_000))}, tmp_path / "w.pt"
     )
     assert read_state_dict(tmp_path / "w.pt")["a"].tolist() == [1, 1]
+
+
+def text(content: str) -> bytes:
+    """Returns the operation that puts a string onto the stack."""
+    encoded = content.encode()
+    return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def nested(codec: str, times: int, content: str) -> bytes:
+    """Returns calls of encode around each other."""
+    return times * b"c_codecs\nencode\n" + text(content) + times * (text(codec) + b"\x86R")
+
+
+REPEATED = text(1000 * "a") + b"q\1" + text("latin1") + b"q\2" + 1000 * b"c_codecs\nencode\nh\1h\2\x86R"
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        nested("hex", 25, "aa"),
+        nested("punycode", 1, "".join(map(chr, range(200, 3000)))),
+        nested("latin-1", 1, "a"),
+        nested("latin1", 2, "a"),
+        b"c_codecs\nencode\n" + text("a") + b"\x85R",
+        REPEATED,
+    ],
+    ids=["hex", "punycode", "other name", "nested", "no codec", "repeated"],
+)
+def test_encode_takes_one_codec_and_each_text_once(tmp_path, pickled):
+    message = error_of(archive(tmp_path / "w.pt", b"\x80\2(" + pickled + b"t."))
+    assert message.startswith("is refused: loading it calls _codecs.encode with other arguments than torch.save writes")
+
+
+SIXTY = (60 * "long").encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("builtins.complex", text("1" * 100)),
+        ("builtins.set", text("many letters")),
+        ("builtins.bytes", b"K\5"),
+        ("collections.Counter", b"]"),
+        ("torch.Size", text("5")),
+        ("torch.Size", b"(I-1\nt".replace(b"I-1\n", b"J" + struct.pack("<i", -1))),
+        ("torch.device", b"X" + struct.pack("<I", len(SIXTY)) + SIXTY),
+        ("torch._utils._rebuild_tensor", b"NK\0)K\1\x85"),
+        ("torch._utils._rebuild_parameter", b"N\x88N"),
+        ("argparse.Namespace", b"N"),
+        ("numpy.dtype", b"K\1"),
+    ],
+    ids=str,
+)
+def test_a_function_that_weights_need_is_not_called_with_other_arguments(name, arguments):
+    module, _, function = name.rpartition(".")
+    with pytest.raises(ValueError, match=f"^{name} with other arguments than torch.save writes$"):
+        check_pickle(io.BytesIO(called(module, function, b"(" + arguments)), 100)
+
+
+@pytest.mark.parametrize("name", ["torch.float32", "builtins.list", "numpy.ndarray", "torch.FloatStorage"])
+def test_a_type_that_a_pickle_may_name_is_not_called(name):
+    module, _, function = name.rpartition(".")
+    with pytest.raises(ValueError, match=f"^{name}$"):
+        check_pickle(io.BytesIO(called(module, function, b"(")), 100)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("described", [b"K\x00K\x06\x85", b"K\x01K\x05\x85"], ids=["size", "offset"])
+def test_a_tensor_that_exceeds_its_storage_is_refused(tmp_path, zipped, described):
+    """torch enlarges the storage of a file in the old format, to any size."""
+    content, right = saved({"a": torch.ones(5)}, _use_new_zipfile_serialization=zipped), b"K\x00K\x05\x85"
+    assert content.count(right) == 1
+    (tmp_path / "w.pt").write_bytes(content.replace(right, described))
+    if zipped:
+        with zipfile.ZipFile(io.BytesIO(content)) as whole:
+            archive(tmp_path / "w.pt", whole.read("archive/data.pkl").replace(right, described))
+    with pytest.raises(ValueError, match="a tensor has element 5 of a storage of 5"):
+        check_torch_save(tmp_path / "w.pt")
+    assert error_of(tmp_path / "w.pt") == "is not a torch.save file or is corrupt: fetch it again"
+
+
+def state_dict_with(attribute: str) -> io.BytesIO:
+    """Returns the pickle of an OrderedDict with an attribute."""
+    return io.BytesIO(b"\x80\2ccollections\nOrderedDict\n)R}" + text(attribute) + b"K\3sb.")
+
+
+@pytest.mark.parametrize("attribute", ["items", "get", "__class__"])
+def test_a_state_dict_keeps_its_methods(attribute):
+    check_pickle(state_dict_with("_metadata"), 100)
+    with pytest.raises(ValueError, match="gives a collections"):
+        check_pickle(state_dict_with(attribute), 100)
+
+
+def keys(numbers: list[int]) -> bytes:
+    """Returns a pickle of a dict with these keys."""
+    return b"\x80\2}(" + b"".join(b"\x8a\x0a" + n.to_bytes(10, "little") + b"N" for n in numbers) + b"u."
+
+
+def test_keys_that_could_collide_are_few():
+    """The hash of a multiple of 2**61 - 1 is 0: a dict of n such keys takes n * n / 2 comparisons."""
+    colliding = [n * (2**61 - 1) for n in range(1, KEYS + 2)]
+    assert {hash(n) for n in colliding} == {0}
+    check_pickle(io.BytesIO(keys(colliding[:KEYS])), 100)
+    with pytest.raises(ValueError, match="could collide"):
+        check_pickle(io.BytesIO(keys(colliding)), 100)
+    check_pickle(io.BytesIO(keys(list(range(2 * KEYS)))), 100)
+
+
+@pytest.mark.parametrize("operation", [b"0", b"2", b"I1\n", b"S'a'\n", b"(i os\nsystem\n", b"]\x94"])
+def test_an_operation_that_torch_does_not_write_is_refused(operation):
+    with pytest.raises(ValueError, match="it has "):
+        check_pickle(io.BytesIO(b"\x80\2N" + operation + b"."), 100)
+
+
+def calls_of(read: Callable[[], object]) -> int:
+    """Counts the calls of functions, which measure the work without a clock."""
+    profile = cProfile.Profile()
+    with contextlib.suppress(ValueError):
+        profile.runcall(read)
+    return sum(entry.callcount for entry in profile.getstats())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layer{}.weight",
+        "student.{}.weight",
+        "net.module.student.{}.weight",
+        "0.{}.weight",
+        "block1.layer.{}.conv1.weight",
+    ],
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_many_tensors_are_read_in_linear_time(tmp_path, name, suffix):
+    counts = []
+    for number in (100, 400):
+        weights = {name.format(index): torch.zeros(1) for index in range(number)}
+        (tmp_path / f"w.{suffix}").write_bytes(save(weights) if suffix == "safetensors" else saved(weights))
+        counts.append(calls_of(lambda: load_model("cnn-4", checkpoint=tmp_path / f"w.{suffix}")))
+    assert counts[1] < 4 * counts[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_file_names_at_most_so_many_tensors(tmp_path, suffix):
+    path = tmp_path / f"w.{suffix}"
+    one = torch.zeros(1)
+    if suffix == "safetensors":
+        path.write_bytes(safetensors({f"a{index}": entry([0], 0, 0) for index in range(TENSORS + 1)}))
+        assert error_of(path).startswith(f"is not a safetensors file or is corrupt (it names {TENSORS + 1} tensors")
+    else:
+        path.write_bytes(saved({f"a{index}": one.detach() for index in range(TENSORS + 1)}))
+        with pytest.raises(ValueError, match=f"it describes more than {TENSORS} tensors"):
+            check_torch_save(path)
