@@ -5,7 +5,6 @@ nested values.
 """
 
 import difflib
-import json
 import math
 import re
 import reprlib
@@ -18,8 +17,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fastadaad.config import PrecisionConfig, TeacherPolicy, parse_pixels
 from fastadaad.run_config import RunConfig
+from fastadaad.runtime.json_files import JsonError, json_value, reason
 from fastadaad.runtime.text import printable
-from fastadaad.runtime.untrusted_files import CONFIG_BYTES, check_size
 
 PIXEL_FIELDS = ("epsilon", "step_size")
 # Sections that can be written as one string.
@@ -57,17 +56,13 @@ def read_config(path: Path) -> RunConfig:
         ValueError: The file does not hold a configuration.
     """
     try:
-        check_size(path, CONFIG_BYTES)
-        content = json.loads(path.read_text())
+        content = json_value(path)
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
         return _build(RunConfig, content)
-    except (OSError, ValueError, RecursionError) as error:  # a JSON error is a ValueError
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-        raise ValueError(
-            f"{path} does not hold a run's configuration: {printable(reason)}; give the folder of another run, or "
-            "repair this file"
-        ) from error
+    except (OSError, ValueError) as error:  # a JSON error is a ValueError
+        remedy = "give the folder of another run, or repair this file"
+        raise JsonError(f"{path} does not hold a run's configuration: {printable(reason(error))}; {remedy}") from error
 
 
 def _set(settings: dict[str, Any], text: str) -> None:

@@ -202,7 +202,7 @@ FILES = {
     "a teacher that guesses": ("train tiny --teacher-check 100", "cnn-6-s1 has", "normalisation", "--teacher-check 0"),
     "truncated checkpoints": (f"{RESUME} cut_run", "none of the", "cut_run/checkpoints", "move cut_run away"),
     "foreign checkpoints": (f"{RESUME} foreign_run", "none of the", "foreign_run/checkpoints", "move foreign_run away"),
-    "a damaged state": (f"{EVALUATE},cw1 --state kept", "kept/cw1_", "is not the saved progress", "delete it"),
+    "a damaged state": (f"{EVALUATE},cw1 --state kept", "kept/cw1_", "cannot be read", "delete it, and this attack"),
     "a web page for a run": ("evaluate run_page", "run_page/config.json does not hold", "the folder of"),
     "a truncated run": ("evaluate run_cut", "run_cut/config.json does not hold", "the folder of"),
     "a list for a run": ("show-batch run_list", "run_list/config.json", "it is not a JSON object", "the folder of"),

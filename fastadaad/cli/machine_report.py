@@ -7,11 +7,13 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fastadaad import ops
 from fastadaad.data.engines import dali_status
 from fastadaad.inner import layout
 from fastadaad.runtime.compile import compile_cache
+from fastadaad.runtime.text import printable
 from fastadaad.runtime.version import version
 from fastadaad.training import self_check
 
@@ -124,16 +126,17 @@ def _layout_table() -> Table:
     if not choices:
         table.add_row("none measured yet")
     for entry in choices:
-        choice = entry.value
-        table.add_row(
-            choice["network"],
-            "x".join(map(str, choice["shape"])),
-            choice.get("precision", "unknown"),  # an entry of an earlier version
-            choice["choice"],
-            choice["compiled_choice"],
-            f"{choice['contiguous_ms']:.1f}",
-            f"{choice['channels_last_ms']:.1f}",
+        choice: layout.LayoutChoice = entry.value
+        texts = (
+            choice.network,
+            "x".join(map(str, choice.shape)),
+            choice.precision,
+            choice.choice,
+            choice.compiled_choice,
+            f"{choice.contiguous_ms:.1f}",
+            f"{choice.channels_last_ms:.1f}",
             entry.date,
-            choice["hardware"],
+            choice.hardware,
         )
+        table.add_row(*[Text(printable(text)) for text in texts])  # a cache folder may be shared
     return table

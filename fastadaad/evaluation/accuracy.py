@@ -66,6 +66,11 @@ class AttackResult:
     parts: tuple[tuple[str, float, float], ...] = ()
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a result that no evaluation gives; it may come from a file."""
+        if not (0 <= self.accuracy <= 1 and self.num_images >= 1 and self.restarts >= 1 and self.seconds >= 0):
+            raise ValueError(f"accuracy {self.accuracy} of {self.num_images} images is no result of an evaluation")
+
     @property
     def margin(self) -> float:
         """Half the width of the 95 % interval of the accuracy (normal approximation of the binomial)."""
@@ -79,12 +84,6 @@ class AttackResult:
         )
         row["notes"] = "; ".join(self.notes)
         return row
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "AttackResult":
-        """Builds a result from the JSON of dataclasses.asdict, which has lists instead of tuples."""
-        parts = tuple((stage, accuracy, seconds) for stage, accuracy, seconds in fields["parts"])
-        return cls(**fields | {"parts": parts, "notes": tuple(fields["notes"])})
 
 
 def evaluate(

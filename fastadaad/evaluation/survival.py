@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from fastadaad.config import PrecisionConfig, ThreatModel
 from fastadaad.evaluation.attacks import AttackSpec, GradientAttack, check_finite, correct
 from fastadaad.runtime.files import write_atomically
+from fastadaad.runtime.json_files import JsonError, read_json
 from fastadaad.runtime.precision import tensor_cores
+from fastadaad.runtime.untrusted_files import SUMMARY_BYTES
+
+REMEDY = "delete it, and this attack starts again"
 
 
 @dataclass(kw_only=True)
@@ -33,10 +37,6 @@ class Survival:
     seconds: list[float]
 
     def __post_init__(self) -> None:
-        kinds = {"survives": bool, "attacked": bool, "accuracies": float, "seconds": float}
-        lists = {name: getattr(self, name) for name in kinds}
-        if not all(isinstance(lists[name], list) and set(map(type, lists[name])) <= {kinds[name]} for name in kinds):
-            raise TypeError("a field is not a list of its type")
         if len(self.survives) != len(self.attacked) or not 0 <= len(self.seconds) - len(self.accuracies) <= 1:
             raise ValueError("the lengths of two lists do not match")
 
@@ -60,8 +60,8 @@ class Keeper:
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
         self._path = None if folder is None else folder / f"{name}_{digest}.json"
 
-    def load(self) -> Survival | None:
-        """Loads the progress.
+    def load(self, num_images: int) -> Survival | None:
+        """Loads the progress of an attack on so many images.
 
         Returns:
             The progress, or None if no file has these facts.
@@ -71,12 +71,10 @@ class Keeper:
         """
         if self._path is None or not self._path.exists():
             return None
-        try:
-            return Survival(**json.loads(self._path.read_text()))
-        except (OSError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{self._path} is not the saved progress of an evaluation: delete it, and this attack starts again"
-            ) from error
+        survival = read_json(self._path, Survival, REMEDY, limit=SUMMARY_BYTES)
+        if len(survival.survives) != num_images:
+            raise JsonError(f"{self._path} is of {len(survival.survives)} images, not {num_images}: {REMEDY}")
+        return survival
 
     def save(self, survival: Survival) -> None:
         """Writes the progress in one piece."""
@@ -125,7 +123,7 @@ def attack_survivors(
     Returns:
         The survival of each image, and the accuracy and the seconds of each stage.
     """
-    survival = keeper.load() or _before_attack(model, x_natural, labels, batch_size)
+    survival = keeper.load(len(labels)) or _before_attack(model, x_natural, labels, batch_size)
     for number, (stage, attack) in enumerate(spec.stages):
         assert not isinstance(attack, GradientAttack)  # it makes one pass over all images; see gradient_pass.py
         if number < len(survival.accuracies):

@@ -3,8 +3,9 @@
 import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,21 @@ BUDGET_S = 1.5
 MAX_ROUNDS = 9
 
 Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutChoice:
+    """Measured layouts of a network, as the machine cache keeps them."""
+
+    choice: Literal["contiguous", "channels_last"]
+    compiled_choice: Literal["contiguous", "channels_last"]
+    contiguous_ms: float
+    channels_last_ms: float
+    network: str
+    shape: tuple[int, ...]
+    dtype: str
+    hardware: str
+    precision: str = "unknown"  # in an entry of an earlier version
 
 
 def choose_memory_format(
@@ -60,16 +76,16 @@ def choose_memory_format(
         return torch.channels_last
     batch = f"{tuple(x.shape)} {x.dtype}"
     key = f"{machine_cache.machine_key(x.device)}; {architecture(key_network)}; {batch}; {precision}"
-    known = machine_cache.load(SECTION, key)
+    known = machine_cache.load(SECTION, key, LayoutChoice)
     if known is None:
-        known = _measured(key_network, x, build, clock) | {"precision": precision}
-        machine_cache.store(SECTION, key, known)
-    return FORMATS[known["compiled_choice" if compiled else "choice"]]
+        known = replace(_measured(key_network, x, build, clock), precision=precision)
+        machine_cache.store(SECTION, key, asdict(known))
+    return FORMATS[known.compiled_choice if compiled else known.choice]
 
 
 def remembered_choices() -> list[machine_cache.Entry]:
     """Returns the choices of all machines that share the cache folder, each with its times in milliseconds."""
-    return machine_cache.entries(SECTION)
+    return machine_cache.entries(SECTION, LayoutChoice)
 
 
 def architecture(network: nn.Module) -> str:
@@ -81,8 +97,8 @@ def architecture(network: nn.Module) -> str:
 
 def _measured(
     key_network: nn.Module, x: Tensor, build: Callable[[torch.memory_format], nn.Module], clock: Clock
-) -> dict[str, Any]:
-    """Returns both times in milliseconds and the choices, with network, shape, dtype and hardware."""
+) -> LayoutChoice:
+    """Returns both times and the choices, with network, shape, dtype and hardware."""
     generator = torch.Generator(x.device).manual_seed(0)  # a measurement must not advance torch's own generator
     pixels = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
     networks = {name: build(memory_format) for name, memory_format in FORMATS.items()}
@@ -90,16 +106,16 @@ def _measured(
     is_contiguous = times_ms["contiguous"] <= times_ms["channels_last"]
     handicap = COMPILED_HANDICAP if x.device.type == "cpu" else 1.0
     is_contiguous_compiled = handicap * times_ms["contiguous"] <= times_ms["channels_last"]
-    return {
-        "choice": "contiguous" if is_contiguous else "channels_last",
-        "compiled_choice": "contiguous" if is_contiguous_compiled else "channels_last",
-        "contiguous_ms": times_ms["contiguous"],
-        "channels_last_ms": times_ms["channels_last"],
-        "network": architecture(key_network),
-        "shape": list(x.shape),
-        "dtype": str(x.dtype),
-        "hardware": machine_cache.hardware(x.device),
-    }
+    return LayoutChoice(
+        choice="contiguous" if is_contiguous else "channels_last",
+        compiled_choice="contiguous" if is_contiguous_compiled else "channels_last",
+        contiguous_ms=times_ms["contiguous"],
+        channels_last_ms=times_ms["channels_last"],
+        network=architecture(key_network),
+        shape=tuple(x.shape),
+        dtype=str(x.dtype),
+        hardware=machine_cache.hardware(x.device),
+    )
 
 
 def _alternating_medians_ms(networks: dict[str, nn.Module], pixels: Tensor, clock: Clock) -> dict[str, float]:

@@ -4,6 +4,7 @@ One JSON file per entry: <cache folder>/<section>/<digest of the key>.json with 
 Unreadable or unwritable entries are ignored after one warning.
 """
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -11,8 +12,11 @@ import json
 import os
 import platform
 import re
+import shutil
+import tempfile
 import warnings
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ import torch
 import fastadaad.kernels
 from fastadaad.kernels import KERNELS_VARIABLE
 from fastadaad.runtime.files import write_atomically
+from fastadaad.runtime.json_files import JsonError, checked, read_json
 from fastadaad.runtime.locks import locked
 from fastadaad.runtime.version import version
 
@@ -43,26 +48,43 @@ class Entry:
 
 
 def cache_folder() -> Path:
-    """Returns $FASTADAAD_CACHE, or the folder fastadaad in the user's cache folder."""
+    """Returns $FASTADAAD_CACHE, or the folder fastadaad in the user's cache folder.
+
+    Without a home folder, as in some containers, it is a private folder that ends with the process.
+    """
     chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen) if chosen else platformdirs.user_cache_path("fastadaad")
+    if chosen:
+        return Path(chosen)
+    with suppress(RuntimeError):  # of later versions of platformdirs; earlier ones return the name "~"
+        folder = platformdirs.user_cache_path("fastadaad")
+        if folder.is_absolute():
+            return folder
+    return _folder_of_process(os.getpid())
 
 
-def load(section: str, key: str) -> Any | None:
-    """Returns the value last stored under the key, or None."""
-    entry = load_entry(section, key)
+@functools.cache
+def _folder_of_process(process: int) -> Path:
+    _warn_once(f"the home folder of this user is unknown: nothing is kept for later runs; set {CACHE_VARIABLE}")
+    folder = tempfile.mkdtemp(prefix="fastadaad-cache-")  # not a known name, which another user could have made
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def load(section: str, key: str, kind: Any = Any) -> Any | None:
+    """Returns the value last stored under the key as `kind` (see json_files.py), or None."""
+    entry = load_entry(section, key, kind)
     return None if entry is None else entry.value
 
 
-def load_entry(section: str, key: str) -> Entry | None:
-    """Returns the entry last stored under the key, or None."""
-    entry = _read(_path(section, key))
+def load_entry(section: str, key: str, kind: Any = Any) -> Entry | None:
+    """Returns the entry last stored under the key, with its value as `kind`, or None."""
+    entry = _read(_path(section, key), kind)
     return entry if entry is not None and entry.key == key else None
 
 
-def entries(section: str) -> list[Entry]:
-    """Returns all entries of a section, the oldest first."""
-    found = map(_read, (cache_folder() / section).glob("*.json"))
+def entries(section: str, kind: Any = Any) -> list[Entry]:
+    """Returns all entries of a section, the oldest first, with their values as `kind`."""
+    found = [_read(path, kind) for path in (cache_folder() / section).glob("*.json")]
     return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.date)
 
 
@@ -104,13 +126,15 @@ def _path(section: str, key: str) -> Path:
     return cache_folder() / section / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
-def _read(path: Path) -> Entry | None:
-    try:
-        return Entry(**json.loads(path.read_bytes()))
-    except FileNotFoundError:
+def _read(path: Path, kind: Any) -> Entry | None:
+    if not path.exists():
         return None
-    except (OSError, ValueError, TypeError) as error:
-        _warn_once(f"{path} cannot be read ({' '.join(str(error).split())}): it counts as empty; delete it")
+    remedy = "it counts as empty; delete it"
+    try:
+        entry = read_json(path, Entry, remedy)
+        return replace(entry, value=checked(entry.value, kind, "value"))
+    except ValueError as error:
+        _warn_once(str(error) if isinstance(error, JsonError) else f"{path} cannot be read ({error}): {remedy}")
         return None
 
 

@@ -6,13 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from fastadaad.run_config import RunConfig
 from fastadaad.runtime.files import write_atomically
+from fastadaad.runtime.json_files import reason
 from fastadaad.runtime.progress import ImageProgress
 from fastadaad.runtime.retrying_files import RetryingFiles
+from fastadaad.runtime.text import InputError
+from fastadaad.runtime.untrusted_files import TEXT_BYTES, check_size
 from fastadaad.training.distiller import Distiller
 from fastadaad.training.state import TrainingState
 
@@ -112,6 +116,23 @@ class RunLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Reads the rows of a run's metrics.csv; a metric that was not measured is missing in its row."""
-    with open(folder / "metrics.csv", newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    """Reads the rows of a run's metrics.csv; a metric that was not measured is missing in its row.
+
+    Raises:
+        ValueError: The file cannot be read, or its rows are not those of epochs.
+    """
+    path = folder / "metrics.csv"
+    try:
+        check_size(path, TEXT_BYTES)
+        rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"), newline=""), strict=True))
+        return [_numbers(row) for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        remedy = "resume the run, which writes it again"
+        raise InputError(f"{path} cannot be read ({reason(error)}): {remedy}") from error
+
+
+def _numbers(row: Mapping[Any, Any]) -> dict[str, float]:
+    """Returns the numbers of a row. Raises ValueError for a row that is not one of METRICS."""
+    if not row.keys() <= set(METRICS) or not (row.get("epoch") and row.get("step")):
+        raise ValueError("its columns are not those of a run")
+    return {name: float(text) for name, text in row.items() if text}

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from fastadaad.inner import precision_report
 from fastadaad.run_config import RunConfig
 from fastadaad.runtime.device_memory import peak_memory
 from fastadaad.runtime.distributed import ProcessGroup
+from fastadaad.runtime.json_files import JsonError, read_json
 from fastadaad.runtime.progress import ImageProgress
 from fastadaad.runtime.retrying_files import RetryingFiles
 from fastadaad.training.data import TrainingData
@@ -59,7 +61,11 @@ def report_precision(
     report = precision_report.measure(distiller.maximizer, x_natural[first], labels[first], seed=config.seed)
     log.info(f"student in {precision.student}, teacher in {precision.teacher}, at the {moment}: {report}")
     path = folder / "precision.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        known = read_json(path, dict[str, Any], "it is written anew") if path.exists() else {}
+    except JsonError as error:  # it ends no training
+        log.warning(str(error))
+        known = {}
     files.write(path, json.dumps(known | {moment: asdict(report)}, indent=2).encode())
 
 

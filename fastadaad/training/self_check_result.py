@@ -49,8 +49,7 @@ class SelfCheckResult:
 
 def cached_result(device: torch.device | str) -> SelfCheckResult | None:
     """Returns the result of the last self-check on this machine, or None."""
-    value = machine_cache.load(SECTION, machine_cache.machine_key(device))
-    return None if value is None else SelfCheckResult(**value | {"passed": tuple(value["passed"])})
+    return machine_cache.load(SECTION, machine_cache.machine_key(device), SelfCheckResult)
 
 
 def remembered_mode(mode: Mode, device: torch.device) -> Mode:

@@ -1,6 +1,7 @@
 """Experiments of a comparison: finished work is kept, changed settings are run, and two processes share the work."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -58,6 +59,54 @@ def test_a_finished_experiment_is_read_and_not_run_again(config, tmp_path, work)
     finish([again], QUIET)
     assert work == ["train", "natural", "pgd2"]
     assert (again.training, again.results) == (first.training, first.results)
+
+
+TRAINING = {"best_epoch": 1, "images_per_s": 2.5, "seconds": 3}
+RESULT = {
+    "attack": "natural", "restarts": 1, "norm": "linf", "epsilon": 0.1, "num_images": 150, "accuracy": 0.5,
+    "seconds": 1.0, "parts": [["a", 0.5, 1.0]], "notes": ["b"],
+}  # fmt: skip
+DAMAGED = [b"", b"[]", b"[" * 100_000, b"\xff", b"{}", b"null"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [*DAMAGED, *(TRAINING | change for change in ({"best_epoch": "1"}, {"seconds": None}, {"more": 1}))],
+    ids=str,
+)
+def test_a_damaged_training_is_named(config, tmp_path, content):
+    tested = experiment(config, tmp_path)
+    tested.folder.mkdir(parents=True)
+    path = tested.folder / "training.json"
+    path.write_text(json.dumps(TRAINING))
+    assert tested.training == experiment_module.Training(best_epoch=1, images_per_s=2.5, seconds=3.0)
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    with pytest.raises(ValueError, match=rf"^{path} cannot be read \(.*\): delete {tested.folder}, and it is trained"):
+        tested.is_finished  # noqa: B018
+
+
+CHANGES = (
+    {"accuracy": 1.5},
+    {"accuracy": "high"},
+    {"num_images": 0},
+    {"parts": [[1, 2]]},
+    {"attack": "fgsm"},
+    {"epsilon": 0.2},
+)
+
+
+@pytest.mark.parametrize("content", [*DAMAGED, *(RESULT | change for change in CHANGES)], ids=str)
+def test_a_damaged_result_is_named(config, tmp_path, content):
+    tested = experiment(config, tmp_path)
+    path = tested._result_path("natural")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(RESULT))
+    assert tested.result("natural").accuracy == 0.5
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    with pytest.raises(
+        ValueError, match=f"^{path} (cannot be read|has the result of).*: delete it, and the attack runs"
+    ):
+        tested.results  # noqa: B018
 
 
 def test_a_new_attack_does_not_train_again_and_a_new_evaluation_set_attacks_again(config, tmp_path, work):

@@ -147,6 +147,7 @@ GOOD = {"survives": [True, False], "attacked": [False, False], "accuracies": [],
     [
         *({"survives": "ab"}, {"survives": [1, 0]}, {"attacked": [True]}, {"accuracies": 3}, {"seconds": [None]}),
         *({"accuracies": [0.5, 0.5]}, {"seconds": [0.5, 0.5]}, {"other": 1}),
+        {"survives": [True] * 3, "attacked": [True] * 3},
     ],
     ids=str,
 )
@@ -154,10 +155,12 @@ def test_a_damaged_state_is_refused(tmp_path, changed):
     keeper = survival.Keeper(tmp_path, "cw5", "facts")
     keeper.save(survival.Survival(**GOOD))
     (path,) = tmp_path.iterdir()
-    assert keeper.load() == survival.Survival(**GOOD)
+    assert keeper.load(2) == survival.Survival(**GOOD)
     path.write_text(json.dumps(GOOD | changed))
-    with pytest.raises(ValueError, match=f"^{path} is not the saved progress of an evaluation: delete it"):
-        keeper.load()
+    with pytest.raises(
+        ValueError, match=f"^{path} (cannot be read|is of 3 images, not 2).*: delete it, and this attack starts again"
+    ):
+        keeper.load(2)
 
 
 def test_a_state_of_other_weights_images_or_settings_is_ignored(teacher, digits, tmp_path):

@@ -21,6 +21,7 @@ from fastadaad.evaluation.carlini_wagner import CarliniWagner
 from fastadaad.evaluation.plots import plot_curves
 from fastadaad.evaluation.report import print_accuracies, print_attacks, write_json, write_results
 from fastadaad.methods.objectives import MARGIN
+from fastadaad.runtime.json_files import checked
 
 NUM_IMAGES, BATCH_SIZE = 46, 8  # the last batch is smaller
 X_NATURAL, LABELS = images_and_labels(NUM_IMAGES)
@@ -246,7 +247,7 @@ def test_stages_and_notes_are_printed_and_restored_from_json(tmp_path):
     write_json(tmp_path / "results.json", "student", [attacked])
     content = json.loads((tmp_path / "results.json").read_text())
     assert (content["model"], content["warning"]) == ("student", None)
-    assert AttackResult.from_json(content["attacks"][0]) == attacked
+    assert checked(content["attacks"][0], AttackResult) == attacked
     assert asdict(attacked).keys() <= attacked.row().keys()
     assert attacked.row()["parts"] == "apgd-ce 0.5000 in 1.5 s; square 0.2500 in 2.5 s"
 

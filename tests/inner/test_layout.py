@@ -57,9 +57,9 @@ def test_the_faster_layout_is_chosen_and_stored_with_its_milliseconds():
     assert choose(clock) is torch.channels_last
     assert clock.passes.count("channels_last") == clock.passes.count("contiguous_format") == 1 + MAX_ROUNDS
     (entry,) = remembered_choices()
-    assert entry.value["contiguous_ms"] == pytest.approx(10)
-    assert entry.value["channels_last_ms"] == pytest.approx(4)
-    assert entry.value["shape"] == [4, 3, 8, 8]
+    assert entry.value.contiguous_ms == pytest.approx(10)
+    assert entry.value.channels_last_ms == pytest.approx(4)
+    assert entry.value.shape == (4, 3, 8, 8)
 
     again = FakeClock([0.004], [0.01])
     assert choose(again, tiny_network(9)) is torch.channels_last  # other weights, the same architecture
@@ -128,7 +128,7 @@ def test_each_precision_has_its_own_choice():
         clock = FakeClock([0.01], [0.01])
         assert choose(clock, precision=precision) is expected
         assert clock.passes == []
-    assert {entry.value["precision"] for entry in remembered_choices()} == {"fp32", "bf16"}
+    assert {entry.value.precision for entry in remembered_choices()} == {"fp32", "bf16"}
 
 
 class OnGpu:

@@ -68,6 +68,27 @@ def test_a_corrupt_entry_warns_once_and_counts_as_empty(folder, content):
     assert load("numbers", "a") == 2
 
 
+@pytest.mark.parametrize("value", [[], None, 3, {"a": "b"}])
+def test_a_value_of_another_type_warns_and_counts_as_empty(value):
+    store("numbers", "a", value)
+    assert load("numbers", "a") == value
+    with pytest.warns(UserWarning, match=r"json cannot be read \(.*value.* is not .*counts as empty; delete it"):
+        assert load("numbers", "a", dict[str, int]) is None
+
+
+def test_without_a_home_folder_the_cache_is_private_and_ends_with_the_process(monkeypatch, tmp_path):
+    monkeypatch.delenv("FASTADAAD_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does for an unknown user
+    monkeypatch.chdir(tmp_path)
+    machine_cache._folder_of_process.cache_clear()
+    with pytest.warns(UserWarning, match="the home folder of this user is unknown: .* set FASTADAAD_CACHE"):
+        folder = machine_cache.cache_folder()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert machine_cache.cache_folder() == folder
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_written_warns_once(folder):
     folder.write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match=r"cannot be written .*: set FASTADAAD_CACHE to a folder that can"):

@@ -177,3 +177,24 @@ def test_an_exact_run_in_fp32_reports_neither_precision_nor_policy(tmp_path):
     assert not lines_about("TFLOP/s", lines)
     assert lines_about("fp32", lines) == ["tiny adaad seed 0: student fp32, teacher fp32, eager mode on cpu"]
     assert not (tmp_path / "run" / "precision.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff",
+        b'"',
+        b"epoch,step,other\n1,2,3\n",
+        b"epoch,step\n1,x\n",
+        b"epoch,step\n1,2,3\n",
+        b"step\n3\n",
+        b"epoch,step\n,\n",
+    ],
+)
+def test_a_damaged_metrics_file_is_named(tmp_path, content):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"epoch,step,train_loss\n1,4,\n")
+    assert read_metrics(tmp_path) == [{"epoch": 1, "step": 4}]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{path} cannot be read \(.*\): resume the run, which writes it again$"):
+        read_metrics(tmp_path)

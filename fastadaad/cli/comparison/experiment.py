@@ -20,6 +20,7 @@ from fastadaad import methods
 from fastadaad.evaluation import AttackResult
 from fastadaad.run_config import EvaluationConfig, ModelConfig, RunConfig
 from fastadaad.runtime.files import write_atomically
+from fastadaad.runtime.json_files import JsonError, read_json
 from fastadaad.runtime.locks import locked
 from fastadaad.training.build import build_model, build_teacher, resolve_device
 from fastadaad.training.checkpoint import checkpoint_paths
@@ -28,6 +29,7 @@ from fastadaad.training.evaluation import evaluate_on_test_set
 from fastadaad.training.fingerprint import place, sha256_of, training_facts
 from fastadaad.training.trainer import Trainer
 
+REMEDY = "delete it, and the attack runs again"
 # Seconds between two checks of the experiments that other processes work on.
 POLL_S = 2.0
 
@@ -75,12 +77,18 @@ class Experiment:
     def training(self) -> Training | None:
         """Result of the training; None if it is not finished."""
         path = self.folder / "training.json"
-        return Training(**json.loads(path.read_text())) if path.exists() else None
+        return read_json(path, Training, f"delete {self.folder}, and it is trained again") if path.exists() else None
 
     def result(self, attack: str) -> AttackResult | None:
         """Result of an attack; None if it is not finished."""
         path = self._result_path(attack)
-        return AttackResult.from_json(json.loads(path.read_text())) if path.exists() else None
+        if not path.exists():
+            return None
+        result = read_json(path, AttackResult, REMEDY)
+        threat_model = self.config.evaluation.threat_model
+        if (result.attack, result.norm, result.epsilon) != (attack, threat_model.norm, threat_model.epsilon):
+            raise JsonError(f"{path} has the result of another attack: {REMEDY}")
+        return result
 
     @property
     def results(self) -> list[AttackResult]:

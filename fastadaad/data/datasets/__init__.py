@@ -60,7 +60,9 @@ def load_dataset(
         raise DataError(f"data set {name!r} is unknown: use one of {', '.join(DATASETS)}")
     if name not in FILE_DATASETS and (image_size, center_share) != (None, None):
         raise DataError(f"the images of {name} have one size: leave out data.image_size and data.center_share")
-    folder = Path(root or os.environ.get("FASTADAAD_DATA") or "~/.cache/fastadaad").expanduser()
+    folder = Path(os.path.expanduser(root or os.environ.get("FASTADAAD_DATA") or "~/.cache/fastadaad"))
+    if str(folder).startswith("~") and name != "digits":  # which has no files
+        raise DataError("the home folder of this user is unknown: set data.root=FOLDER, or FASTADAAD_DATA")
     return DATASETS[name](
         Source(root=folder, download=download, image_size=image_size, center_share=center_share, on_error=on_error)
     )

@@ -21,6 +21,7 @@ from fastadaad.data.dataset import DataError, Dataset, check_labels
 from fastadaad.data.datasets.npy_header import read_npy_header
 from fastadaad.data.datasets.source import Source
 from fastadaad.data.mapped_images import map_images
+from fastadaad.runtime.json_files import json_value
 from fastadaad.runtime.untrusted_files import NPY_HEADER_BYTES, SUMMARY_BYTES, check_size, one_line
 
 Result = TypeVar("Result")
@@ -176,9 +177,8 @@ def read_pack(root: Path) -> Pack:
 def parsed(path: Path, parse: Callable[[Any], Result]) -> Result:
     """Returns parse(contents of a JSON file). Raises DataError if the file is damaged."""
     try:
-        check_size(path, SUMMARY_BYTES)
-        return parse(json.loads(path.read_bytes()))
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: nested too deep, or torch
+        return parse(json_value(path, SUMMARY_BYTES))
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of torch
         raise DataError(f"{path} cannot be read ({one_line(error)}): {remedy(path.parent)}") from error
 
 
