@@ -8,15 +8,18 @@ import argparse
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import NoReturn
 
 from rich.console import Console
 
 from fastadaad.runtime.messages import LEVELS, messages_on
-from fastadaad.runtime.signals import Interrupted
+from fastadaad.runtime.output import end_output, open_standard_streams, reason
+from fastadaad.runtime.signals import Interrupted, without_terminal
 from fastadaad.runtime.text import line_of, printable
 from fastadaad.runtime.version import version
 
@@ -24,6 +27,8 @@ COMMANDS = (
     "train", "evaluate", "compare", "sweep-epsilon", "recipes", "methods", "teachers", "inspect", "export",
     "pack", "show-batch", "compat", "doctor",
 )  # fmt: skip
+# Commands whose results are in files, so that they go on without their output.
+WITH_FILES = ("train", "compare", "sweep-epsilon", "compat")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -89,28 +94,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Returns:
-        Exit code: 0, 2 for a user's mistake, 130 after SIGINT, 143 after SIGTERM.
+        Exit code: 0, 2 for a user's mistake or a result that cannot be printed, 75 after the loss of a process that
+        reads data, 130 after SIGINT, 141 if nobody reads the result, 143 after SIGTERM.
     """
+    open_standard_streams()
     arguments = parse(argv)
-    console = Console()
     try:
-        with messages_on(console, arguments.log_level):
-            arguments.run(arguments, console)
+        return _run(arguments)
     except (ValueError, OSError) as error:
         if arguments.traceback:
             raise
         _complain(line_of(error))
         return 2
+    except RuntimeError as error:
+        lost = _lost_worker(error)
+        if lost is None or arguments.traceback:
+            raise
+        _complain(line_of(lost))
+        return os.EX_TEMPFAIL
     except Interrupted as error:
         _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         _complain("interrupted; what was saved so far is complete")
         return 130
-    return 0
+    finally:
+        end_output()
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Runs a command; its output may fail if its results are in files too."""
+    console = Console()
+    has_files = arguments.command in WITH_FILES and not getattr(arguments, "print_config", False)
+    with messages_on(console, arguments.log_level), without_terminal() if has_files else nullcontext():
+        arguments.run(arguments, console)
+        sys.stdout.flush()
+        error = getattr(sys.stdout, "error", None)  # see TolerantStream
+    if error is None or has_files:
+        return 0
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE
+    raise ValueError(f"standard output cannot be written ({reason(error)}): make room, or redirect it elsewhere")
+
+
+def _lost_worker(error: RuntimeError) -> RuntimeError | None:
+    from fastadaad.runtime.workers import lost_worker  # imports torch
+
+    return lost_worker(error)
 
 
 def _complain(line: str) -> None:
     """Prints an error, on local rank 0 only."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"fastadaad: {line}", file=sys.stderr)
+        with suppress(OSError, ValueError):  # nobody may read it
+            print(f"fastadaad: {line}", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -22,9 +22,13 @@ from torch import Tensor
 
 from fastadaad.runtime.text import line_of
 from fastadaad.runtime.watchdog import Watchdog
+from fastadaad.runtime.workers import EXIT_CODE, lost_worker
 
 Value = TypeVar("Value")
 
+# Variables of torchrun's processes: the one that they are known by, and the numbers that each of them needs.
+TORCHRUN = "TORCHELASTIC_RUN_ID"
+RANK_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
 # Seconds between two checks of the other ranks.
 POLL_S = 0.05
 # Seconds that the other ranks have to answer after one of them has lost contact.
@@ -113,8 +117,20 @@ def current_process_group() -> ProcessGroup:
 
 
 def started_by_torchrun() -> bool:
-    """Returns True in a process of torchrun."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    """Returns True in a process of torchrun.
+
+    Raises:
+        ValueError: Only some of torchrun's variables are set.
+    """
+    if TORCHRUN not in os.environ:
+        return False
+    for name in RANK_VARIABLES:
+        if not os.environ.get(name, "").isdecimal():
+            raise ValueError(
+                f"{TORCHRUN} is set and {name} is {os.environ.get(name, 'missing')}: start with torchrun, or unset "
+                f"{TORCHRUN}"
+            )
+    return True
 
 
 def restarted_by_torchrun() -> bool:
@@ -123,7 +139,8 @@ def restarted_by_torchrun() -> bool:
 
 
 def _num_restarts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return int(count) if count.isdecimal() else 0
 
 
 @contextmanager
@@ -219,6 +236,8 @@ class FailureReporter:
             missing: list[int] = _answer(self._missing, [])
             names = ", ".join(map(str, missing)) or "unknown"
             self._end(f"fastadaad: lost contact, as rank {self._rank} noticed, with rank {names}", code=1)
+        if lost := lost_worker(error):
+            self._end(f"fastadaad: rank {self._rank}: {line_of(lost)}", code=EXIT_CODE)
         if isinstance(error, (ValueError, OSError)):
             self._end(f"fastadaad: rank {self._rank}: {line_of(error)}", code=2)
         trace = "".join(traceback.format_exception(error))
@@ -241,7 +260,8 @@ class FailureReporter:
 
     def _end(self, text: str, code: int) -> NoReturn:
         if _answer(lambda: self._store.add("failure report", 1) == 1, True):
-            print(text, file=sys.stderr, flush=True)
+            with suppress(OSError, ValueError):  # nobody may read it
+                print(text, file=sys.stderr, flush=True)
         os._exit(code)  # not sys.exit, which would wait for communication that never ends
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from fastadaad.runtime.output import tolerant_output
 from fastadaad.runtime.text import print_line
 
 LOGGER = "fastadaad"
@@ -47,6 +48,8 @@ def default_level() -> str:
 def messages_on(console: Console, level: str | None = None) -> Iterator[None]:
     """Prints the package's messages on `console` inside; of nested contexts the innermost console prints.
 
+    Output that fails, such as to a full disk, ends nothing inside (see output.py).
+
     Args:
         console: Console to print on; a quiet one, as ranks other than the first have it, prints nothing.
         level: Least level that is printed. Default: the level in force, or that of $FASTADAAD_LOG.
@@ -58,7 +61,8 @@ def messages_on(console: Console, level: str | None = None) -> Iterator[None]:
     _handler.console = console
     logger.addHandler(_handler)  # adding it twice has no effect
     try:
-        yield
+        with tolerant_output(console):
+            yield
     finally:
         _handler.console = before[0]
         logger.setLevel(before[1])

@@ -1,10 +1,13 @@
-"""SIGTERM and SIGINT: a training finishes its step and saves; work before and after it stops at once."""
+"""SIGTERM and SIGINT: a training finishes its step and saves; work before and after it stops at once.
+
+SIGHUP, after which there is no terminal, stops nothing.
+"""
 
 import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
@@ -40,15 +43,26 @@ class Interruption:
 def interruption() -> Iterator[Interruption]:
     """Records signals inside the context, instead of ending the process."""
     received = Interruption()
-    with _handled_by(received.request):
+    with _handled_by(dict.fromkeys(SIGNALS, received.request) | {signal.SIGHUP: _go_on}):
         yield received
+
+
+@contextmanager
+def without_terminal() -> Iterator[None]:
+    """Lets work inside go on after SIGHUP."""
+    with _handled_by({signal.SIGHUP: _go_on}):
+        yield
 
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """Raises Interrupted inside the context on a signal; a second signal terminates the process immediately."""
-    with _handled_by(_stop):
+    with _handled_by(dict.fromkeys(SIGNALS, _stop) | {signal.SIGHUP: _go_on}):
         yield
+
+
+def _go_on(signal_number: int) -> None:
+    log.info("SIGHUP: the terminal is gone, and the work goes on")
 
 
 def _stop(signal_number: int) -> None:
@@ -58,8 +72,11 @@ def _stop(signal_number: int) -> None:
 
 
 @contextmanager
-def _handled_by(handle: Callable[[int], None]) -> Iterator[None]:
-    """Calls `handle` on a signal inside the context, and restores the handlers afterwards; main thread only."""
+def _handled_by(handlers: Mapping[signal.Signals, Callable[[int], None]]) -> Iterator[None]:
+    """Calls the handler of a signal inside the context, and restores what was before; main thread only.
+
+    An ignored SIGHUP, as under nohup, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -67,9 +84,11 @@ def _handled_by(handle: Callable[[int], None]) -> Iterator[None]:
 
     def handle_own(signal_number: int, frame: object) -> None:
         if os.getpid() == process:  # Ctrl-C also reaches forked workers that read data, which their parent ends
-            handle(signal_number)
+            handlers[signal.Signals(signal_number)](signal_number)
 
-    before = {number: signal.signal(number, handle_own) for number in SIGNALS}
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [number for number in handlers if not (is_ignored and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, handle_own) for number in numbers}
     try:
         yield
     finally:

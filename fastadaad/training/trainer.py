@@ -20,6 +20,8 @@ from fastadaad.runtime.cudnn import measured_algorithms
 from fastadaad.runtime.distributed import ProcessGroup, current_process_group
 from fastadaad.runtime.garbage import GarbageCollection
 from fastadaad.runtime.locks import run_lock
+from fastadaad.runtime.log_file import NAME as LOG_FILE
+from fastadaad.runtime.log_file import LogFile
 from fastadaad.runtime.messages import messages_on
 from fastadaad.runtime.progress import Counts, ImageProgress, image_progress
 from fastadaad.runtime.reproducibility import deterministic_algorithms, own_random_states, restore_random_states
@@ -69,9 +71,10 @@ log = logging.getLogger(__name__)
 class Trainer:
     """Trains the student of `config` and writes everything about the run to `folder`.
 
-    Files: config.json, metrics.csv, tensorboard/, checkpoints/, last.safetensors, best.safetensors of the epoch with
-    the highest robust accuracy on the validation split, precision.json if a network is not in fp32, and
-    skipped_images.txt if image files were skipped. A file that cannot be written does not end the training.
+    Files: config.json, log.txt, metrics.csv, tensorboard/, checkpoints/, last.safetensors, best.safetensors of the
+    epoch with the highest robust accuracy on the validation split, precision.json if a network is not in fp32, and
+    skipped_images.txt if image files were skipped. A file that cannot be written does not end the training, and neither
+    does output that cannot be printed; log.txt has the messages and warnings.
 
     In a process group each rank trains on its shard of each batch, and rank 0 writes.
 
@@ -107,7 +110,8 @@ class Trainer:
         self._profile_steps = profile_steps if self.process_group.is_first else 0
         self._profiler: StepProfiler | None = None
         self.console = (console or Console()) if self.process_group.is_first else Console(quiet=True)
-        with messages_on(self.console):
+        self._log_file = LogFile(folder / LOG_FILE)
+        with messages_on(self.console), self._log_file:
             checkpoint = find_checkpoint(folder, self.process_group) if resume else None
             self._look_into_folder()
             self.config, self._changes = changed_config(config, checkpoint, allow)
@@ -183,6 +187,7 @@ class Trainer:
         total_images = config.optim.epochs * len(data.train) * config.data.batch_size
         with (
             messages_on(self.console),
+            self._log_file,
             own_random_states(config.seed + self.process_group.rank),
             deterministic_algorithms(config.deterministic),
             measured_algorithms(),
@@ -200,6 +205,8 @@ class Trainer:
                 check_still_own(self.folder, self._known_checkpoints)
                 stack.callback(self._look_into_folder)  # before the lock is released
             run_log = stack.enter_context(RunLog(self.folder, config, self._files, state.step))
+            if self.process_group.is_first:
+                self._log_file.begin()  # after config.json, by which a run is recognised
             progress = stack.enter_context(image_progress(self.console, title, total_images, self._counts))
             self._write_results(run_log)  # results that a crash may have lost
             if self._random_states is None:

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -322,6 +323,16 @@ def test_weights_with_nan_give_no_accuracy(run, tmp_path):
 def test_traceback_lets_the_exception_through(run):
     with pytest.raises(ValueError, match="unknown recipe"):
         run("--traceback", "train", "dem")
+
+
+def test_a_training_that_lost_a_worker_ends_with_one_line_and_exit_code_75(run, monkeypatch):
+    def lose_a_worker(*arguments) -> None:
+        raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(trainer_module.Trainer, "train", lose_a_worker)
+    code, _, err = run("train", "tiny")
+    assert code == 75
+    assert re.fullmatch(r"fastadaad: a process that reads data has died \(.*killed.*\), .*: resume the run .*\n", err)
 
 
 def test_an_interrupted_command_ends_with_exit_code_130(run, monkeypatch):

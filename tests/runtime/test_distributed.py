@@ -11,6 +11,7 @@ from fastadaad.runtime import distributed
 from fastadaad.runtime.distributed import FailureReporter, joined_process_group
 
 LONG_S = 30.0  # a longer wait has failed
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "3", "RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": "29500"}
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +32,24 @@ def store(monkeypatch) -> dist.HashStore:
     store = dist.HashStore()
     store.set_timeout(timedelta(seconds=0.2))
     monkeypatch.setattr(distributed.dist, "rendezvous", lambda *arguments, **options: iter([(store, 1, 3)]))
-    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}.items():
+    for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     return store
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"])
+@pytest.mark.parametrize("value", [None, "", "two", "-1"])
+def test_a_part_of_torchruns_variables_is_refused(store, monkeypatch, name, value):
+    if value is None:
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, value)
+    line = rf"^TORCHELASTIC_RUN_ID is set and {name} is ({value}|missing): start with torchrun, or unset TORCHELASTIC_"
+    with pytest.raises(ValueError, match=line), joined_process_group("cpu", LONG_S):
+        pass
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    with joined_process_group("cpu", LONG_S) as group:
+        assert group.size == 1
 
 
 def test_a_missing_rank_is_named(store, capsys):

@@ -52,7 +52,7 @@ def test_a_run_leaves_its_files_and_its_best_weights_load_back(tmp_path):
     assert read_config(result.folder / "config.json") == config
     assert list((result.folder / "tensorboard").glob("events*"))
     assert sorted(path.name for path in result.folder.iterdir()) == [
-        "best.safetensors", "checkpoints", "config.json", "last.safetensors", "metrics.csv", "tensorboard",
+        "best.safetensors", "checkpoints", "config.json", "last.safetensors", "log.txt", "metrics.csv", "tensorboard",
     ]  # fmt: skip
 
     header, *_ = (result.folder / "metrics.csv").read_text().splitlines()

@@ -17,6 +17,8 @@ from fastadaad.data.dataset import DataError, ImageFiles, Images
 from fastadaad.data.engines import dali_status
 from fastadaad.data.image_decoding import decode
 from fastadaad.data.pipeline import Batch, Failure, Pipeline
+from fastadaad.runtime.text import printable
+from fastadaad.runtime.workers import LostWorkerError
 
 JPEG_START, JPEG_END = (0xFF, 0xD8), (0xFF, 0xD9)
 
@@ -123,13 +125,13 @@ class DaliPipeline(Pipeline):
             raise RuntimeError(failures[0].reason)
 
     def _refuse(self, batch: Tensor, error: RuntimeError) -> None:
-        """Skips the undecodable files of a batch or raises DataError for them; without such files raises `error`."""
-        if not isinstance(self.images, ImageFiles):
-            raise error
-        paths = self._paths(batch)
+        """Skips the undecodable files of a batch, or raises DataError for them; without any raises LostWorkerError."""
+        paths = self._paths(batch) if isinstance(self.images, ImageFiles) else []
         failures = _failures(paths) or self._failures_of_dali(paths)
         if not failures:
-            raise error
+            reason = printable(" ".join(str(error).split()))
+            remedy = "resume the run (train: with --resume), or set data.engine=torch"
+            raise LostWorkerError(f"NVIDIA DALI has stopped ({reason}): {remedy}") from error
         self._skip(failures, len(batch) - len(failures))
 
     def _failures_of_dali(self, paths: list[Path]) -> list[Failure]:

@@ -18,6 +18,7 @@ from fastadaad.data.image_decoding import decode, decode_resized
 from fastadaad.data.pipeline import Batch, Failure, Pipeline
 from fastadaad.data.resized_crop import resized_crop_windows
 from fastadaad.runtime.locks import close_inherited
+from fastadaad.runtime.workers import batches_of
 
 AUTO_AUGMENTS = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}
 
@@ -62,10 +63,11 @@ class TorchPipeline(Pipeline):
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_begin_worker,
         )
-        for x_natural, labels, failures in loader:
-            self._skip(failures, len(labels))
-            if len(labels):
-                yield x_natural.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        with batches_of(loader) as batches_read:
+            for x_natural, labels, failures in batches_read:
+                self._skip(failures, len(labels))
+                if len(labels):
+                    yield x_natural.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
     def _requests(self, epoch: int, batch: Tensor) -> list[Request]:
         draws = self._draw(epoch, batch)

@@ -23,6 +23,7 @@ from fastadaad.data.engines.dali import DaliPipeline
 from fastadaad.data.engines.torch_loader import TorchPipeline
 from fastadaad.data.image_decoding import decode
 from fastadaad.data.resized_crop import center_window, resized_crop_windows
+from fastadaad.runtime.workers import LostWorkerError
 
 NUM_PHOTOS = 7
 PHOTO_SIZE = 96  # side of the resized photos
@@ -316,3 +317,16 @@ def test_dali_that_is_not_installed_is_named_with_its_package(photos, monkeypatc
     monkeypatch.setattr(metadata, "version", version)
     with pytest.raises(ValueError, match=message):
         pipeline(photos)
+
+
+def test_a_pipeline_that_stops_for_another_reason_is_one_line(photos, monkeypatch):
+    from fastadaad.data.engines import dali_graph
+
+    def stop(*arguments) -> None:
+        raise RuntimeError("Critical error in pipeline:\nbad allocation")
+
+    monkeypatch.setattr(dali_graph, "run", stop)
+    with pytest.raises(
+        LostWorkerError, match=r"^NVIDIA DALI has stopped \(Critical error in pipeline: bad allocation\): "
+    ):
+        whole_epoch(pipeline(photos).epoch(0))
