@@ -61,7 +61,7 @@ class Keeper:
         self._path = None if folder is None else folder / f"{name}_{digest}.json"
 
     def load(self, num_images: int) -> Survival | None:
-        """Loads the progress of an attack on so many images.
+        """Loads the progress of an attack on `num_images` images.
 
         Returns:
             The progress, or None if no file has these facts.

@@ -1,6 +1,6 @@
 """The small JSON files of this package: of a bounded size, of the types of a dataclass, and named in their errors.
 
-A file may be damaged, edited by hand, or a stranger's: nothing of it is used before all of it is checked.
+A file may be damaged, edited by hand, or untrusted: nothing of it is used before all of it is checked.
 """
 
 import json

@@ -15,7 +15,7 @@ STREAMS = ("stdout", "stderr")
 
 
 class TolerantStream:
-    """A text stream that keeps its first error instead of raising it; its other attributes are those of the stream.
+    """An output stream that keeps its first error instead of raising it; its other attributes are those of the stream.
 
     Letters that the stream's encoding lacks are written as escapes.
     """
