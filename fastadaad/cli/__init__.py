@@ -99,8 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     open_standard_streams()
     arguments = parse(argv)
+    console = Console()
+    has_files = arguments.command in WITH_FILES and not getattr(arguments, "print_config", False)
     try:
-        return _run(arguments)
+        with messages_on(console, arguments.log_level), without_terminal() if has_files else nullcontext():
+            arguments.run(arguments, console)
+            return 0 if has_files else _code_of_output()
     except (ValueError, OSError) as error:
         if arguments.traceback:
             raise
@@ -122,15 +126,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_output()
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    """Runs a command; its output may fail if its results are in files too."""
-    console = Console()
-    has_files = arguments.command in WITH_FILES and not getattr(arguments, "print_config", False)
-    with messages_on(console, arguments.log_level), without_terminal() if has_files else nullcontext():
-        arguments.run(arguments, console)
-        sys.stdout.flush()
-        error = getattr(sys.stdout, "error", None)  # see TolerantStream
-    if error is None or has_files:
+def _code_of_output() -> int:
+    """Returns the exit code of a command whose result is only printed. Raises ValueError if it could not be printed."""
+    if sys.stdout is None:  # it was closed before the start
+        return 0
+    sys.stdout.flush()
+    error = getattr(sys.stdout, "error", None)  # see TolerantStream
+    if error is None:
         return 0
     if isinstance(error, BrokenPipeError):
         return 128 + signal.SIGPIPE

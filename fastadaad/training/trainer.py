@@ -20,9 +20,7 @@ from fastadaad.runtime.cudnn import measured_algorithms
 from fastadaad.runtime.distributed import ProcessGroup, current_process_group
 from fastadaad.runtime.garbage import GarbageCollection
 from fastadaad.runtime.locks import run_lock
-from fastadaad.runtime.log_file import NAME as LOG_FILE
-from fastadaad.runtime.log_file import LogFile
-from fastadaad.runtime.messages import messages_on
+from fastadaad.runtime.messages import LOG_FILE, LogFile, messages_on
 from fastadaad.runtime.progress import Counts, ImageProgress, image_progress
 from fastadaad.runtime.reproducibility import deterministic_algorithms, own_random_states, restore_random_states
 from fastadaad.runtime.retrying_files import RetryingFiles

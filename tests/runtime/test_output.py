@@ -16,8 +16,7 @@ from rich.console import Console
 from stopped_runs import before_step, long_run, trainer, weights
 
 from fastadaad import cli
-from fastadaad.runtime.log_file import LogFile
-from fastadaad.runtime.messages import messages_on
+from fastadaad.runtime.messages import LogFile, messages_on
 from fastadaad.runtime.output import TolerantStream, lost_output, tolerant_output
 from fastadaad.training.trainer import Trainer
 
