@@ -219,23 +219,27 @@ class InnerConfig:
     def __post_init__(self) -> None:
         _convert(self, "step_size", parse_pixels)
         require_type("threat_model", self.threat_model, ThreatModel, "a ThreatModel(norm=..., epsilon=...)")
-        epsilon = self.threat_model.epsilon
         require_integer("num_steps", self.num_steps, 1)
         require_finite("step_size", self.step_size, "finite, 0 or more", least=0)
         require_bool("student_eval", self.student_eval)
         for name in ("lower", "upper"):
             require_finite(name, getattr(self, name), "a finite pixel, such as 0.0 or 1.0")
+        self._check_step()
+        if self.start is not None:
+            require_choice("start", self.start, Start)
+        require(self.lower < self.upper, f"lower {self.lower} is not below upper {self.upper}: swap them")
+
+    def _check_step(self) -> None:
+        """Raises ValueError for a step that is too long for the ball."""
         # With several steps, no step needs to be longer than the radius. One-step training takes 1.25 epsilon from a
         # random start, and a step of twice epsilon is as long as the ball is wide.
+        epsilon = self.threat_model.epsilon
         limit, words = (2 * epsilon, "more than twice") if self.num_steps == 1 else (epsilon, "more than")
         require(
             epsilon == 0 or self.step_size <= limit,
             f"step_size {self.step_size:.4f} is {words} epsilon {epsilon:.4f}: are the two swapped? Otherwise "
             "set inner.step_size to about epsilon / 4",
         )
-        if self.start is not None:
-            require_choice("start", self.start, Start)
-        require(self.lower < self.upper, f"lower {self.lower} is not below upper {self.upper}: swap them")
 
     @classmethod
     def parse(cls, given: "InnerConfig | dict[str, Any] | None") -> "InnerConfig":

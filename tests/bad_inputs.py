@@ -317,8 +317,7 @@ TENSORS = {
     "empty micro-batches": (step(micro_batch=0), "micro_batch is 0", "1 or more"),
     "a negative perturbation": (step(awp_gamma=-0.1), "awp_gamma is -0.1", "0 or more"),
     "a step's radius in 0..255": (drop_in(epsilon=8, step_size=2), "epsilon is 8", "write 8/255"),
-    "a step's length in 0..255": (drop_in(step_size=2), "step_size 2.0000 is more than epsilon 0.0314", "swapped"),
-    "no steps of the drop-in function": (drop_in(steps=0), "num_steps is 0", "1 or more"),
+    "fewer than no steps": (drop_in(steps=-1), "num_steps is -1", "1 or more"),
     "limits of the drop-in function": (drop_in(clip_min=1.0, clip_max=0.0), "lower 1.0 is not below upper", "swap"),
     "an evaluation in 0..255": (
         lambda: evaluate(

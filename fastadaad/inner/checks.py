@@ -65,6 +65,8 @@ def check_first_call(
     x_natural: Tensor,
     labels: Tensor | None,
     inner: InnerConfig,
+    *,
+    only_warns_of_pixels: bool = False,
 ) -> None:
     """Checks the values of a batch, the radius, and the classes of both networks.
 
@@ -77,6 +79,7 @@ def check_first_call(
         x_natural: Images, fp32 [B, C, H, W].
         labels: Class numbers, int64 [B], or distributions [B, N]; None if the method needs none.
         inner: Threat model and limits of the pixels.
+        only_warns_of_pixels: Warn of pixels out of range instead of raising.
 
     Raises:
         ValueError: A value is out of range, or the networks have different classes.
@@ -86,6 +89,7 @@ def check_first_call(
     key = (
         None if teacher is None else weakref.ref(teacher), x_natural.shape[1:],
         None if labels is None else labels.shape[1:], inner.threat_model, inner.lower, inner.upper,
+        only_warns_of_pixels,
     )  # fmt: skip
     if key in passed or not len(x_natural):
         return
@@ -96,7 +100,11 @@ def check_first_call(
         assert networks[1] is not None
         teacher_logits = logits_of("teacher", networks[1], x_natural[:NUM_CHECKED])
         check_same_classes(num_classes, teacher_logits.shape[1])
-    check_values(x_natural, labels, num_classes, lower=min(inner.lower, 0.0), upper=max(inner.upper, 1.0))
+    lower, upper = min(inner.lower, 0.0), max(inner.upper, 1.0)
+    if only_warns_of_pixels:
+        warn_of_pixels(x_natural, lower=lower, upper=upper)
+    else:
+        check_values(x_natural, labels, num_classes, lower=lower, upper=upper)
     warn_of_probabilities("student", student, student_logits)
     if teacher is not None and teacher_logits is not None:
         warn_of_probabilities("teacher", teacher, teacher_logits)
@@ -156,6 +164,14 @@ def check_values(
     for label in label_range:
         if not 0 <= label < num_classes:
             raise wrong_label(label, num_classes)
+
+
+def warn_of_pixels(x_natural: Tensor, *, lower: float, upper: float) -> None:
+    """Warns of pixels outside [lower, upper]. Waits for the device once."""
+    try:
+        check_values(x_natural, lower=lower, upper=upper)
+    except ValueError as error:
+        warnings.warn(str(error), stacklevel=2)
 
 
 def _check_distributions(num_labels: int, num_classes: int, least: float, least_sum: float, most_sum: float) -> None:

@@ -111,6 +111,7 @@ class InnerMaximizer:
         query_interval: Number of steps between two queries of the teacher; may be changed between searches.
         sets_tf32: True: the search switches TF32 on or off by its precision. False: it leaves torch's switches as they
             are.
+        only_warns_of_pixels: True: the first call warns of pixels out of range. False: it raises.
 
     Raises:
         ValueError: Settings that contradict each other, or a network that is not a torch.nn.Module.
@@ -154,7 +155,7 @@ class InnerMaximizer:
         self.method.require_teacher(teacher)
         self.teacher_policy.check(self.method.through_teacher, self.method.name)
         self._check_student_eval()
-        self.sets_tf32 = True
+        self.sets_tf32, self.only_warns_of_pixels = True, False
         self.query_interval = first_interval(self.teacher_policy, self.inner.num_steps)
         self._policy = POLICIES[self.teacher_policy.kind]
         options = compile_options or {}
@@ -249,7 +250,12 @@ class InnerMaximizer:
     def _check_first_call(self, networks: Networks, x_natural: Tensor, labels: Tensor | None) -> None:
         teacher = self.teacher if self.method.needs_teacher else None
         check_first_call(
-            (self.student, teacher), networks, x_natural, labels if self.method.needs_labels else None, self.inner
+            (self.student, teacher),
+            networks,
+            x_natural,
+            labels if self.method.needs_labels else None,
+            self.inner,
+            only_warns_of_pixels=self.only_warns_of_pixels,
         )
 
     def admit(self, x_natural: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -4,6 +4,7 @@ import csv
 import json
 import shlex
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from fastadaad import cli, methods, recipes
 from fastadaad.cli.authors_program import DEFAULTS, OPTIONS, SETTINGS, translate
 from fastadaad.cli.compat import FLAGS, REMEDIES
 from fastadaad.config_io import override
+from fastadaad.data import datasets
+from fastadaad.data.dataset import Dataset
+from fastadaad.data.datasets.source import Source
 from fastadaad.methods.options import MethodOptions
 from fastadaad.models import MODEL_NAMES, load_model
 from fastadaad.models.weights_writing import save_weights
@@ -261,6 +265,51 @@ def test_compat_trains_as_the_command_that_it_prints(run):
     code, out, _ = run(f"compat {TINY} --run-folder ours -r")
     assert code == 0
     assert "--resume" in out
+
+
+def cifar_shaped(name: str, num_classes: int, source: Source) -> Dataset:
+    """60 training and 20 test images of 32x32 pixels, whose class is their brightness."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(80) % num_classes
+    images = torch.randint(0, 100, (80, 32, 32, 3), generator=generator) + 15 * (labels % 10).view(-1, 1, 1, 1)
+    images = images.to(torch.uint8)
+    return Dataset(
+        name=name,
+        train_images=images[:60],
+        train_labels=labels[:60],
+        test_images=images[60:],
+        test_labels=labels[60:],
+        class_names=tuple(map(str, range(num_classes))),
+    )
+
+
+# Each method, student and data set of the program's main.py, with its flags.
+PROGRAM_RUNS = [
+    "--method Plain_Madry --model resnet18 --epsilon 8 --step_size 2 --gpu_id 0",
+    "--method Plain_Clean --model mobilenetV2 --lr_schedule cosine",
+    "--method AdaAD --teacher_model teacher.pth --model mobilenetV2 --epsilon 8 --step_size 2 --AdaAD_alpha 1.0",
+    "--method AdaAD_with_IAD1 --teacher_model teacher.pth --model mobilenetV2 --IAD_begin 0 --IAD_alpha 1.0 --temp 30",
+    "--dataset CIFAR100 --method AdaAD --teacher_model teacher.pth --model vgg16 --optim Adam --lr_max 0.001",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("line", PROGRAM_RUNS)
+def test_a_command_of_the_program_is_translated_trained_and_evaluated(run, tmp_path, monkeypatch, line):
+    num_classes = 100 if "CIFAR100" in line else 10
+    name = f"cifar{num_classes}"
+    monkeypatch.setitem(datasets.DATASETS, name, partial(cifar_shaped, name, num_classes))
+    torch.save({"net": load_model("wrn-10-1", num_classes).state_dict()}, tmp_path / "teacher.pth")
+    small = (
+        "--num_steps 1 --epochs 1 --bs 20 data.validation_size=20 evaluation.attacks=natural,fgsm "
+        "evaluation.validation_attack=natural --teacher-check 0 --run-folder run"
+    )
+    code, out, _ = run(f"compat {line} {small}")
+    assert code == 0
+    (results,) = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("results.json")]
+    assert {row["attack"] for row in results["rows"]} == {"natural", "fgsm"}
+    assert "fastadaad train" in out
 
 
 def test_print_config_prints_only_settings_to_stdout_and_trains_nothing(run, tmp_path):
