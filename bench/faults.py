@@ -1,4 +1,8 @@
-"""Short trainings that are killed, stopped or lose their disk, and are resumed: `python -m bench faults`.
+"""Short trainings that are killed, stopped or lose something, and are resumed: `python -m bench faults`.
+
+Groups of faults: signals (kills at chosen moments of one kind of run), disk, kinds (kills in each kind of run), output,
+workers and processes. Each row is written when it is measured, and a row that the file has of this commit and seed is
+not measured again.
 
 Each process is `fastadaad train ... --run-folder FOLDER --resume` and has one fault, until the run has ended. Some
 processes are killed at a random moment, others while they save a checkpoint, write weights, validate or evaluate. At
@@ -8,22 +12,28 @@ a fault was not survived.
 """
 
 import argparse
+import csv
 import shutil
 import signal
 import tempfile
 import time
 from collections import deque
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from . import faults_kinds, faults_surroundings
 from .faults_disk import NO_MOUNT, disk_faults, small_disk
+from .faults_forks import ForkedChild
 from .faults_moments import Plan, kills
 from .faults_run import RUNS, Fault, Process, Start, Struck, start, under_faults
 from .tables import print_rows
-from .timing import RESULTS, write_rows
+from .timing import RESULTS, conditions, write_rows
 
+GROUPS = ("signals", "disk", "kinds", "output", "workers", "processes")
 SHOWN = ("fault", "signal", "tried", "ended_well", "went_on", "equal", "survived")
 
 
@@ -78,17 +88,20 @@ def strike(place: Path, whole: Path, faults: list[Fault], title: str, console: C
         )
 
 
-def measure(options: argparse.Namespace, place: Path, console: Console) -> list[dict[str, object]]:
-    """Returns the rows of all signals and disk faults in `options`; the runs are in the folder `place`."""
+def measure_signals(options: argparse.Namespace, place: Path, console: Console) -> Iterator[list[dict[str, object]]]:
+    """Yields the rows of each signal, then of the disk faults, if these groups are chosen."""
+    if not {"signals", "disk"} & set(options.groups):
+        return
     whole = place / "whole"
     with console.status("the run without faults"):
         plan = undisturbed(start, whole)
     console.print(f"without faults: {plan}", soft_wrap=True)
-    measured = []
-    for number in options.signals:
+    for number in options.signals if "signals" in options.groups else ():
         faults = kills(options.kills, number, plan, options.seed)
         struck = strike(place / number.name, whole, faults, number.name, console)
-        measured += rows(struck, number.name, options.seed)
+        yield rows(struck, number.name, options.seed)
+    if "disk" not in options.groups:
+        return
     disk = place / "disk"
     disk.mkdir()
     with small_disk(disk / RUNS) as can_mount:
@@ -96,7 +109,41 @@ def measure(options: argparse.Namespace, place: Path, console: Console) -> list[
             console.print(NO_MOUNT)
         faults = disk_faults(options.disk, disk / RUNS, plan, options.seed, can_mount=can_mount)
         struck = strike(disk, whole, faults, "disk", console)
-    return measured + rows(struck, signal.SIGKILL.name, options.seed)
+    yield rows(struck, signal.SIGKILL.name, options.seed)
+
+
+def measure_others(
+    options: argparse.Namespace, place: Path, done: set[str], console: Console
+) -> Iterator[list[dict[str, object]]]:
+    """Yields the row of each fault of the other groups that is not in `done`."""
+    ForkedChild(int, place / "nothing.txt").wait()  # the imports of its server count in no run
+    for name in faults_kinds.KINDS if "kinds" in options.groups else ():
+        if name not in done:
+            folder = place / "kinds" / name.replace(" ", "-")
+            folder.mkdir(parents=True)
+            with console.status(name):
+                struck = list(faults_kinds.killed(name, folder, options.kills_per_kind, options.seed))
+            yield rows(struck, signal.SIGKILL.name, options.seed)
+    for group in faults_surroundings.GROUPS:
+        if group not in options.groups:
+            continue
+        whole = place / f"whole-{group}"
+        faults_kinds.undisturbed(faults_kinds.training(*faults_surroundings.SETTINGS.get(group, ())), whole)
+        for name, inflict in faults_surroundings.GROUPS[group].items():
+            if name not in done:
+                with console.status(name):
+                    struck = [faults_surroundings.struck(name, inflict, place / group / name.replace(" ", "-"), whole)]
+                yield rows(struck, "", options.seed)
+
+
+def measured_before(path: Path, seed: int) -> set[str]:
+    """Returns the names of the faults that the file has of this commit and seed."""
+    if not path.exists():
+        return set()
+    commit = conditions(torch.device("cpu"))["commit"]
+    with path.open(newline="") as file:
+        found = [row for row in csv.DictReader(file) if (row["commit"], row["seed"]) == (commit, str(seed))]
+    return {row["fault"] for row in found}
 
 
 def signals(text: str) -> list[signal.Signals]:
@@ -106,9 +153,18 @@ def signals(text: str) -> list[signal.Signals]:
         raise argparse.ArgumentTypeError(f"{error} is not a signal: write for example SIGKILL,SIGTERM") from error
 
 
+def names(text: str) -> list[str]:
+    chosen = text.split(",")
+    if unknown := set(chosen) - set(GROUPS):
+        raise argparse.ArgumentTypeError(f"{unknown.pop()!r} is no group: write some of {','.join(GROUPS)}")
+    return chosen
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench faults", description=__doc__)
+    parser.add_argument("--groups", type=names, default=",".join(GROUPS), help="default: %(default)s")
     parser.add_argument("--kills", type=int, default=25, metavar="N", help="kills by each signal; default: %(default)s")
+    parser.add_argument("--kills-per-kind", type=int, default=2, metavar="N", help="default: %(default)s")
     parser.add_argument("--signals", type=signals, default="SIGKILL", metavar="NAMES", help="default: %(default)s")
     parser.add_argument("--disk", type=int, default=2, metavar="N", help="faults of each kind; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments; default: %(default)s")
@@ -117,14 +173,17 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     console = Console()
     place = Path(tempfile.mkdtemp(prefix="fastadaad-faults-"))
-    measured = measure(options, place, console)
     if options.rewrite:
         options.output.unlink(missing_ok=True)
-    write_rows(options.output, measured, torch.device("cpu"))
-    print_rows(measured, SHOWN)
-    num_tried, num_survived = (sum(row[name] for row in measured) for name in ("tried", "survived"))
-    console.print(f"{num_survived} survived / {num_tried} tried")
-    if num_survived < num_tried:
+    measured: list[dict[str, object]] = []
+    done = measured_before(options.output, options.seed)
+    for found in chain(measure_signals(options, place, console), measure_others(options, place, done, console)):
+        write_rows(options.output, found, torch.device("cpu"))
+        measured += found
+        print_rows(found, SHOWN)
+    tried, survived = (sum(int(str(row[name])) for row in measured) for name in ("tried", "survived"))
+    console.print(f"{survived} survived / {tried} tried")
+    if survived < tried:
         console.print(f"runs and their output are in {place}")
         raise SystemExit(1)
     shutil.rmtree(place)

@@ -1,8 +1,5 @@
 """Trainings in forks of a process that has imported everything, as new interpreters would take seconds to start."""
 
-import multiprocessing
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 from bench.faults_run import WORDS
@@ -10,46 +7,6 @@ from fastadaad.cli import main
 from fastadaad.training import checkpoint as run_checkpoint
 from fastadaad.training import resume
 from fastadaad.training.state import TrainingState
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        "fastadaad.cli",
-        "fastadaad.cli.comparison.compare",
-        "fastadaad.cli.machine_report",
-        "sklearn.datasets",
-        "torch._dynamo",
-    ]
-)
-
-
-class ForkedChild:
-    """Process that calls `target` and prints to `output`, with the interface of bench.faults_run.Child."""
-
-    def __init__(self, target: Callable[..., int], output: Path, *arguments: object) -> None:
-        self._process = FORKS.Process(target=_call, args=(target, output, arguments), daemon=True)
-        self._process.start()
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self._process.pid, number)
-
-    def wait(self) -> int:
-        self._process.join()
-        return self._process.exitcode
-
-
-def _call(target: Callable[..., int], output: Path, arguments: tuple[object, ...]) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    with output.open("w") as file:
-        for descriptor in (1, 2):
-            os.dup2(file.fileno(), descriptor)
-    raise SystemExit(target(*arguments))
 
 
 def train(folder: Path) -> int:

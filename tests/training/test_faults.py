@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import forked_runs
 import pytest
-from forked_runs import ForkedChild
 
 from bench import faults
 from bench.faults import undisturbed
 from bench.faults_disk import FLIPPED, FULL, READ_ONLY, TRUNCATED, disk_faults, flip_a_bit, small_disk
+from bench.faults_forks import ForkedChild
 from bench.faults_moments import SAVING, TRAINING, Plan, kills
 from bench.faults_run import RUNS, WORDS, Fault, Process, Struck, differences, step_of, under_faults, untimed_rows
 from fastadaad.cli import main
@@ -125,8 +125,10 @@ def test_the_command_counts_survivors_and_fails_if_a_run_did_not_survive(tmp_pat
         for index in range(2)
     ]
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(faults, "measure", lambda options, place, console: faults.rows(struck, "SIGKILL", options.seed))
-    words = ["--seed", "5", "--output", str(tmp_path / "faults.csv")]
+    monkeypatch.setattr(
+        faults, "measure_signals", lambda options, *others: [faults.rows(struck, "SIGKILL", options.seed)]
+    )
+    words = ["--seed", "5", "--groups", "signals", "--output", str(tmp_path / "faults.csv")]
     if num_equal == len(struck):
         faults.main(words)
     else:
