@@ -13,6 +13,7 @@ a fault was not survived.
 
 import argparse
 import csv
+import re
 import shutil
 import signal
 import tempfile
@@ -118,7 +119,7 @@ def measure_others(
     """Yields the row of each fault of the other groups that is not in `done`."""
     ForkedChild(int, place / "nothing.txt").wait()  # the imports of its server count in no run
     for name in faults_kinds.KINDS if "kinds" in options.groups else ():
-        if name not in done:
+        if name not in done and options.only.search(name):
             folder = place / "kinds" / name.replace(" ", "-")
             folder.mkdir(parents=True)
             with console.status(name):
@@ -130,7 +131,7 @@ def measure_others(
         whole = place / f"whole-{group}"
         faults_kinds.undisturbed(faults_kinds.training(*faults_surroundings.SETTINGS.get(group, ())), whole)
         for name, inflict in faults_surroundings.GROUPS[group].items():
-            if name not in done:
+            if name not in done and options.only.search(name):
                 with console.status(name):
                     struck = [faults_surroundings.struck(name, inflict, place / group / name.replace(" ", "-"), whole)]
                 yield rows(struck, "", options.seed)
@@ -163,6 +164,7 @@ def names(text: str) -> list[str]:
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench faults", description=__doc__)
     parser.add_argument("--groups", type=names, default=",".join(GROUPS), help="default: %(default)s")
+    parser.add_argument("--only", type=re.compile, default="", metavar="REGEX", help="names of kinds and surroundings")
     parser.add_argument("--kills", type=int, default=25, metavar="N", help="kills by each signal; default: %(default)s")
     parser.add_argument("--kills-per-kind", type=int, default=2, metavar="N", help="default: %(default)s")
     parser.add_argument("--signals", type=signals, default="SIGKILL", metavar="NAMES", help="default: %(default)s")

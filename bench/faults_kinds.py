@@ -93,9 +93,9 @@ COMPARISON = ("--attacks", "natural,pgd2", "--run-folder", "{folder}")
 KINDS = {
     **{f"train {method}": training("--method", method) for method in METHODS},
     "train with EMA": training("optim.ema_decay=0.9"),
-    "train with SWA": training("optim.swa_begin=0.3"),
+    "train with SWA": training("optim.swa_begin=0.3", "optim.ema_decay=0"),
     "train with AWP": training("optim.awp_gamma=0.005"),
-    "train with AdamW": training("optim.optimizer=adamw", "optim.learning_rate=0.01"),
+    "train with AdamW": training("optim.optimizer=adamw", "optim.learning_rate=0.01", "optim.nesterov=false"),
     "train with LARS": training("optim.optimizer=lars", "optim.learning_rate=1", "optim.nesterov=false"),
     "train with LAMB": training("optim.optimizer=lamb", "optim.learning_rate=0.01", "optim.nesterov=false"),
     "train with clipped gradients": training("optim.grad_clip=0.5"),
