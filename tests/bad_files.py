@@ -27,6 +27,20 @@ IDX_FILES = {
     "t10k-labels-idx1-ubyte": (4,),
 }
 
+ENCODE = b"c_codecs\nencode\n"
+ENCODED = b"X\4\0\0\0aaaa"
+# Pickles that fill the memory or take quadratic time without running code.
+PICKLED_CALLS = {
+    "hex.pt": 25 * ENCODE + ENCODED + 25 * b"X\3\0\0\0hex\x86R",
+    "punycode.pt": ENCODE + ENCODED + b"X\x08\0\0\0punycode\x86R",
+    "again.pt": b"(" + ENCODED + b"q\1X\6\0\0\0latin1q\2" + 9 * (ENCODE + b"h\1h\2\x86R") + b"t",
+    "device.pt": b"ctorch\ndevice\nX\xff\0\0\0" + 255 * b"c" + b"\x85R",
+    "methods.pt": b"ccollections\nOrderedDict\n)R}X\5\0\0\0itemsK\1sb",
+    "collide.pt": b"}("
+    + b"".join(b"\x8a\x0a" + (n * (2**61 - 1)).to_bytes(10, "little") + b"N" for n in range(2**15))
+    + b"u",
+}
+
 
 class Code:
     """Creates the folder code-was-run if it is unpickled."""
@@ -74,6 +88,10 @@ def _write_weights(folder: Path) -> None:
     }.items():
         (folder / name).write_bytes(content)
     torch.save({"state_dict": Code()}, folder / "code.pt")
+    for name, calls in PICKLED_CALLS.items():
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            for member, content in (("data.pkl", b"\x80\x02" + calls + b"."), ("version", b"3\n")):
+                archive.writestr(f"w/{member}", content)
     torch.save([1, 2, 3], folder / "list.pt")
     torch.save({"epoch": 3}, folder / "no_weights.pt")
     torch.save(nn.Linear(2, 2), folder / "module.pt")
@@ -152,6 +170,8 @@ def _write_image_folders(folder: Path) -> None:
         (folder / name / "pack.json").write_bytes(content)
     (folder / "pack_begun").mkdir()
     (folder / "pack_begun" / "packing.json").write_bytes(b"")
+    (folder / "pack_deep").mkdir()
+    (folder / "pack_deep" / "pack.json").write_bytes(b"[" * 100_000)
 
 
 def _write_runs(folder: Path, run: RunConfig) -> None:
@@ -167,6 +187,10 @@ def _write_runs(folder: Path, run: RunConfig) -> None:
         "run_code": json.dumps(good | {"method_options": {"class_path": "os.system"}}).encode(),
         "run_radius": json.dumps(good | {"inner": {"threat_model": {"norm": "linf", "epsilon": 8}}}).encode(),
         "run_bytes": b"\xff\xfe\x00",
+        "run_twice": json.dumps(good).encode()[:-1] + b', "seed": 1}',
+        "run_nan": json.dumps(good | {"seed": float("nan")}).encode(),
+        "run_huge": b" " * 2**20 + json.dumps(good).encode(),
+        "run_giant": json.dumps(good | {"student": {"name": "wrn-70-16"}}).encode(),
         "run_without_weights": json.dumps(good).encode(),
         "run_page_weights": json.dumps(good).encode(),
         "run_other_weights": json.dumps(good).encode(),
@@ -176,4 +200,5 @@ def _write_runs(folder: Path, run: RunConfig) -> None:
     (folder / "run_folder").mkdir()
     (folder / "run_folder" / "config.json").mkdir()
     (folder / "run_page_weights" / "best.safetensors").write_bytes(WEB_PAGE)
-    save_weights(folder / "run_other_weights" / "best.safetensors", load_model("cnn-8-s1", in_channels=1))
+    for name in ("run_other_weights", "run_giant"):
+        save_weights(folder / name / "best.safetensors", load_model("cnn-8-s1", in_channels=1))

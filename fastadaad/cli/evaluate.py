@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from fastadaad.cli.arguments import add_overrides, commas
+from fastadaad.cli.arguments import add_download, add_overrides, commas
 
 if TYPE_CHECKING:
     from fastadaad.evaluation import AttackResult
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "fastadaad evaluate RUN_OR_WEIGHTS [OPTIONS] [section.field=value ...]"
     parser.add_argument("run_or_weights", metavar="RUN_OR_WEIGHTS", help="a run folder or a weights file")
     add_overrides(parser)
+    add_download(parser)
     parser.add_argument("--attacks", metavar="LIST", help="natural, fgsm, pgdN, cw, cw-l2, cw-linf, autoattack...")
     parser.add_argument("-n", "--num-images", metavar="N", help="only the first N test images")
     parser.add_argument("--norm", help="linf or l2")
@@ -56,11 +57,12 @@ def _shard(text: str) -> tuple[list[int], int]:
 
 def _config_and_weights(arguments: argparse.Namespace) -> "tuple[RunConfig, Path]":
     from fastadaad import recipes
-    from fastadaad.config_io import override, read_config
+    from fastadaad.cli.run_folder import read_run
+    from fastadaad.config_io import override
 
     target = Path(arguments.run_or_weights)
     if target.is_dir():
-        config, weights = read_config(target / "config.json"), target / "best.safetensors"
+        config, weights = read_run(target), target / "best.safetensors"
     elif arguments.recipe is not None:
         config, weights = recipes.get(arguments.recipe), target
     else:

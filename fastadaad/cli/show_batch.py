@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> None:
     from fastadaad import recipes
     from fastadaad.cli.batch_picture import plot_batch, shown_batch
-    from fastadaad.config_io import override, read_config
+    from fastadaad.cli.run_folder import read_run
+    from fastadaad.config_io import override
     from fastadaad.runtime.files import check_output
     from fastadaad.training.build import resolve_device
     from fastadaad.training.data import training_data
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     check_output(arguments.output)
     folder = Path(arguments.recipe_or_run)
     if folder.is_dir():
-        config = read_config(folder / "config.json")
+        config = read_run(folder)
         config = replace(config, student=replace(config.student, checkpoint=str(folder / "best.safetensors")))
     else:
         method = {} if arguments.method is None else {"method": arguments.method}

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from fastadaad.models.small_cnn import SmallCNN
 from fastadaad.models.small_resnet import SmallResNet
 from fastadaad.models.timm_model import TimmModel
 from fastadaad.models.vgg import VGG
-from fastadaad.models.weights_reading import load_weights
+from fastadaad.models.weights_reading import WeightsError, load_weights
 from fastadaad.models.wide_resnet import WideResNet
-from fastadaad.runtime.untrusted_files import MODEL_PARAMETERS
+from fastadaad.runtime.untrusted_files import MODEL_PARAMETERS, SMALL_PARAMETERS
 
 # Pattern of a name -> constructor. The groups of the pattern are the constructor's first arguments.
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
@@ -87,6 +88,8 @@ def load_model(
     for setting, number in (("num_classes", num_classes), ("in_channels", channels)):
         if number < 1:
             raise ValueError(f"{setting} is {number}: it must be 1 or more")
+    if checkpoint is not None:
+        _check_file_holds(canonical_name(name), Path(checkpoint), num_classes=num_classes, in_channels=channels)
     model = _construct(canonical_name(name), num_classes=num_classes, in_channels=channels, mean=mean, std=std)
     if checkpoint is not None:
         load_weights(model, checkpoint_path(os.fspath(checkpoint)), prefix=prefix)
@@ -151,6 +154,20 @@ def _construct(name: str, **common: Any) -> nn.Module:
             return construct()
     close = difflib.get_close_matches(name.lower(), MODEL_NAMES) or MODEL_NAMES
     raise ValueError(f"model {name!r} is unknown: did you mean {' or '.join(close)}?")
+
+
+def _check_file_holds(name: str, path: Path, **common: Any) -> None:
+    """Raises WeightsError, before memory is allocated, if a large network has more parameters than the file bytes."""
+    if not path.is_file():
+        return
+    try:
+        with torch.device("meta"):  # shapes alone: nothing is allocated
+            num_parameters = sum(parameter.numel() for parameter in _construct(name, **common).parameters())
+    except (NotImplementedError, RuntimeError):  # some networks of timm read a tensor's value
+        return
+    size = path.stat().st_size
+    if num_parameters > max(size, SMALL_PARAMETERS):
+        raise WeightsError(f"{path} has {size} bytes, and model {name} {num_parameters:,} parameters: check the name")
 
 
 def _check_size(name: str, construct: Callable[[], nn.Module]) -> None:

@@ -4,6 +4,7 @@ A file that is read whole is checked against its own size. Only a file that unpa
 needs a limit.
 """
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -41,6 +42,8 @@ JPEG_SCANS = 100
 """Scans of one JPEG; each passes over all pixels for 31 bytes of the file. Progressive images have about ten."""
 MODEL_PARAMETERS = 2**30
 """Parameters of a network whose name holds its size; wrn-70-16 has 267 million."""
+SMALL_PARAMETERS = 2**26
+"""Parameters of a network that is built whatever the size of its file of weights: 256 MiB."""
 NESTED_FOLDERS = 8
 """Levels below the folder of a class; a link that leads back up would be deeper than any number."""
 NESTED_WRAPPERS = 8
@@ -73,6 +76,16 @@ def check_unpacked(path: str | os.PathLike[str], unpacked: int) -> None:
     size = os.stat(path).st_size
     if unpacked > max(UNPACKED_BYTES, UNPACKED_RATIO * size):
         raise ValueError(f"its {size} bytes are to unpack to {unpacked}")
+
+
+def check_sha256(path: Path, sha256: str) -> None:
+    """Raises ValueError if a file has another sha256, which names it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(MIB):
+            digest.update(block)
+    if digest.hexdigest() != sha256:
+        raise ValueError(f"its sha256 is {digest.hexdigest()}, not {sha256}")
 
 
 def start_of(path: Path) -> bytes:

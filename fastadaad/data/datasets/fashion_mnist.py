@@ -12,10 +12,17 @@ from torch import Tensor
 
 from fastadaad.data.dataset import DataError, Dataset, check_labels
 from fastadaad.data.datasets.source import Source
-from fastadaad.runtime.untrusted_files import NUM_START_BYTES, check_unpacked, looks_like_html, one_line
+from fastadaad.runtime.untrusted_files import NUM_START_BYTES, check_sha256, check_unpacked, looks_like_html, one_line
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # installed by dataset-fashion-mnist
 TORCHVISION_FOLDER = Path("FashionMNIST", "raw")  # below the folder given to torchvision
+# Of the files that torchvision fetches; Debian's are packed in another way.
+SHA256 = {
+    "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+}
 TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 REMEDY = (
@@ -32,7 +39,7 @@ IDX_UINT8 = 0x0800  # an IDX magic number is this plus the number of dimensions
 def load_fashion_mnist(source: Source) -> Dataset:
     """Reads the original IDX files from `root`, the Debian package or torchvision's download, in this order.
 
-    torchvision checks the MD5 of downloaded files. Raises DataError.
+    torchvision fetches files over http and checks their MD5, this function their sha256. Raises DataError.
     """
     folder = _folder(source)
     train_images, train_labels = _read_pair(folder, *TRAIN)
@@ -76,8 +83,23 @@ def _download(root: Path) -> None:
 
     try:
         FashionMNIST(root, download=True)
-    except (OSError, RuntimeError) as error:
+        _remove_forged(root / TORCHVISION_FOLDER)
+    except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"Fashion-MNIST could not be downloaded to {root} ({one_line(error)}): {REMEDY}") from error
+
+
+def _remove_forged(folder: Path) -> None:
+    """Raises ValueError for a downloaded file with another sha256, and removes it and what it was unpacked to."""
+    for name, sha256 in SHA256.items():
+        archive = folder / name
+        if not archive.is_file():
+            continue
+        try:
+            check_sha256(archive, sha256)
+        except ValueError as error:
+            archive.unlink()
+            archive.with_suffix("").unlink(missing_ok=True)
+            raise ValueError(f"{name}: {error}") from error
 
 
 def _read_pair(folder: Path, image_name: str, label_name: str) -> tuple[Tensor, Tensor]:

@@ -20,20 +20,21 @@ from torch import Tensor
 from fastadaad.data.dataset import DataError, Dataset
 from fastadaad.data.datasets.source import Source
 from fastadaad.data.image_decoding import decode
-from fastadaad.runtime.untrusted_files import TEXT_BYTES, check_size, is_web_page, one_line
+from fastadaad.runtime.untrusted_files import TEXT_BYTES, check_sha256, check_size, is_web_page, one_line
 
 IMAGE_SIZE = 64
 FOLDER = "tiny-imagenet-200"
 ARCHIVE = f"{FOLDER}.zip"
-URL = f"http://cs231n.stanford.edu/{ARCHIVE}"
+URL = f"https://cs231n.stanford.edu/{ARCHIVE}"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+SHA256 = "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"
 REMEDY = f"set data.root=FOLDER to the folder {FOLDER} of the unpacked archive, or set data.download=true"
 
 
 def load_tiny_imagenet(source: Source) -> Dataset:
     """Decodes all 110,000 images; with on_error=skip, broken images are left out with one warning. Raises DataError.
 
-    The MD5 of a downloaded archive is checked.
+    The sha256 of an archive is checked before it is unpacked.
     """
     folder = _folder(source)
     class_names = sorted(_lines(folder / "wnids.txt"))
@@ -67,14 +68,16 @@ def _folder(source: Source) -> Path:
 
 def _download(root: Path) -> None:
     """Downloads the archive into `root` unless it is there, and unpacks it."""
-    from torchvision.datasets.utils import download_and_extract_archive
+    from torchvision.datasets.utils import download_url, extract_archive
 
     archive = root / ARCHIVE
     try:
         root.mkdir(parents=True, exist_ok=True)
         # Renamed once it is complete, so that an interrupted download is not taken for the whole set.
         with tempfile.TemporaryDirectory(dir=root, prefix=f"{FOLDER}-") as unpacked:
-            download_and_extract_archive(URL, download_root=str(root), extract_root=unpacked, filename=ARCHIVE, md5=MD5)
+            download_url(URL, str(root), ARCHIVE, MD5)
+            check_sha256(archive, SHA256)
+            extract_archive(str(archive), unpacked)
             Path(unpacked, FOLDER).rename(root / FOLDER)
     except (OSError, RuntimeError) as error:
         page = f"{archive} is a web page, not an archive: " if is_web_page(archive) else ""
@@ -82,6 +85,8 @@ def _download(root: Path) -> None:
             f"{page}{URL} could not be downloaded ({one_line(error)}): fetch it by other means, put it into {root} as "
             f"{ARCHIVE} and set data.download=true again"
         ) from error
+    except ValueError as error:
+        raise DataError(f"{archive} is not the published file ({error}): delete it, then {REMEDY}") from error
 
 
 def _lines(path: Path) -> list[str]:

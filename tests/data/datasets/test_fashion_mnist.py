@@ -1,6 +1,7 @@
 """Fashion-MNIST against the arrays its files were written from, and broken files against their messages."""
 
 import gzip
+import hashlib
 import struct
 import tracemalloc
 from pathlib import Path
@@ -186,3 +187,16 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path):
             tracemalloc.stop()
         assert message.startswith(f"{path} {problem}")
         assert peak < 2**22
+
+
+def test_a_download_with_another_sha256_is_refused(tmp_path, monkeypatch):
+    def forged(root, download):
+        folder = Path(root) / "FashionMNIST/raw"
+        write_fashion_mnist(folder)
+        (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(b"of the right MD5")
+
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", forged)
+    message = error_of("fashion-mnist", tmp_path, download=True)
+    sha256 = hashlib.sha256(b"of the right MD5").hexdigest()
+    assert f"(t10k-labels-idx1-ubyte.gz: its sha256 is {sha256}, not 67da17c7" in message
+    assert not list(tmp_path.rglob("t10k-labels*"))  # the next load would take it

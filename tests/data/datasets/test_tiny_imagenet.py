@@ -132,8 +132,14 @@ def test_undecodable_files_are_skipped_with_a_warning(folder):
 def publish(folder: Path, to: Path, monkeypatch) -> Path:
     """Packs the set into an archive like the published one, in the folder `to`."""
     path = Path(shutil.make_archive(str(to / "tiny-imagenet-200"), "zip", folder.parent, folder.name))
-    monkeypatch.setattr(tiny_imagenet, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    declare(path, monkeypatch)
     return path
+
+
+def declare(path: Path, monkeypatch) -> None:
+    """Makes the checksums of an archive those of the published one."""
+    for name, algorithm in (("MD5", hashlib.md5), ("SHA256", hashlib.sha256)):
+        monkeypatch.setattr(tiny_imagenet, name, algorithm(path.read_bytes()).hexdigest())
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -181,7 +187,7 @@ def test_members_of_an_archive_stay_below_the_folder(folder, tmp_path, monkeypat
         for name in ("../evil", "tiny-imagenet-200/../../../evil", f"{tmp_path}/evil", "tiny-imagenet-200/link/evil"):
             file.writestr(name, "")
         file.writestr(link, str(tmp_path))
-    monkeypatch.setattr(tiny_imagenet, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    declare(archive, monkeypatch)
     error_of("tiny-imagenet", root, download=True)  # because the link blocks this file
     assert not [path for path in tmp_path.rglob("evil") if root not in path.parents]
     assert not any(path.is_symlink() for path in root.rglob("*"))
@@ -193,6 +199,19 @@ def test_an_archive_with_a_wrong_checksum_is_not_unpacked(folder, server, tmp_pa
         file.writestr("more", "")
     assert "could not be downloaded (File not found or corrupted.): " in error(tmp_path / "root", download=True)
     assert [path.name for path in (tmp_path / "root").iterdir()] == ["tiny-imagenet-200.zip"]
+
+
+def test_an_archive_with_the_right_md5_and_another_sha256_is_not_unpacked(folder, server, tmp_path, monkeypatch):
+    publish(folder, server, monkeypatch)
+    monkeypatch.setattr(tiny_imagenet, "SHA256", 64 * "0")
+    archive = tmp_path / "root" / "tiny-imagenet-200.zip"
+    message = error(archive.parent, download=True)
+    assert message.startswith(f"{archive} is not the published file (its sha256 is ")
+    assert list(archive.parent.iterdir()) == [archive]
+
+
+def test_the_archive_is_fetched_over_https():
+    assert tiny_imagenet.URL.startswith("https://")
 
 
 @pytest.mark.parametrize("content", [b"<html>Moved</html>", b"PK\3\4 and no more"])
