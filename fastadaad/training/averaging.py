@@ -26,9 +26,17 @@ class AveragedWeights:
         self.module, self.ema_decay = copy.deepcopy(network), ema_decay
         self.num_averaged = 0
 
-    @torch.no_grad()
     def add(self, network: nn.Module) -> None:
         """Adds the network's present state to the average. No host synchronisation."""
+        self.accumulate(network)
+        self.num_averaged += 1
+
+    @torch.no_grad()
+    def accumulate(self, network: nn.Module) -> None:
+        """Does the part of add() that happens on the device, which a CUDA graph may hold if ema_decay is given.
+
+        The first state is copied, so a graph freezes whether num_averaged is 0.
+        """
         pairs = list(zip(_tensors(self.module), _tensors(network), strict=True))
         averaged = [pair for pair in pairs if self.num_averaged and pair[0].is_floating_point()]
         copied = [pair for pair in pairs if not (self.num_averaged and pair[0].is_floating_point())]
@@ -36,7 +44,6 @@ class AveragedWeights:
             torch._foreach_copy_([own for own, _ in copied], [given for _, given in copied])
         if averaged:
             self._average([own for own, _ in averaged], [given for _, given in averaged])
-        self.num_averaged += 1
 
     def _average(self, own: list[Tensor], given: list[Tensor]) -> None:
         if self.ema_decay is not None:
@@ -53,6 +60,11 @@ class AveragedWeights:
         """Restores a state_dict(), or one of torch's AveragedModel."""
         self.module.load_state_dict({name.removeprefix(MODULE): state[name] for name in state if name != COUNT})
         self.num_averaged = int(state[COUNT])
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors that an update changes."""
+        return list(_tensors(self.module))
 
 
 def _tensors(network: nn.Module) -> chain[Tensor]:

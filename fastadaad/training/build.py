@@ -15,6 +15,7 @@ from fastadaad.run_config import ModelConfig, RunConfig
 from fastadaad.runtime.compile import preset_options
 from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.runtime.precision import resolved
+from fastadaad.training.averaging import AveragedWeights
 from fastadaad.training.data import TrainingData
 from fastadaad.training.distiller import Distiller
 from fastadaad.training.self_check import ensure_checked
@@ -133,8 +134,18 @@ def distiller_of(
     teacher: nn.Module | None,
     optimizer: torch.optim.Optimizer,
     process_group: ProcessGroup | None = None,
+    averaged: AveragedWeights | None = None,
 ) -> Distiller:
-    """Builds the training step of `config`. Default of `process_group`: this process alone."""
+    """Builds the training step of `config`.
+
+    Args:
+        config: Settings of the run.
+        student: Network to train.
+        teacher: Teacher, or None for a method without one.
+        optimizer: Optimizer of the student.
+        process_group: Ranks that train together. Default: this process alone.
+        averaged: Running average of the student, by EMA or SWA.
+    """
     if config.compile_preset != "default" and config.mode == "eager":
         log.warning(f"compile_preset {config.compile_preset} changes nothing: the run is eager, set mode=compiled")
     return Distiller(
@@ -156,4 +167,5 @@ def distiller_of(
         on_nonfinite=config.on_nonfinite,
         process_group=process_group,
         batch_norm=config.batch_norm,
+        averaged=averaged if config.optim.ema_decay else None,
     )

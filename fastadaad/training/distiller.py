@@ -33,6 +33,7 @@ from fastadaad.runtime.compile import one_graph
 from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.runtime.precision import description, tensor_cores
 from fastadaad.runtime.sync_batch_norm import check_sync, synced_batch_norm
+from fastadaad.training.averaging import AveragedWeights
 from fastadaad.training.awp import kept_buffers, perturbed_weights
 from fastadaad.training.gradient_clip import clip_gradients
 from fastadaad.training.gradient_exchange import average_over_ranks
@@ -148,6 +149,7 @@ class Distiller:
             rank makes the same update.
         batch_norm: `local`: batch statistics of each rank's own images; `sync`: of all ranks' images, as a single
             process with the whole batch has them. The outer loss then stays uncompiled.
+        averaged: Exponential moving average to which each step adds the student, in mode `graph` within the graph.
 
     Raises:
         ValueError: The student cannot be trained: it was made in inference mode, the optimizer does not have its
@@ -175,6 +177,7 @@ class Distiller:
         on_nonfinite: OnNonfinite = "stop",
         process_group: ProcessGroup | None = None,
         batch_norm: BatchNorm = "local",
+        averaged: AveragedWeights | None = None,
     ) -> None:
         check_networks(student, teacher)
         check_trainable(student, teacher, optimizer)
@@ -202,6 +205,7 @@ class Distiller:
         check_grad_clip(grad_clip)
         self.maximizer.method.check_micro_batch(micro_batch)
         self.process_group, self.batch_norm = process_group or ProcessGroup(), batch_norm
+        self.averaged = averaged
         if self._syncs_batch_norm:
             check_sync(student)
         self.mode, self.method = self.maximizer.mode, self.maximizer.method
@@ -223,6 +227,7 @@ class Distiller:
         self._captured = None
         if self.mode == "graph":
             sums = [self._teacher_error.sums, self._nonfinite.counts, *scaler_state(self.scaler, device)]
+            sums += [] if averaged is None else averaged.tensors
             self._captured = captured_step(
                 self._update,
                 self.maximizer,
@@ -284,15 +289,22 @@ class Distiller:
                 if self._captured is None or self._has_new_hooks():
                     loss, x_adv = self._update(x_natural, labels, epoch, generator, self.optimizer)
                 else:
-                    key = self.method.epoch_key(epoch), self._gamma(epoch)
+                    key = self.method.epoch_key(epoch), self._gamma(epoch), self._has_average
                     # The next replay overwrites the graph's own tensors.
                     loss, x_adv = (x.clone() for x in self._captured(x_natural, labels, epoch, generator, key))
             if self._spot_check.is_due(self._num_steps) and self.maximizer.can_be_spot_checked:
                 self._spot_check.add(self.maximizer, x_natural, labels, x_adv)
             self._num_steps += 1
+            if self.averaged is not None:
+                self.averaged.num_averaged += 1
             if self.maximizer.teacher_policy.is_adaptive and self._num_steps % ADAPT_EVERY == 0:
                 self.read_teacher_error()
             return StepResult(loss=loss, x_adv=x_adv, precision=self.precision)
+
+    @property
+    def _has_average(self) -> bool:
+        """False as long as the running average has no state to which another one could be added."""
+        return self.averaged is not None and self.averaged.num_averaged > 0
 
     def _has_new_hooks(self) -> bool:
         """Returns True if mode `auto` chose a graph, and hooks have come since, which a replay would leave out."""
@@ -337,6 +349,8 @@ class Distiller:
         spoiled = self._nonfinite.add(found)
         if guard is not None:
             guard.revert_if(spoiled)
+        if self.averaged is not None:
+            self.averaged.accumulate(self.student)
         torch.clear_autocast_cache()  # it holds the weights before the update
         x_adv = [batch.inner.x_adv for batch in batches]
         return loss, x_adv[0] if len(x_adv) == 1 else torch.cat(x_adv)

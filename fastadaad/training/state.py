@@ -51,11 +51,6 @@ class TrainingState:
         """Mean loss of the steps of this epoch so far. Waits for the device."""
         return (self.losses[0] / self.losses[1]).item()
 
-    def average_after_step(self, optim: OptimConfig) -> None:
-        """Adds the student to its EMA, if `optim` has one."""
-        if self.averaged is not None and optim.ema_decay:
-            self.averaged.add(self.student)
-
     def average_after_epoch(self, optim: OptimConfig) -> None:
         """Adds the student to its SWA average, from the epoch in which it begins."""
         if optim.swa_begin is not None and self.epoch > optim.swa_begin * optim.epochs:

@@ -140,7 +140,9 @@ class Trainer:
         # A measured layout may differ at the next run.
         layout = "contiguous" if config.deterministic and config.layout == "auto" else config.layout
         config = replace(config, mode=mode, layout=layout)
-        self.distiller = distiller_of(config, self.state.student, teacher, self.state.optimizer, self.process_group)
+        self.distiller = distiller_of(
+            config, self.state.student, teacher, self.state.optimizer, self.process_group, self.state.averaged
+        )
         shows_rate = self.device.type == "cuda" and self.process_group.is_first
         self._flop_rate = FlopRate(self.distiller, self.device, self.process_group.size) if shows_rate else None
         self._must_compile = self.distiller.mode != "eager"
@@ -291,7 +293,6 @@ class Trainer:
                 self._must_compile = False
                 log.info(f"compiled in {time.perf_counter() - before:.0f} s")
             state.add_loss(result.loss)
-            state.average_after_step(config.optim)
             state.step += 1
             self.process_group.progress()
             if self._profiler is not None:

@@ -10,6 +10,7 @@ import torch
 from networks import NUM_CLASSES, images_and_labels, student_and_teacher, tiny_network
 from recorded_graph import record_with_make_fx
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastadaad import Distiller, InnerConfig, ThreatModel, methods
 from fastadaad.config import PrecisionConfig, TeacherPolicy
@@ -19,6 +20,7 @@ from fastadaad.methods.losses import pgd_at_loss
 from fastadaad.run_config import OptimConfig
 from fastadaad.runtime.cuda_graph import NUM_WARM_UP_RUNS, CapturedCall
 from fastadaad.training import graph_step
+from fastadaad.training.averaging import AveragedWeights
 from fastadaad.training.capturable_optimizer import CapturableOptimizer
 from fastadaad.training.optimizers import make_optimizer
 
@@ -63,8 +65,11 @@ def schedule(step: int) -> float:
 class Training:
     """NUM_STEPS steps in 4 epochs, with another learning rate at each step."""
 
-    def __init__(self, mode: str, method: str | methods.Method, make_optimizer=sgd, **options) -> None:
+    def __init__(
+        self, mode: str, method: str | methods.Method, make_optimizer=sgd, ema_decay: float | None = None, **options
+    ) -> None:
         self.student, self.teacher = student_and_teacher()
+        self.averaged = AveragedWeights(self.student, ema_decay) if ema_decay else None
         self.optimizer = make_optimizer(self.student)
         self.generator = torch.Generator().manual_seed(0)
         self.distiller = Distiller(
@@ -76,6 +81,7 @@ class Training:
             mode=mode,
             compile_options=NOT_COMPILED,
             layout="contiguous",  # a measured one may differ between the modes, and with it the rounding
+            averaged=self.averaged,
             **options,
         )
 
@@ -131,6 +137,29 @@ def test_captured_steps_train_as_eager_ones(name):
     assert_same_training(graph, eager)
     assert Recorded.num_captures == num_captures
     assert len(updates) == num_captures * (NUM_WARM_UP_RUNS + 1)  # the rest are replays
+
+
+def test_a_running_average_is_part_of_the_captured_step(monkeypatch):
+    by_python = []
+    accumulate = AveragedWeights.accumulate
+    monkeypatch.setattr(
+        AveragedWeights, "accumulate", lambda self, network: by_python.append(self) or accumulate(self, network)
+    )
+    graph, eager = both("adaad", ema_decay=0.75)
+    expected = AveragedModel(eager.student, multi_avg_fn=get_ema_multi_avg_fn(0.75), use_buffers=True)
+    for step in range(NUM_STEPS):
+        graph.step(step)
+        eager.step(step)
+        expected.update_parameters(eager.student)
+        for averaged in (graph.averaged, eager.averaged):
+            for name, tensor in averaged.module.state_dict().items():
+                wanted = expected.module if tensor.is_floating_point() else eager.student
+                assert torch.equal(tensor, wanted.state_dict()[name]), (step, name)
+    assert graph.averaged.num_averaged == NUM_STEPS
+    assert by_python.count(eager.averaged) == NUM_STEPS
+    # The first step has nothing to average with, and is captured by itself; the rest are replays.
+    assert Recorded.num_captures == 2
+    assert by_python.count(graph.averaged) == 2 * (NUM_WARM_UP_RUNS + 1)
 
 
 def test_captured_steps_take_label_distributions(monkeypatch):
