@@ -192,11 +192,10 @@ def _replace_zeros(network: nn.Module) -> None:
 
     A lost gradient does not show behind a last layer of zeros, or in a residual branch that a scale of 0 switches off.
     """
-    generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
-        zeros = parameter == 0
-        numbers = torch.rand(int(zeros.sum()), generator=generator, dtype=parameter.dtype)
-        parameter[zeros] = 0.1 * numbers.to(parameter.device)
+        generator = torch.Generator(parameter.device).manual_seed(0)
+        numbers = torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype, device=parameter.device)
+        parameter.add_(0.1 * numbers * (parameter == 0))
 
 
 def _logits_and_gradient(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
