@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from fastadaad.runtime.allocator import keep_freed_memory
 from fastadaad.runtime.messages import LEVELS, messages_on
 from fastadaad.runtime.output import end_output, open_standard_streams, reason
 from fastadaad.runtime.signals import Interrupted, without_terminal
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     open_standard_streams()
     arguments = parse(argv)
+    keep_freed_memory()
     console = Console()
     has_files = arguments.command in WITH_FILES and not getattr(arguments, "print_config", False)
     try:
