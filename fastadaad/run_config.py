@@ -132,6 +132,17 @@ class ModelConfig:
     """Prefix or entry of the network in a file of several, such as student. Default: the file's only network."""
     normalize: bool = False
     """Normalise pixels inside the network by the mean and standard deviation of the training images."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel, subtracted from the pixels inside the network, if a file's program has it and not the file.
+    """
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, by which the pixels are divided inside the network; with mean."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        require((self.mean is None) == (self.std is None), f"{self.name} has one of mean and std: give both")
+        require(self.mean is None or not self.normalize, f"{self.name} has mean and normalize: set normalize=false")
+        require(self.std is None or min(self.std, default=0) > 0, f"std is {self.std}: its values must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
     add_download(parser)
     parser.add_argument("--method", help="see fastadaad methods; default: the recipe's")
+    parser.add_argument("--teacher", metavar="NAME", help="RobustBench's name, see fastadaad teachers")
     parser.add_argument("--print-config", action="store_true", help="print the settings and stop")
     parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: a new folder in runs/")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped, if there is one")
@@ -102,5 +103,14 @@ def _config(arguments: argparse.Namespace) -> "RunConfig":
     from fastadaad.config_io import override
 
     method = {} if arguments.method is None else {"method": arguments.method}
+    config = recipes.get(arguments.recipe, **method)
+    teacher = []
+    if arguments.teacher is not None:
+        from fastadaad.models.robust_teachers import teacher_settings
+
+        data = next(
+            (text[10:] for text in reversed(arguments.overrides) if text.startswith("data.name=")), config.data.name
+        )
+        teacher = teacher_settings(arguments.teacher, data)
     short = [f"{name}={value}" for name in SETTINGS if (value := getattr(arguments, name)) is not None]
-    return override(recipes.get(arguments.recipe, **method), [*arguments.overrides, *short])
+    return override(config, [*teacher, *arguments.overrides, *short])

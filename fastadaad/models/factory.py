@@ -17,6 +17,7 @@ from fastadaad.models.resnet import RESNET18, RESNET34, PreActResNet, ResNet
 from fastadaad.models.shipped import checkpoint_path
 from fastadaad.models.small_cnn import SmallCNN
 from fastadaad.models.small_resnet import SmallResNet
+from fastadaad.models.swish_wide_resnet import SwishWideResNet
 from fastadaad.models.timm_model import TimmModel
 from fastadaad.models.vgg import VGG
 from fastadaad.models.weights_reading import WeightsError, load_weights
@@ -34,6 +35,7 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     r"mobilenet-v2": MobileNetV2,
     r"vgg(11|13|16|19)": VGG,
     r"wrn-(\d{1,3})-(\d{1,3})": WideResNet,
+    r"wrn-(\d{1,3})-(\d{1,3})-swish": SwishWideResNet,
     r"timm/(.+)": TimmModel,
 }
 
@@ -41,6 +43,7 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
 MODEL_NAMES = (
     "cnn-16", "cnn-48", "cnn-72", "cnn-16-s1", "cnn-72-s1", "rescnn-8", "resnet18", "resnet34", "preactresnet18",
     "mobilenet-v2", "vgg16", "wrn-16-4", "wrn-28-10", "wrn-34-10", "wrn-34-20", "wrn-70-16",
+    "wrn-28-10-swish", "wrn-70-16-swish",
 )  # fmt: skip
 WIDE_RESNET = re.compile(r"(?:wide[_-]?resnet|wrn)[_-]?([0-9]+)[_-]([0-9]+)", re.IGNORECASE)
 
@@ -60,8 +63,8 @@ def load_model(
 
     Args:
         name: cnn-<channels> for images of 16 pixels and more, cnn-<channels>-s1 for smaller ones, rescnn-<channels>,
-            resnet18, resnet34, preactresnet18, mobilenet-v2, vgg<layers>, wrn-<depth>-<width>, or timm/<name> for any
-            network of timm. Spellings of other programs are accepted (see canonical_name).
+            resnet18, resnet34, preactresnet18, mobilenet-v2, vgg<layers>, wrn-<depth>-<width>, the same with -swish, or
+            timm/<name> for any network of timm. Spellings of other programs are accepted (see canonical_name).
         num_classes: Number of logits.
         checkpoint: Weights file (.safetensors, .pt, .pth or .ckpt), or "shipped:NAME" for weights of the package.
             Default: weights drawn with torch's global generator.

@@ -13,8 +13,8 @@ from fastadaad.models.weights_reading import misfits
 
 # Families without a size in their names.
 FIXED = ("resnet18", "resnet34", "preactresnet18", "mobilenet-v2", "vgg11", "vgg13", "vgg16", "vgg19")
-CLASSIFIERS = ("fc.weight", "linear.weight", "classifier.weight")
-STEMS = ("conv1.weight", "features.0.0.weight", "features.0.weight")
+CLASSIFIERS = ("fc.weight", "linear.weight", "classifier.weight", "logits.weight")
+STEMS = ("conv1.weight", "features.0.0.weight", "features.0.weight", "init_conv.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +54,14 @@ def _candidates(weights: Mapping[str, Tensor], stem_channels: int) -> Iterator[s
     """Yields one name per family, with the sizes that the shapes imply."""
     if "features.0.0.weight" in weights:
         yield from (f"cnn-{stem_channels}", f"cnn-{stem_channels}-s1")
-    first_of_stage = weights.get("block1.layer.0.conv1.weight")
-    if first_of_stage is not None:
-        num_blocks = sum(name.startswith("block1.layer.") and name.endswith(".conv1.weight") for name in weights)
-        yield f"wrn-{6 * num_blocks + 4}-{max(len(first_of_stage) // 16, 1)}"
+    for stage, convolution, form in (
+        ("block1.layer.", ".conv1.weight", ""),
+        ("layer.0.block.", ".conv_0.weight", "-swish"),
+    ):
+        first = weights.get(f"{stage}0{convolution}")
+        if first is not None:
+            num_blocks = sum(name.startswith(stage) and name.endswith(convolution) for name in weights)
+            yield f"wrn-{6 * num_blocks + 4}-{max(len(first) // 16, 1)}{form}"
     if "block1.conv1.weight" in weights:
         yield f"rescnn-{stem_channels}"
     yield from FIXED

@@ -88,6 +88,8 @@ def mode_of_run(
 def build_model(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:
     """Builds the network of `config` for the classes and channels of `data`, on `device`."""
     mean, std = data.statistics if config.normalize else (0.0, 1.0)
+    if config.mean is not None and config.std is not None:
+        mean, std = config.mean, config.std
     model = load_model(
         config.name,
         num_classes=data.num_classes,

@@ -33,8 +33,8 @@ IRRELEVANT_AT_THE_TOP = ("log_every", "checkpoint_every", "on_nonfinite", "teach
 LATER = {
     "data": ("label_smoothing", "mixup", "cutmix", "auto_augment"),
     "optim": ("grad_clip",),
-    "student": ("prefix",),
-    "teacher": ("prefix",),
+    "student": ("prefix", "mean", "std"),
+    "teacher": ("prefix", "mean", "std"),
 }
 
 

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from fastadaad.data import Augmentation, Pipeline
 from fastadaad.data.dataset import image_shape
 from fastadaad.evaluation import AttackResult, evaluate
 from fastadaad.inner.checks import check_batch, check_radius, check_values, logits_of
+from fastadaad.models.robust_teachers import shortfall
 from fastadaad.run_config import RunConfig
 from fastadaad.training.data import TrainingData
 
@@ -118,6 +120,11 @@ def _check_teacher(name: str, config: RunConfig, data: TrainingData, teacher: nn
     _check_above_chance(f"{name} has {measured}", natural, data.num_classes)
     attack = f"{100 * robust.accuracy:.1f} % under {ATTACK} with {robust.norm} epsilon {robust.epsilon:.4g}"
     log.info(f"{name}: {measured}, {attack}")
+    if config.teacher is not None and config.teacher.checkpoint is not None:
+        file = Path(config.teacher.checkpoint).stem
+        warning = shortfall(file, data.dataset.name, natural.accuracy, natural.num_images)
+        if warning is not None:
+            log.warning(f"{name}: {warning}")
 
 
 def _check_above_chance(measured: str, natural: AttackResult, num_classes: int) -> None:

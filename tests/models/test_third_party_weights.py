@@ -163,6 +163,8 @@ def test_timms_own_weights_fit_timms_network_behind_the_normalisation(tmp_path):
         "wrn-10-1",
         "wrn-16-4",
         "wrn-28-10",
+        "wrn-16-2-swish",
+        "wrn-28-10-swish",
         "resnet18",
         "resnet34",
         "preactresnet18",
@@ -190,7 +192,8 @@ def test_a_network_with_a_missing_or_extra_tensor_is_not_recognised():
 
 def test_load_model_builds_the_network_of_every_listed_teacher():
     known = {teacher.network for teacher in ROBUST_TEACHERS}
-    assert known == {"wrn-28-10", "wrn-34-10", "wrn-34-20", "wrn-70-16", "resnet18"}
+    wide = {"wrn-28-10", "wrn-34-10", "wrn-34-20", "wrn-70-16", "wrn-28-10-swish", "wrn-70-16-swish"}
+    assert known == wide | {"resnet18"}
     with torch.device("meta"):
         for network in known:
             load_model(network)
