@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad import ThreatModel, recipes
+from fastadaad.models.robust_teachers import RobustTeacher
 from fastadaad.run_config import RunConfig
 from fastadaad.training.build import build_student, build_teacher
 from fastadaad.training.data import TrainingData, training_data
@@ -151,6 +152,18 @@ def test_chance_level_ends_three_standard_deviations_above_guessing(data, networ
     assert "19.0 % natural accuracy" in refusal(data, networks[0], right_on(19), teacher_check=num_images)
     (line,) = messages_of_check(data, networks[0], right_on(20), teacher_check=num_images)
     assert "20.0 % natural accuracy" in line
+
+
+@pytest.mark.filterwarnings("ignore:Logits. batch-norm was not folded")
+def test_a_teacher_of_robustbench_below_its_reported_accuracy_is_a_warning(
+    data, networks, messages_of_check, monkeypatch
+):
+    name = CONFIG.teacher.checkpoint
+    row = RobustTeacher(name, "digits", "cnn-72-s1", 98.0, 70.0)
+    monkeypatch.setattr("fastadaad.models.robust_teachers.ROBUST_TEACHERS", (row,))
+    worse = Logits(networks[1], lambda logits: logits.where(torch.arange(len(logits))[:, None] % 2 == 0, -logits))
+    assert len(messages_of_check(data, *networks, teacher_check=30)) == 1
+    assert f"98.00 % are reported for {name}" in messages_of_check(data, networks[0], worse, teacher_check=30)[1]
 
 
 def test_one_image_is_too_few_to_refuse_a_teacher(data, networks, messages_of_check):
