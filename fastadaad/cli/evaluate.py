@@ -13,9 +13,13 @@ from rich.console import Console
 from fastadaad.cli.arguments import add_download, add_overrides, commas
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from fastadaad.evaluation import AttackResult
     from fastadaad.run_config import RunConfig
     from fastadaad.runtime.distributed import ProcessGroup
+    from fastadaad.training.data import TrainingData
 
 EXAMPLE = "fastadaad evaluate runs/my-run --attacks pgd20,autoattack -n 1000"
 # Options that are short forms of a setting.
@@ -39,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--norm", help="linf or l2")
     parser.add_argument("--epsilon", help="radius in pixel units, such as 8/255")
     parser.add_argument("--corruptions", metavar="FOLDER", help="accuracy on CIFAR-10-C or CIFAR-100-C, no attacks")
+    parser.add_argument("--examples-of", metavar="RUN", help="attack by images made for this run or file")
     parser.add_argument("--recipe", help="data set and network of a weights file")
     parser.add_argument("--csv", metavar="FILE", help="write the results to a CSV file")
     parser.add_argument("--json", metavar="FILE", help="write the results to a JSON file")
@@ -105,9 +110,31 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 def _check_corruptions(arguments: argparse.Namespace) -> None:
     """Raises ValueError for an option that has no effect beside --corruptions."""
-    given = [name for name in ("attacks", "norm", "epsilon", "state") if getattr(arguments, name) is not None]
+    given = [
+        name for name in ("attacks", "norm", "epsilon", "state", "examples_of") if getattr(arguments, name) is not None
+    ]
     if arguments.corruptions is not None and given:
-        raise ValueError(f"--corruptions measures accuracy without an attack: leave out --{', --'.join(given)}")
+        raise ValueError(
+            f"--corruptions measures accuracy without an attack: leave out --{', --'.join(given).replace('_', '-')}"
+        )
+
+
+def _surrogate(target: Path, data: "TrainingData", device: "torch.device") -> "nn.Module":
+    """Builds the network of a run, or of a weights file by the names and shapes of its tensors."""
+    from fastadaad.cli.run_folder import read_run
+    from fastadaad.models.recognition import recognize
+    from fastadaad.models.weights_reading import read_state_dict
+    from fastadaad.run_config import ModelConfig
+    from fastadaad.training.build import build_model
+
+    if target.is_dir():
+        name, weights = read_run(target).student.name, target / "best.safetensors"
+    else:
+        networks, weights = recognize(read_state_dict(target)), target
+        if not networks:
+            raise ValueError(f"{target} holds no network that fastadaad builds: give the folder of its run")
+        name = networks[0].name
+    return build_model(ModelConfig(name=name, checkpoint=str(weights)), data, device).eval()
 
 
 def _results(
@@ -137,7 +164,8 @@ def _results(
     shards_of_data = [replace(data, test=data.test.shard(number, count)) for number in numbers]
     name = Path(arguments.run_or_weights).name
     if arguments.corruptions is None:
-        measure = partial(evaluate_on_test_set, state=state)
+        surrogate = None if arguments.examples_of is None else _surrogate(Path(arguments.examples_of), data, device)
+        measure = partial(evaluate_on_test_set, state=state, surrogate=surrogate)
         show = print_attacks
     else:
         corruptions = read_corruptions(Path(arguments.corruptions), data.dataset)

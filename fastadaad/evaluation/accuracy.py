@@ -101,6 +101,7 @@ def evaluate(
     precision: PrecisionConfig | str | None = None,
     layout: Layout = "auto",
     fold: bool = True,
+    surrogate: nn.Module | None = None,
 ) -> list[AttackResult]:
     """Evaluates the accuracy of a network on all images of `data` under each attack.
 
@@ -135,6 +136,8 @@ def evaluate(
             attack. The network itself classifies in fp32, without TF32.
         layout: Memory layout of the folded copy's convolutions; `auto` measures once per machine.
         fold: Search on a folded copy of the network (docs/folding.md); accuracy is always the network's own.
+        surrogate: Another network on the same device, whose adversarial images are tried on the model: a transfer
+            attack. For fgsm, pgdN and cw-linfN. Default: the model itself is attacked.
 
     Returns:
         One result per attack, in the order of `attacks`.
@@ -154,6 +157,7 @@ def evaluate(
     require_type("threat_model", threat_model, ThreatModel, "a ThreatModel(norm=..., epsilon=...)")
     require_integer("restarts", restarts, 1)
     require_integer("seed", seed, 0)
+    check_surrogate(surrogate, specs)
     device = _device(model)
     concrete = resolved(PrecisionConfig.parse(precision), device, on_tensor_cores="tf32")
     settings = SearchSettings(mode=mode, precision=concrete, layout=layout, fold=fold)
@@ -161,8 +165,10 @@ def evaluate(
         raise ValueError("state needs images in a fixed order, and data shuffles: use a DataLoader with shuffle=False")
     batches = batches_of(data, device, batch_size)
     results, model = [], bare(model)
+    others = [] if surrogate is None else [bare(surrogate)]
+    notes = () if surrogate is None else ("adversarial images of another network",)
     checks = PassChecks(model, device)
-    with torch.inference_mode(False), torch.enable_grad(), frozen(model):
+    with torch.inference_mode(False), torch.enable_grad(), frozen(model, *others):
         for spec in specs:
             num_restarts = restarts if any(attack.is_random for _, attack in spec.stages) else 1
             # One generator per restart, so that further restarts keep the starts of the first ones.
@@ -170,8 +176,9 @@ def evaluate(
             attack = spec.stages[0][1]
             if isinstance(attack, GradientAttack):  # always the only stage
                 num_images = known_num_images(data) if checks.num_images is None else checks.num_images
-                one_pass = GradientPass(spec.name, attack, model, threat_model, settings, num_images)
+                one_pass = GradientPass(spec.name, attack, model, threat_model, settings, num_images, *others)
                 measured = _on_batches(one_pass, batches(), checks, generators, progress)
+                measured["notes"] = () if spec.name == "natural" else notes
             else:
                 measured = _on_survivors(
                     model, spec, threat_model, batches(), checks, generators, progress, state, settings
@@ -186,6 +193,19 @@ def evaluate(
                 )
             )
     return results
+
+
+def check_surrogate(surrogate: nn.Module | None, specs: Sequence[AttackSpec]) -> None:
+    """Raises ValueError for an attack that needs the answers of the network that it attacks."""
+    if surrogate is None:
+        return
+    if not isinstance(surrogate, nn.Module):
+        raise ValueError(f"surrogate is a {type(surrogate).__name__}: give a torch.nn.Module")
+    for spec in specs:
+        if not isinstance(spec.stages[0][1], GradientAttack):
+            raise ValueError(
+                f"attack {spec.name} asks the network that it attacks: with a surrogate choose fgsm, pgdN or cw-linfN"
+            )
 
 
 def _device(model: nn.Module) -> torch.device:

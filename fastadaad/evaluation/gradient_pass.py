@@ -41,6 +41,7 @@ class GradientPass:
         threat_model: Norm and radius.
         settings: Execution of the search.
         num_images: Number of images of the pass; None: unknown, and mode auto is eager.
+        surrogate: Network in eval mode whose adversarial images are tried on `model`. Default: `model` itself.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class GradientPass:
         threat_model: ThreatModel,
         settings: SearchSettings,
         num_images: int | None,
+        surrogate: nn.Module | None = None,
     ) -> None:
         self.name, self.attack, self.model, self.threat_model = name, attack, model, threat_model
+        self.attacked = model if surrogate is None else surrogate
         self.settings, self.num_images = settings, num_images
         self._maximizer: InnerMaximizer | None = None
         self._search_size: int | None = None
@@ -74,7 +77,7 @@ class GradientPass:
         survives = correct(self.model, x_natural, labels, nonfinite)
         if self.attack.num_steps == 0 or not len(labels):
             return survives
-        goals = self.attack.goals(self.model, x_natural, labels)
+        goals = self.attack.goals(self.attacked, x_natural, labels)
         if self._maximizer is None:
             check_radius(self.threat_model, x_natural.shape[1:])  # also if there is no image to attack
             self._maximizer = self._new_maximizer(x_natural, labels, len(generators) * len(goals))
@@ -105,10 +108,10 @@ class GradientPass:
     def _new_maximizer(self, x_natural: Tensor, labels: Tensor, num_searches: int) -> InnerMaximizer:
         """Returns the search after the spot check of its folded copy and the choice of its mode."""
         settings = replace(self.settings, mode=self._mode(x_natural, num_searches))
-        maximizer = self.attack.maximizer(self.model, self.threat_model, settings)
+        maximizer = self.attack.maximizer(self.attacked, self.threat_model, settings)
         if not is_faithful(maximizer, x_natural, labels, self.name):
             settings = replace(settings, fold=False, precision=STRICT_FP32)
-            maximizer = self.attack.maximizer(self.model, self.threat_model, settings)
+            maximizer = self.attack.maximizer(self.attacked, self.threat_model, settings)
         if x_natural.device.type == "cpu":
             self._search_size = min(CPU_SEARCH_SIZE, len(labels))
         elif maximizer.mode == "compiled":
@@ -121,10 +124,10 @@ class GradientPass:
         if self.num_images is None:
             return "eager"
         passes = 2 * self.attack.num_steps * num_searches  # the pixel gradient costs as much as the forward pass
-        flops = passes * self.num_images * forward_flops(self.model, x_natural)
-        if not is_worth_compiling(flops, [self.model], x_natural.device):
+        flops = passes * self.num_images * forward_flops(self.attacked, x_natural)
+        if not is_worth_compiling(flops, [self.attacked], x_natural.device):
             return "eager"
-        log.info(f"{self.name}: compiling, up to {compile_seconds([self.model]):.0f} s the first time")
+        log.info(f"{self.name}: compiling, up to {compile_seconds([self.attacked]):.0f} s the first time")
         return "compiled"
 
 

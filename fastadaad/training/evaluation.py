@@ -67,6 +67,7 @@ def evaluate_on_test_set(
     *,
     process_group: ProcessGroup | None = None,
     state: Path | None = None,
+    surrogate: nn.Module | None = None,
 ) -> list[AttackResult]:
     """Runs the attacks of `config.evaluation` on the test images of `data`, with a progress bar.
 
@@ -78,6 +79,7 @@ def evaluate_on_test_set(
         title: Text beside the bar.
         process_group: Ranks that evaluate together, each on its shard. Default: this process alone.
         state: Folder in which an interrupted evaluation resumes, as in evaluate. Default: none.
+        surrogate: Network whose adversarial images are tried, as in evaluate. Default: `model` itself.
 
     Returns:
         One result per attack, merged over the ranks.
@@ -99,6 +101,7 @@ def evaluate_on_test_set(
             fold=config.fold,
             progress=lambda stage, num_images: progress.advance(num_images, stage),
             state=state,
+            surrogate=surrogate,
         )
     skipped = [*data.dataset.skipped.values(), *test.skipped.values()]
     notes = [

@@ -109,6 +109,26 @@ def test_an_evaluation_in_shards_agrees_with_a_whole_one(run, tmp_path):
     assert (code, "'3/3' is not a shard: write 0/2 and 1/2, or all/2" in err) == (2, True)
 
 
+def test_a_network_is_attacked_by_the_images_of_another_file(run):
+    weights = str(Path(shipped.__file__).parent / "demo-teacher.safetensors")
+    given = ["evaluate", weights, "--recipe", "tiny", "student.name=cnn-72-s1", "-n", "60", "--epsilon", "0.2"]
+    measured = {}
+    # cnn-72-s1 and cnn-72 have the same weights, so a file stands for cnn-72: a weaker surrogate than the network.
+    for name, words in {"white": [], "transfer": ["--examples-of", weights]}.items():
+        code, out, err = run(*given, "--attacks", "natural,fgsm", "--csv", f"{name}.csv", *words)
+        assert (code, err) == (0, "")
+        measured[name] = {attack: accuracy for _, attack, accuracy in accuracies(f"{name}.csv")}
+    assert "adversarial images of another network" in out
+    assert measured["transfer"]["natural"] == measured["white"]["natural"]
+    assert measured["transfer"]["fgsm"] > measured["white"]["fgsm"]
+    for words, message in (
+        (["--attacks", "cw5"], "attack cw5 asks the network that it attacks"),
+        (["--corruptions", "digits-c"], "leave out --examples-of"),
+    ):
+        code, _, err = run(*given[:-2], *words, "--examples-of", weights)
+        assert (code, message in err, err.count("\n")) == (2, True, 1)
+
+
 @pytest.mark.slow
 def test_corrupted_test_images_are_classified_as_in_a_plain_loop(run, tmp_path):
     """Two corruptions of the 360 test digits, of which the first 100 are evaluated, whole and in shards."""
