@@ -151,6 +151,16 @@ class TeacherConfig(ModelConfig):
 
     policy: TeacherPolicy = field(default_factory=TeacherPolicy)
     """Interval of the queries, and the substitute in between. Default: exact, a query in every step."""
+    beside: str | None = None
+    """Weights file of a second teacher, recognised by its tensors: the teacher is the mixture of both."""
+    beside_weight: float | None = None
+    """Weight of the second teacher's probabilities in the mixture. Default: 1/3."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weight = self.beside_weight
+        require(weight is None or 0 < weight < 1, f"beside_weight is {weight}: it must lie between 0 and 1")
+        require(weight is None or self.beside is not None, "beside_weight needs a second teacher: set teacher.beside")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,17 @@ from typing import cast
 import torch
 from torch import nn
 
+from fastadaad import methods
 from fastadaad.config import Mode
 from fastadaad.data.dataset import image_shape
 from fastadaad.inner.compile_choice import compile_seconds, forward_flops, is_worth_compiling
 from fastadaad.inner.maximizer import resolve_mode
 from fastadaad.models import load_model
-from fastadaad.run_config import ModelConfig, RunConfig
+from fastadaad.models.mixed_teacher import MixedTeacher
+from fastadaad.models.recognition import recognize
+from fastadaad.models.shipped import checkpoint_path
+from fastadaad.models.weights_reading import read_state_dict
+from fastadaad.run_config import ModelConfig, RunConfig, TeacherConfig
 from fastadaad.runtime.compile import preset_options
 from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.runtime.precision import resolved
@@ -19,6 +24,9 @@ from fastadaad.training.averaging import AveragedWeights
 from fastadaad.training.data import TrainingData
 from fastadaad.training.distiller import Distiller
 from fastadaad.training.self_check import ensure_checked
+
+# Weight of the second teacher's probabilities: 0.25 beside 0.5 in AKD2's program.
+DEFAULT_BESIDE_WEIGHT = 1 / 3
 
 log = logging.getLogger(__name__)
 
@@ -123,11 +131,29 @@ def build_student(config: RunConfig, data: TrainingData, device: torch.device) -
     return student.to(memory_format=training_layout(config, device))
 
 
-def build_teacher(config: ModelConfig, data: TrainingData, device: torch.device) -> nn.Module:
-    """Builds the teacher as build_model does. Raises ValueError if `config` names no weights."""
+def build_teacher(
+    config: TeacherConfig, data: TrainingData, device: torch.device, method: methods.Method | None = None
+) -> nn.Module:
+    """Builds the teacher as build_model does, or the mixture of two for the temperature of `method`.
+
+    Raises:
+        ValueError: `config` names no weights, or the second teacher's network is not recognised.
+    """
     if config.checkpoint is None:
         raise ValueError(f"teacher {config.name} has no weights: set teacher.checkpoint=FILE")
-    return build_model(config, data, device)
+    teacher = build_model(config, data, device)
+    if config.beside is None:
+        return teacher
+    networks = recognize(read_state_dict(checkpoint_path(config.beside)))
+    if not networks:
+        raise ValueError(
+            f"teacher.beside={config.beside} holds no network that fastadaad builds: see fastadaad inspect"
+        )
+    second = build_model(ModelConfig(name=networks[0].name, checkpoint=config.beside), data, device)
+    has_temperature = method is not None and "temperature" in method.reads
+    temperature = method.options.temperature if method is not None and has_temperature else 1.0
+    weight = DEFAULT_BESIDE_WEIGHT if config.beside_weight is None else config.beside_weight
+    return MixedTeacher(teacher, second, weight=weight, temperature=temperature).to(device)
 
 
 def distiller_of(

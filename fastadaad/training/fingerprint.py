@@ -34,7 +34,7 @@ LATER = {
     "data": ("label_smoothing", "mixup", "cutmix", "auto_augment"),
     "optim": ("grad_clip",),
     "student": ("prefix", "mean", "std"),
-    "teacher": ("prefix", "mean", "std"),
+    "teacher": ("prefix", "mean", "std", "beside", "beside_weight"),
 }
 
 
@@ -57,6 +57,8 @@ def training_facts(config: RunConfig) -> dict[str, Any]:
                 del facts[section][name]
     if config.teacher is not None:
         facts["teacher"]["checkpoint"] = sha256_of(config.teacher.checkpoint)
+        if config.teacher.beside is not None:
+            facts["teacher"]["beside"] = sha256_of(config.teacher.beside)
     return json.loads(json.dumps(facts))
 
 
@@ -100,7 +102,7 @@ def differences(saved: dict[str, Any], present: dict[str, Any], prefix: str = ""
         if isinstance(before, dict) and isinstance(now, dict):
             found += differences(before, now, f"{prefix}{name}.")
         elif before != now:
-            is_hash = "sha256" in name or f"{prefix}{name}" == "teacher.checkpoint"
+            is_hash = "sha256" in name or f"{prefix}{name}" in ("teacher.checkpoint", "teacher.beside")
             found.append(f"{prefix}{name} has other contents" if is_hash else f"{prefix}{name} {before} -> {now}")
     return found
 

@@ -134,7 +134,7 @@ class Trainer:
         self.state = initial_state(config, build_student(config, self.data, self.device), self.device)
         teacher = None
         if config.method_row.needs_teacher and config.teacher is not None:
-            teacher = build_teacher(config.teacher, self.data, self.device)
+            teacher = build_teacher(config.teacher, self.data, self.device, config.method_row)
         with self.console.status("self-check of this machine"):
             mode = mode_of_run(config, self.data, self.state.student, teacher, self.device)
         # A measured layout may differ at the next run.
