@@ -296,7 +296,8 @@ class TeacherPolicy:
     expansion (linearized). exact: none, every step queries the teacher.
     """
     every: int | None = None
-    """Inner steps between two queries of the teacher. Default: adapted to the measured error."""
+    """Inner steps between two queries of the teacher. Default: adapted to the measured error. A training asks more
+    often if the policy falls short of the exact search (inner/policy_probe.py)."""
     top: int = 3
     """Number of the teacher's most likely classes that `linearized` expands."""
 

@@ -25,6 +25,7 @@ from fastadaad.inner.caller import check_networks, check_trainable, device_of
 from fastadaad.inner.folded_cache import has_hooks
 from fastadaad.inner.frozen import frozen
 from fastadaad.inner.maximizer import InnerMaximizer, InnerResult
+from fastadaad.inner.policy_probe import PolicyProbe
 from fastadaad.inner.spot_check import SpotCheck
 from fastadaad.inner.teacher_error import TeacherError, TeacherErrorMeter, adapted
 from fastadaad.methods.outer_batch import OuterBatch, listed_passes, outer_loss
@@ -119,7 +120,8 @@ class Distiller:
         inner: Threat model, step size and number of steps; an InnerConfig or a dict of settings.
         optimizer: Optimiser of the student's parameters.
         teacher_policy: Interval of the teacher queries, such as `"refreshed(every=5)"`. Default: exact. An adaptive
-            policy reads its error from the device in every ADAPT_EVERY-th step.
+            policy reads its error from the device in every ADAPT_EVERY-th step. Any policy but exact is probed at
+            intervals: if it reaches less than 0.8 of the exact search's kl, it warns and queries more often.
         precision: Arithmetic of each network, a PrecisionConfig or one string for both. Default: auto, which is bf16 on
             a CUDA device with tensor cores, else fp32; the attribute `precision` holds the precision in use. In bf16
             and fp16 the student's training pass is under autocast; in fp16 `scaler` skips an update with an infinite
@@ -222,6 +224,7 @@ class Distiller:
             self._nonfinite = NonFiniteCounters(on_nonfinite, device)
             self._teacher_error = TeacherErrorMeter(self.maximizer.teacher_policy, device)
             self._spot_check = SpotCheck(self.precision, device)
+        self._policy_probe = PolicyProbe(self.maximizer, self.process_group)
         self.teacher_error: TeacherError | None = None
         self._num_steps = 0
         self._captured = None
@@ -299,6 +302,8 @@ class Distiller:
                 self.averaged.num_averaged += 1
             if self.maximizer.teacher_policy.is_adaptive and self._num_steps % ADAPT_EVERY == 0:
                 self.read_teacher_error()
+            if self._policy_probe.is_due(self._num_steps):
+                self._policy_probe.run(x_natural, labels, x_adv)
             return StepResult(loss=loss, x_adv=x_adv, precision=self.precision)
 
     @property
@@ -450,6 +455,11 @@ class Distiller:
                 maximizer.query_interval = adapted(error, maximizer.inner.num_steps)
         return error
 
+    @property
+    def policy_share(self) -> float | None:
+        """Share of the exact search's kl that the teacher policy reached in its last probe; None: there was none."""
+        return self._policy_probe.share
+
     def read_gradient_agreement(self) -> float | None:
         """Reads the fraction of pixel gradients with the networks' own sign, in the spot checks since the last read.
 
@@ -483,6 +493,7 @@ class Distiller:
             "teacher_error_sums": self._teacher_error.sums.clone(),
             "nonfinite_counts": self._nonfinite.counts.clone(),
             "spot_check_sums": self._spot_check.sums.clone(),
+            "policy_share": self.policy_share,
             "scaler": self.scaler.state_dict(),
         }
 
@@ -495,4 +506,5 @@ class Distiller:
         self._teacher_error.sums.copy_(state["teacher_error_sums"])
         self._nonfinite.counts.copy_(state["nonfinite_counts"])
         self._spot_check.sums.copy_(state["spot_check_sums"])
+        self._policy_probe.share = state.get("policy_share")  # absent before there was a probe
         self.scaler.load_state_dict(state["scaler"])

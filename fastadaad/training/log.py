@@ -34,6 +34,7 @@ METRICS = (
     "data_wait",  # fraction of the seconds
     "skipped_updates",  # so far, with on_nonfinite=skip
     "gradient_agreement",  # fraction of pixel gradients with the networks' own sign, in spot checks
+    "policy_kl_share",  # share of the exact search's kl that a teacher policy reached in its last probe
     # Error of a teacher policy other than exact, see TeacherError.
     "teacher_logit_error",
     "teacher_kl_error",
@@ -66,6 +67,7 @@ def epoch_row(
         "data_wait": progress.waited_fraction,
         "skipped_updates": distiller.read_skipped() if distiller.on_nonfinite == "skip" else None,
         "gradient_agreement": distiller.read_gradient_agreement(),
+        "policy_kl_share": distiller.policy_share,
         "teacher_logit_error": None if error is None else error.logit_error,
         "teacher_kl_error": None if error is None else error.kl_error,
         "teacher_top_class_differs": None if error is None else error.top_class_differs,

@@ -310,6 +310,8 @@ class Trainer:
         with self.process_group.waiting():  # for the device, which may wait for another rank
             self._check_finite()
             notes = [f"epoch {state.epoch + 1}/{self.config.optim.epochs}", f"loss {state.mean_loss():.4f}"]
+        if self.distiller.policy_share is not None:
+            notes.append(f"policy {self.distiller.policy_share:.0%} of exact kl")
         if self._flop_rate is not None:
             with progress.clock_stopped():
                 notes.append(self._flop_rate.describe(progress.images_per_s, x_natural, labels, state.epoch))

@@ -94,6 +94,7 @@ def test_each_item_of_the_state_is_restored():
         "teacher_error_sums": torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]),
         "nonfinite_counts": torch.tensor([41, 0, 0, 0, 0, 0, 0, 0]),
         "spot_check_sums": torch.tensor([3.0, 4.0]),
+        "policy_share": 0.9,
         "scaler": {
             "scale": 512.0,
             "growth_factor": 3.0,
