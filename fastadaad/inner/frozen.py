@@ -1,9 +1,23 @@
-"""Networks that neither learn nor change mode for a while."""
+"""Networks that neither learn nor change mode for a while, in one thread at a time."""
 
+import threading
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from torch import nn
+
+_locks: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def one_thread(*networks: nn.Module | None) -> Iterator[None]:
+    """Waits for other threads with any of `networks`, which a search freezes or copies, then keeps them out."""
+    locks = {id(network): _locks.setdefault(network, threading.RLock()) for network in networks if network is not None}
+    with ExitStack() as stack:
+        for _, lock in sorted(locks.items()):  # in one order, so that two threads do not wait for each other
+            stack.enter_context(lock)
+        yield
 
 
 @contextmanager

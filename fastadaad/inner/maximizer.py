@@ -31,7 +31,7 @@ from fastadaad.inner.caller import (
 )
 from fastadaad.inner.checks import check_batch, check_first_call
 from fastadaad.inner.folded_cache import Form, folded_copy
-from fastadaad.inner.frozen import frozen
+from fastadaad.inner.frozen import frozen, one_thread
 from fastadaad.inner.search import Search, tape_vjp, traceable_vjp
 from fastadaad.inner.start import drawing_generator, start_point
 from fastadaad.inner.teacher_policies import POLICIES, first_interval
@@ -227,9 +227,9 @@ class InnerMaximizer:
     ) -> InnerResult:
         """Searches as a call does, and returns everything that the search knows. See __call__ for arguments and errors.
 
-        In mode graph the next search overwrites the result. `replay=False` runs uncaptured in mode graph, for a caller
-        that captures more than the search. `x_start` [B, C, H, W] is the first point, changed in place and uncaptured
-        too; default: a drawn one.
+        Threads that share a network search one after another. In mode graph the next search overwrites the result.
+        `replay=False` runs uncaptured in mode graph, for a caller that captures more than the search. `x_start`
+        [B, C, H, W] is the first point, changed in place and uncaptured too; default: a drawn one.
         """
         if torch.compiler.is_compiling():
             # The caller's torch.compile would give student and teacher the same folded copy. Compiled calls inside the
@@ -238,7 +238,7 @@ class InnerMaximizer:
             return search(x_natural, labels, generator=generator, x_start=x_start, replay=replay)
         check_generator(generator)
         # The loop needs a grad mode of its own.
-        with torch.inference_mode(False), torch.enable_grad():
+        with one_thread(self.student, self.teacher), torch.inference_mode(False), torch.enable_grad():
             x_natural, labels = self.admit(x_natural, labels)
             arithmetic = tensor_cores(self.precision, x_natural.device) if self.sets_tf32 else nullcontext()
             with arithmetic, self.networks(x_natural) as networks:
