@@ -18,6 +18,7 @@ from safetensors.torch import load, save, save_file
 from target import Part, Target
 
 from fastadaad import recipes
+from fastadaad.cli.comparison.experiment import Training
 from fastadaad.config_io import read_config
 from fastadaad.data import DataError, Dataset, load_dataset
 from fastadaad.data.corruptions import read_corruptions
@@ -26,10 +27,16 @@ from fastadaad.data.datasets.packed import SPLITS, SUMMARY, labels_path, load_pa
 from fastadaad.data.datasets.source import Source
 from fastadaad.data.image_decoding import decode_resized
 from fastadaad.data.packing import pack
+from fastadaad.evaluation import AttackResult
+from fastadaad.evaluation.survival import Survival
 from fastadaad.models import WeightsError, load_model, read_state_dict
 from fastadaad.models.recognition import recognize
 from fastadaad.models.weights_writing import ENTRY, serialized
+from fastadaad.runtime.json_files import JsonError, read_json
+from fastadaad.runtime.machine_cache import Entry
 from fastadaad.training.checkpoint import CheckpointError, CheckpointFacts, read_checkpoint, write_checkpoint
+from fastadaad.training.log import METRICS, read_metrics
+from fastadaad.training.self_check_result import SelfCheckResult
 
 RNG = np.random.default_rng(0)
 SHAPE = (8, 6, 3)
@@ -197,6 +204,27 @@ def _write_run(folder: Path) -> None:
     write_checkpoint(folder, 3, facts, state)
 
 
+def small_json(kind: type, content: dict) -> Target:
+    """Returns the reader of a small JSON file of this package, which holds a dataclass."""
+    return Target(
+        write=lambda folder: (folder / "file.json").write_text(json.dumps(content)) and None,
+        read=lambda folder: read_json(folder / "file.json", kind, "delete it") and None,
+        parts=(Part(file="file.json"),),
+        error=JsonError,
+    )
+
+
+def _write_metrics(folder: Path) -> None:
+    values = [[str(round(value, 4)) for value in RNG.random(len(METRICS))] for _ in range(5)]
+    (folder / "metrics.csv").write_text("\n".join(",".join(row) for row in [METRICS, *values]) + "\n")
+
+
+RESULT = AttackResult(
+    attack="pgd20", restarts=1, norm="linf", epsilon=0.03, num_images=1000, accuracy=0.5, seconds=1.5,
+    parts=(("apgd-ce", 0.5, 1.0), ("square", 0.5, 0.5)), notes=("a note",),
+)  # fmt: skip
+SURVIVAL = Survival(survives=[True, False] * 20, attacked=[True] * 40, accuracies=[0.5], seconds=[1.5, 0.5])
+
 RUN_FILE = "checkpoints/step-000000003.safetensors"
 SAFETENSORS_FIELDS = (Field(0, 8), Field(8, 1))
 
@@ -270,6 +298,20 @@ TARGETS = {
         read=_read_pack_with_a_matching_checksum,
         parts=(Part(file="pack/train_labels.npy"),),
         error=DataError,
+    ),
+    "training-of-a-comparison": small_json(Training, {"best_epoch": 3, "images_per_s": 250.5, "seconds": 12.5}),
+    "result-of-a-comparison": small_json(AttackResult, asdict(RESULT)),
+    "state-of-an-attack": small_json(Survival, asdict(SURVIVAL)),
+    "machine-cache": small_json(Entry, {"key": "a key", "value": {"choice": "contiguous"}, "date": "2026-01-01"}),
+    "self-check-of-a-machine": small_json(
+        SelfCheckResult,
+        asdict(SelfCheckResult(passed=("kl_grad",), failures={"a": "b"}, not_run={}, device="cpu", seconds=0.5)),
+    ),
+    "metrics": Target(
+        write=_write_metrics,
+        read=lambda folder: read_metrics(folder) and None,
+        parts=(Part(file="metrics.csv"),),
+        error=ValueError,
     ),
     "config": Target(
         write=lambda folder: (folder / "config.json").write_text(json.dumps(asdict(recipes.get("demo")))) and None,
