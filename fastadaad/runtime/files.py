@@ -1,5 +1,6 @@
 """Atomic writes, and checks of the file that a command is going to write."""
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -61,5 +62,8 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOTSUP):  # some file systems synchronise no folders
+            raise
     finally:
         os.close(descriptor)

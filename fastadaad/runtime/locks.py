@@ -1,10 +1,18 @@
 """File locks between processes. The kernel releases a lock when its process ends."""
 
+import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+LOCK_FILE = ".fastadaad.lock"
+UNSUPPORTED = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of file systems that cannot lock a file, or no folders."""
 
 _held: set[int] = set()
 
@@ -30,11 +38,8 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
     Yields:
         True if this process holds the lock, False if another process does.
     """
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks files only for writers
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        os.close(descriptor)
+    descriptor = _locked_descriptor(path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    if descriptor is None:
         yield False
         return
     _held.add(descriptor)
@@ -43,6 +48,30 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
     finally:
         _held.remove(descriptor)
         os.close(descriptor)
+
+
+def _locked_descriptor(path: Path, operation: int) -> int | None:
+    """Opens and locks `path`; returns None if another process holds the lock.
+
+    NFS locks no folders, so there a file in the folder is locked. Without locks at all, two processes are not kept
+    apart, which a warning says.
+    """
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # NFS locks files only for writers
+    try:
+        fcntl.flock(descriptor, operation)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            os.close(descriptor)
+            raise
+        if path.is_dir():
+            os.close(descriptor)
+            os.close(os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666))
+            return _locked_descriptor(path / LOCK_FILE, operation)
+        log.warning(f"{path} cannot be locked ({error.strerror}): start one process at a time in its folder")
+    return descriptor
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from fastadaad.config_io import read_config
 from fastadaad.run_config import RunConfig
 from fastadaad.runtime.files import TEMPORARY
-from fastadaad.runtime.locks import locked
+from fastadaad.runtime.locks import LOCK_FILE, locked
 from fastadaad.training.changes import with_changes
 from fastadaad.training.checkpoint import CheckpointFacts, checkpoint_paths, last_facts
 from fastadaad.training.fingerprint import DATA, differences, training_facts
@@ -73,9 +73,10 @@ def holds_run(folder: Path) -> bool:
     """Returns True if a process of this package has begun a run in `folder`.
 
     Before its first checkpoint a run has only its config.json, which has the same name in other programs, or, if it was
-    killed while it wrote that file, the temporary file of it.
+    killed while it wrote that file, the temporary file of it; on NFS a lock is a file too.
     """
-    if last_facts(folder) is not None or any(folder.glob(f"config.json.*{TEMPORARY}")):
+    own = any(folder.glob(f"config.json.*{TEMPORARY}")) or (folder / LOCK_FILE).exists()
+    if own or last_facts(folder) is not None:
         return True
     try:
         read_config(folder / "config.json")

@@ -1,7 +1,10 @@
 """Weights in a file: written in one piece, or not at all."""
 
 import copy
+import errno
 import os
+import stat
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -25,6 +28,21 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, failin
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("code", "is_raised"), [(errno.EINVAL, False), (errno.EBADF, False), (errno.EIO, True)])
+def test_a_disk_that_synchronises_no_folders_has_the_file(tmp_path, monkeypatch, code, is_raised):
+    synchronise = os.fsync
+
+    def synchronise_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        synchronise(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synchronise_files)
+    with pytest.raises(OSError, match="Input/output") if is_raised else nullcontext():
+        write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
 
 
 def test_weights_that_cannot_be_serialised_leave_the_old_file(tmp_path):

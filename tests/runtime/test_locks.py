@@ -1,6 +1,10 @@
 """Locks exclude other processes, can be waited for, and do not outlive their process in its workers."""
 
+import errno
+import fcntl
 import multiprocessing
+import os
+import stat
 import subprocess
 import sys
 import threading
@@ -11,7 +15,8 @@ import torch
 
 from fastadaad.data import Sampling
 from fastadaad.data.engines.torch_loader import TorchPipeline
-from fastadaad.runtime.locks import close_inherited, locked, run_lock
+from fastadaad.runtime.locks import LOCK_FILE, close_inherited, locked, run_lock
+from fastadaad.training.folders import holds_run
 
 HOLDER = """
 import sys
@@ -94,3 +99,46 @@ def test_the_workers_of_the_torch_engine_hold_no_lock(tmp_path):
         assert own
         assert len(multiprocessing.active_children()) == 2
     batches.close()
+
+
+@pytest.mark.parametrize("code", [errno.EBADF, errno.EINVAL, errno.ENOLCK])
+def test_a_file_in_a_folder_is_locked_if_folders_cannot_be(tmp_path, monkeypatch, code):
+    """As on NFS, which locks files that are open for writing."""
+    lock = fcntl.flock
+
+    def lock_files_alone(descriptor: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_files_alone)
+    with run_lock(tmp_path):
+        with pytest.raises(ValueError, match="another process trains in"), run_lock(tmp_path):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+    with run_lock(tmp_path):
+        pass
+    assert holds_run(tmp_path)
+
+
+def test_a_disk_without_locks_is_said(tmp_path, monkeypatch, caplog):
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with caplog.at_level("WARNING", "fastadaad"), run_lock(tmp_path):
+        pass
+    assert caplog.messages == [
+        f"{tmp_path / LOCK_FILE} cannot be locked (Function not implemented): start one process at a time in its folder"
+    ]
+
+
+def test_another_error_of_a_lock_is_raised(tmp_path, monkeypatch):
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="Input/output error"), run_lock(tmp_path):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before

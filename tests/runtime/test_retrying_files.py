@@ -69,3 +69,21 @@ def test_a_rank_that_is_not_enabled_writes_nothing(tmp_path):
     assert files.attempt("the checkpoint", partial(refuse, errno.EROFS, "a"))
     files.require()
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_a_stale_handle_of_a_network_disk_is_tried_again(tmp_path, monkeypatch, caplog):
+    """NFS answers ESTALE for a folder that was replaced on the server."""
+    replace, failures = os.replace, [errno.ESTALE, errno.ESTALE]
+
+    def stale(*paths: Path) -> None:
+        if failures:
+            refuse(failures.pop())
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", stale)
+    files = RetryingFiles()
+    for content in (b"first", b"second", b"third"):
+        files.write(tmp_path / "metrics.csv", content)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"third"]
+    assert len(caplog.messages) == 1
+    assert "Stale file handle" in caplog.messages[0]
