@@ -34,3 +34,17 @@ def line_of(error: Exception) -> str:
 def print_line(console: Console, line: str) -> None:
     """Prints an escaped line, with brackets as brackets and not as rich's markup."""
     console.print(printable(line), markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration in its two largest units, such as 3 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h"

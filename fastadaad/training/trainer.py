@@ -43,6 +43,7 @@ from fastadaad.training.checkpoint import (
     write_checkpoint,
 )
 from fastadaad.training.data import training_data
+from fastadaad.training.epoch_lines import EpochLines
 from fastadaad.training.evaluation import evaluate_on_test_set, evaluate_on_validation_split
 from fastadaad.training.fingerprint import DATA, training_facts, versions
 from fastadaad.training.flop_rate import FlopRate
@@ -208,6 +209,7 @@ class Trainer:
             if self.process_group.is_first:
                 self._log_file.begin()  # after config.json, by which a run is recognised
             progress = stack.enter_context(image_progress(self.console, title, total_images, self._counts))
+            self._lines = EpochLines(config.optim.epochs, self._fraction_done)
             self._write_results(run_log)  # results that a crash may have lost
             if self._random_states is None:
                 with progress.clock_stopped():
@@ -274,15 +276,19 @@ class Trainer:
         gave_up = patience is not None and num_epochs - self.state.best_epoch >= patience
         return num_epochs == config.optim.epochs or gave_up
 
+    @property
+    def _fraction_done(self) -> float:
+        """Fraction of the run's steps that have been made."""
+        return self.state.step / (self.config.optim.epochs * len(self.data.train))
+
     def _train_epoch(self, progress: ImageProgress, request: Interruption) -> None:
         """Trains for the rest of a pass over the training set."""
         config, state = self.config, self.state
         steps_per_epoch = len(self.data.train)
         batches = self.data.train.epoch(state.epoch, start_batch=state.step - state.epoch * steps_per_epoch)
         for x_natural, labels in progress.waited_for(batches):
-            fraction_done = state.step / (config.optim.epochs * steps_per_epoch)
             for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate(fraction_done, config.optim, config.data.batch_size)
+                group["lr"] = learning_rate(self._fraction_done, config.optim, config.data.batch_size)
             before = time.perf_counter()
             # The first step compiles and does not count in images/s.
             with progress.clock_stopped("compiling") if self._must_compile else nullcontext():
@@ -316,6 +322,13 @@ class Trainer:
             with progress.clock_stopped():
                 notes.append(self._flop_rate.describe(progress.images_per_s, x_natural, labels, state.epoch))
         progress.advance(0, "  ".join(notes))
+        line = (
+            None
+            if self.console.is_terminal
+            else self._lines.within_epoch(notes, progress.images_per_s, self._fraction_done)
+        )
+        if line is not None:
+            log.info(line)
 
     def _after_step(self, progress: ImageProgress, request: Interruption) -> None:
         """Collects garbage, stops and saves if it is time. With _log the only host synchronisations of the loop."""
@@ -344,6 +357,8 @@ class Trainer:
             self._save_checkpoint(progress)
             self._write_results(run_log)
             run_log.show(state.rows[-1])
+            best = state.best_epoch, state.best_robust_accuracy
+            log.info(self._lines.of_epoch(state.rows[-1], best, self._fraction_done))
 
     def _validation(self, progress: ImageProgress, request: Interruption) -> dict[str, float]:
         """Accuracies of the student on the validation split; empty if this epoch is not evaluated."""
