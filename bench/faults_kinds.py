@@ -44,7 +44,7 @@ def files_of_run(whole: Path, folder: Path) -> list[str]:
     return [
         name
         for name in ("last.safetensors", "best.safetensors")
-        if (folder / name).read_bytes() != (whole / name).read_bytes()
+        if not (folder / name).exists() or (folder / name).read_bytes() != (whole / name).read_bytes()
     ] + tables("metrics.csv", "results.csv")(whole, folder)
 
 
@@ -55,7 +55,9 @@ def tables(*names: str) -> Differences:
     def rows(path: Path) -> list[dict[str, str]]:
         return [{name: text for name, text in row.items() if name not in timed} for row in untimed_rows(path)]
 
-    return lambda whole, folder: [name for name in names if rows(folder / name) != rows(whole / name)]
+    return lambda whole, folder: [
+        name for name in names if not (folder / name).exists() or rows(folder / name) != rows(whole / name)
+    ]
 
 
 def weights_of_experiments(whole: Path, folder: Path) -> list[str]:

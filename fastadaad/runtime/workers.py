@@ -31,9 +31,13 @@ def lost_worker(error: BaseException) -> LostWorkerError | None:
         return error
     if not (isinstance(error, RuntimeError) and LOST.search(str(error))):
         return None
+    return _lost(str(error))
+
+
+def _lost(reason: str) -> LostWorkerError:
     return LostWorkerError(
-        f"a process that reads data has died ({' '.join(str(error).split())}), perhaps for lack of memory: resume the "
-        "run (train: with --resume), with fewer data.num_workers or more memory"
+        f"a process that reads data has died ({' '.join(reason.split())}), perhaps for lack of memory: resume the run "
+        "(train: with --resume), with fewer data.num_workers or more memory"
     )
 
 
@@ -49,13 +53,23 @@ def batches_of(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
         _running[batches] = os.getpid()
     try:
         yield batches
-    except RuntimeError as error:
-        if lost := lost_worker(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        # A batch lies in memory that its worker hands over, so that reading it fails too.
+        if lost := lost_worker(error) or _dead_worker(batches):
             raise lost from error
         raise
     finally:
         if loader.num_workers:
             _end(batches)
+
+
+def _dead_worker(batches: Any) -> LostWorkerError | None:
+    """Returns an error if a worker of an iterator has died, for which it waits a moment."""
+    for worker in getattr(batches, "_workers", ()):
+        worker.join(0.2)
+        if worker.exitcode:
+            return _lost(f"process {worker.pid} with exit code {worker.exitcode}")
+    return None
 
 
 def _end(batches: Any) -> None:

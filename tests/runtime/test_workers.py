@@ -46,6 +46,34 @@ def test_a_killed_worker_ends_the_reading_and_the_other_worker(number):
     assert not any(worker.is_alive() for worker in workers)
 
 
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "Connection reset by peer"), EOFError(), RuntimeError("fd")]
+)
+def test_a_batch_that_a_killed_worker_cannot_hand_over_is_a_lost_worker(error):
+    def read() -> None:
+        with batches_of(loader()) as batches:
+            next(batches)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # without torch's handler, which may not have run yet
+            os.kill(batches._workers[0].pid, signal.SIGKILL)
+            raise error
+
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        with pytest.raises(LostWorkerError, match=r"has died \(process \d+ with exit code -9\)"):
+            read()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_an_error_with_living_workers_stays_what_it_is():
+    def read() -> None:
+        with batches_of(loader()):
+            raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        read()
+
+
 @pytest.mark.parametrize("ends", ["exhausted", "left", "error"])
 def test_workers_end_with_their_reader(ends):
     workers: list = []
