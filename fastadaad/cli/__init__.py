@@ -113,11 +113,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(line_of(error))
         return 2
     except RuntimeError as error:
-        lost = _lost_worker(error)
-        if lost is None or arguments.traceback:
+        line, code = _explanation(error)
+        if line is None or arguments.traceback:
             raise
-        _complain(line_of(lost))
-        return os.EX_TEMPFAIL
+        _complain(line)
+        return code
     except Interrupted as error:
         _complain(str(error))
         return error.exit_code
@@ -141,10 +141,15 @@ def _code_of_output() -> int:
     raise ValueError(f"standard output cannot be written ({reason(error)}): make room, or redirect it elsewhere")
 
 
-def _lost_worker(error: RuntimeError) -> RuntimeError | None:
-    from fastadaad.runtime.workers import lost_worker  # imports torch
+def _explanation(error: RuntimeError) -> tuple[str | None, int]:
+    """Returns a line and an exit code for an error that the machine is to blame for, or None."""
+    from fastadaad.runtime.compile import damaged_cache  # both import torch
+    from fastadaad.runtime.workers import lost_worker
 
-    return lost_worker(error)
+    if lost := lost_worker(error):
+        return line_of(lost), os.EX_TEMPFAIL
+    damaged = damaged_cache(error)
+    return None if damaged is None else printable(damaged), 2
 
 
 def _complain(line: str) -> None:

@@ -105,6 +105,16 @@ def compile_cache() -> Path:
     return Path(chosen) if chosen and not _is_default(Path(chosen)) else cache_folder() / "compile"
 
 
+def damaged_cache(error: Exception) -> str | None:
+    """Returns a line about compiled code that cannot be loaded from the cache folder; None for another error."""
+    folder, reason = compile_cache(), " ".join(str(error).split())
+    if "ImportError" not in reason or str(folder) not in reason:
+        return None
+    return (
+        f"{folder} holds damaged code of torch.compile ({reason.partition(' Set TORCHDYNAMO')[0]}): delete the folder"
+    )
+
+
 def keep_on_disk() -> None:
     """Sets the cache folder of torch.compile to compile_cache(), where later processes find what was compiled."""
     folder = compile_cache()

@@ -20,6 +20,7 @@ from fastadaad.config_io import read_config
 from fastadaad.data import load_dataset
 from fastadaad.models import shipped
 from fastadaad.run_config import ModelConfig
+from fastadaad.runtime.compile import compile_cache
 from fastadaad.training import trainer as trainer_module
 
 COMMANDS = cli.COMMANDS
@@ -353,6 +354,21 @@ def test_a_training_that_lost_a_worker_ends_with_one_line_and_exit_code_75(run, 
     code, _, err = run("train", "tiny")
     assert code == 75
     assert re.fullmatch(r"fastadaad: a process that reads data has died \(.*killed.*\), .*: resume the run .*\n", err)
+
+
+def test_damaged_code_of_torch_compile_is_named(run, monkeypatch):
+    folder = compile_cache()
+
+    def load_damaged(*arguments) -> None:
+        raise RuntimeError(f"ImportError: {folder}/r2/main.so: invalid ELF header\n\nSet TORCHDYNAMO_VERBOSE=1 for the")
+
+    monkeypatch.setattr(trainer_module.Trainer, "train", load_damaged)
+    code, _, err = run("train", "tiny")
+    line = f"{folder} holds damaged code of torch.compile (ImportError: {folder}/r2/main.so: invalid ELF header)"
+    assert (code, err) == (2, f"fastadaad: {line}: delete the folder\n")
+    monkeypatch.setattr(trainer_module.Trainer, "train", lambda *arguments: [][0])
+    with pytest.raises(IndexError):
+        run("train", "tiny")
 
 
 def test_an_interrupted_command_ends_with_exit_code_130(run, monkeypatch):
