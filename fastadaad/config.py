@@ -25,6 +25,8 @@ AutoAugment = Literal["randaugment", "trivialaugment"]
 OnError = Literal["raise", "skip"]
 OnNonfinite = Literal["stop", "skip"]
 BatchNorm = Literal["local", "sync"]
+# Weights at which the update's gradient is taken: see training/awp.py.
+AwpForm = Literal["awp", "sam", "asam"]
 
 
 Class = TypeVar("Class", bound=type)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from fastadaad import methods
 from fastadaad.config import (
     AutoAugment,
+    AwpForm,
     BatchNorm,
     CompilePreset,
     Engine,
@@ -219,6 +220,8 @@ class OptimConfig:
     """AWP: norm of the perturbation of each weight relative to the norm of the weight; 0: no AWP (paper: 0.005)."""
     awp_begin: int = 0
     """First epoch with AWP."""
+    awp_form: AwpForm | None = None
+    """sam or asam: SAM or ASAM with the radius awp_gamma (SAM's paper: 0.05; ASAM's: 0.5). Default: awp."""
 
     def __post_init__(self) -> None:
         check_grad_clip(self.grad_clip)
@@ -242,6 +245,11 @@ class OptimConfig:
             "ema_decay and swa_begin are two ways to average: set optim.ema_decay=0, or optim.swa_begin=null",
         )
         require(self.awp_gamma >= 0, f"awp_gamma is {self.awp_gamma}: it must be 0 or more")
+        require_choice("awp_form", self.awp_form or "awp", AwpForm)
+        require(
+            self.awp_form is None or self.awp_gamma > 0,
+            f"awp_form {self.awp_form} has no radius: set optim.awp_gamma, such as 0.05 for sam",
+        )
         require(self.awp_begin >= 0, f"awp_begin is {self.awp_begin}: it must be 0 or more")
         require_choice("schedule", self.schedule, ScheduleName)
         outside = [milestone for milestone in self.milestones if not 0 < milestone < 1]

@@ -190,6 +190,7 @@ def distiller_of(
         compile_options=None if config.mode == "eager" else preset_options(config.compile_preset),
         awp_gamma=config.optim.awp_gamma,
         awp_begin=config.optim.awp_begin,
+        awp_form=config.optim.awp_form,
         micro_batch=config.optim.micro_batch,
         grad_clip=config.optim.grad_clip,
         on_nonfinite=config.on_nonfinite,

@@ -27,6 +27,7 @@ CHANGEABLE = (
     "optim.warmup",
     "optim.awp_gamma",
     "optim.awp_begin",
+    "optim.awp_form",
     "evaluation.attacks",
     "evaluation.restarts",
     "evaluation.batch_size",

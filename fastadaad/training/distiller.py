@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastadaad import methods
 from fastadaad.config import (
+    AwpForm,
     BatchNorm,
     InnerConfig,
     Layout,
@@ -139,6 +140,8 @@ class Distiller:
         awp_gamma: AWP (Wu et al., 2020; gamma 0.005 there): the update follows the gradient at weights perturbed by
             this fraction of their norm, which costs a second outer loss. 0: off.
         awp_begin: First epoch with AWP.
+        awp_form: `sam` or `asam` move all weights together by awp_gamma, instead of each by its fraction; see
+            training/awp.py. Default: awp.
         micro_batch: Number of images that go through the networks at a time; one update follows the mean of all.
             Batch-norm in train mode then takes its statistics from each micro-batch. Default: the batch.
         grad_clip: Largest norm of the gradient of all the optimizer's parameters together; a longer one is shortened
@@ -174,6 +177,7 @@ class Distiller:
         compile_options: dict[str, Any] | None = None,
         awp_gamma: float = 0.0,
         awp_begin: int = 0,
+        awp_form: AwpForm | None = None,
         micro_batch: int | None = None,
         grad_clip: float | None = None,
         on_nonfinite: OnNonfinite = "stop",
@@ -215,6 +219,8 @@ class Distiller:
         self.student, self.teacher, self.optimizer = student, teacher, optimizer
         self.awp_gamma, self.awp_begin = awp_gamma, awp_begin
         self.micro_batch, self.grad_clip, self.on_nonfinite = micro_batch, grad_clip, on_nonfinite
+        require_choice("awp_form", awp_form or "awp", AwpForm)
+        self.awp_form: AwpForm = awp_form or "awp"
         check_awp(self.precision.student, awp_gamma, awp_begin)
         self._outer_student = in_precision(student, self.precision.student)
         device = next(student.parameters()).device
@@ -371,7 +377,7 @@ class Distiller:
             return self._loss_and_gradients(batches, epoch)
         with kept_buffers(self.student):
             _, found_first = self._loss_and_gradients(batches, epoch)
-        with perturbed_weights(self.student, gamma):
+        with perturbed_weights(self.student, gamma, self.awp_form):
             loss, found = self._loss_and_gradients(batches, epoch)
         # Non-finite values at the perturbed weights are a consequence, not a cause.
         return loss, torch.where(found_first.any(), found_first, found)

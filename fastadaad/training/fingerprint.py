@@ -32,7 +32,7 @@ IRRELEVANT_AT_THE_TOP = ("log_every", "checkpoint_every", "on_nonfinite", "teach
 # Settings that some checkpoints are older than: left out at their defaults, so that those runs are the same.
 LATER = {
     "data": ("label_smoothing", "mixup", "cutmix", "auto_augment"),
-    "optim": ("grad_clip",),
+    "optim": ("grad_clip", "awp_form"),
     "student": ("prefix", "mean", "std"),
     "teacher": ("prefix", "mean", "std", "beside", "beside_weight"),
 }

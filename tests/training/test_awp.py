@@ -9,6 +9,7 @@ from networks import images_and_labels, student_and_teacher
 from torch import nn
 
 from fastadaad import Distiller, InnerConfig, ThreatModel
+from fastadaad.run_config import OptimConfig
 from fastadaad.training.awp import perturbed_weights
 
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=0.1), step_size=0.03, num_steps=2, start="natural")
@@ -48,6 +49,43 @@ def test_a_step_uses_the_gradients_at_the_perturbed_weights(mode):
     plain, _ = student_and_teacher()
     distiller(plain, teacher).step(X_NATURAL, LABELS)
     assert not torch.allclose(plain[0].weight, student[0].weight, atol=1e-4)
+
+
+def moved_together(named: dict[str, torch.Tensor], ascent: list[torch.Tensor], form: str) -> list[torch.Tensor]:
+    """SAM by its paper's equation 2, ASAM by its paper's equation 3 with its program's eta, in float64."""
+    sizes = [
+        w.abs() + 0.01 if form == "asam" and not name.endswith("bias") else torch.ones_like(w)
+        for name, w in named.items()
+    ]
+    length = sum((t * g).square().sum() for t, g in zip(sizes, ascent, strict=True)).sqrt()
+    return [w + GAMMA * t**2 * g / length for w, t, g in zip(named.values(), sizes, ascent, strict=True)]
+
+
+@pytest.mark.parametrize("form", ["sam", "asam"])
+def test_a_step_of_sam_uses_the_gradients_at_its_perturbed_weights(form):
+    student, teacher = student_and_teacher()
+    before = copy.deepcopy(student).double()
+    x_adv = distiller(student, teacher, awp_gamma=GAMMA, awp_form=form, mode="eager").step(X_NATURAL, LABELS).x_adv
+    named = {name: parameter.detach() for name, parameter in before.named_parameters()}
+    parameters = list(named.values())
+    perturbed = moved_together(named, gradients_at(parameters, before, x_adv.double()), form)
+    descent = gradients_at(perturbed, before, x_adv.double())
+    for new, old, gradient in zip(student.parameters(), parameters, descent, strict=True):
+        torch.testing.assert_close(new.detach().double(), old - RATE * gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["sam", "asam"])
+def test_sam_leaves_a_network_with_zero_gradients_unchanged(form):
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    originals = [parameter.detach().clone() for parameter in network.parameters()]
+    with perturbed_weights(network, GAMMA, form):
+        assert all(map(torch.equal, network.parameters(), originals))
+    with pytest.raises(ValueError, match="awp_form is 'asma': choose awp, sam or asam"):
+        distiller(*student_and_teacher(), awp_gamma=GAMMA, awp_form="asma")
+    with pytest.raises(ValueError, match="awp_form sam has no radius: set"):
+        OptimConfig(epochs=1, awp_form="sam")
 
 
 def test_batch_norm_sees_the_images_once():
