@@ -25,6 +25,7 @@ AutoAugment = Literal["randaugment", "trivialaugment"]
 OnError = Literal["raise", "skip"]
 OnNonfinite = Literal["stop", "skip"]
 BatchNorm = Literal["local", "sync"]
+TrackerName = Literal["wandb", "mlflow"]
 # Weights at which the update's gradient is taken: see training/awp.py.
 AwpForm = Literal["awp", "sam", "asam"]
 

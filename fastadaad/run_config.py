@@ -21,6 +21,7 @@ from fastadaad.config import (
     PrecisionConfig,
     TeacherPolicy,
     ThreatModel,
+    TrackerName,
     check_grad_clip,
     check_numbers,
     require,
@@ -352,6 +353,8 @@ class RunConfig:
     """Run searches and attacks on folded copies of the networks; false: on the networks, slower, in fp32 or tf32."""
     log_every: int = 20
     """Number of steps between two reads of the metrics from the device."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Experiment trackers that get the metrics of each epoch beside TensorBoard: wandb, mlflow."""
     early_stop_epochs: int | None = None
     """Stop if the robust accuracy on the validation split has not risen for this number of epochs. Default: never."""
     checkpoint_every: int = 200
@@ -396,6 +399,8 @@ class RunConfig:
         )
         for name in ("log_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: it must be 1 or more")
+        for name in self.trackers:
+            require_choice("a tracker", name, TrackerName)
         require(self.teacher_check >= 0, f"teacher_check is {self.teacher_check}: it must be 0 or more")
         require_choice("on_nonfinite", self.on_nonfinite, OnNonfinite)
         require_choice("batch_norm", self.batch_norm, BatchNorm)

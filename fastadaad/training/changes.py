@@ -40,6 +40,7 @@ CHANGEABLE = (
     "checkpoint_every",
     "on_nonfinite",
     "rank_timeout_s",
+    "trackers",
 )
 
 COLUMNS = ("step", "setting", "before", "after")

@@ -27,7 +27,7 @@ IRRELEVANT = {
     "data": ("download", "num_workers"),
     "evaluation": ("attacks", "restarts", "batch_size", "mode", "precision", "num_images"),
 }
-IRRELEVANT_AT_THE_TOP = ("log_every", "checkpoint_every", "on_nonfinite", "teacher_check", "rank_timeout_s")
+IRRELEVANT_AT_THE_TOP = ("log_every", "checkpoint_every", "on_nonfinite", "teacher_check", "rank_timeout_s", "trackers")
 
 # Settings that some checkpoints are older than: left out at their defaults, so that those runs are the same.
 LATER = {

@@ -1,4 +1,4 @@
-"""Files that a run logs to: config.json, metrics.csv (one row per epoch) and TensorBoard events."""
+"""Files that a run logs to: config.json, metrics.csv (one row per epoch), TensorBoard events, and trackers."""
 
 import csv
 import io
@@ -19,6 +19,7 @@ from fastadaad.runtime.text import InputError
 from fastadaad.runtime.untrusted_files import TEXT_BYTES, check_size
 from fastadaad.training.distiller import Distiller
 from fastadaad.training.state import TrainingState
+from fastadaad.training.trackers import Trackers
 
 Row = Mapping[str, float | None]
 
@@ -87,6 +88,8 @@ class RunLog:
 
     def __init__(self, folder: Path, config: RunConfig, files: RetryingFiles, step: int) -> None:
         self._path, self._files = folder / "metrics.csv", files
+        # First, so that a client that is missing leaves no folder.
+        self._trackers = Trackers(config.trackers if files.enabled else (), folder, config)
         if files.enabled:
             write_atomically(folder / "config.json", json.dumps(asdict(config), indent=2).encode())
             self._tensorboard = SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else None)
@@ -96,6 +99,7 @@ class RunLog:
 
     def __exit__(self, *exception: object) -> None:
         self._files.attempt("tensorboard", lambda: self._tensorboard.close())
+        self._trackers.close()
 
     def write(self, rows: Sequence[Row]) -> None:
         """Writes the rows of all epochs so far; None, a metric that was not measured, stays empty."""
@@ -107,8 +111,9 @@ class RunLog:
         self._files.write(self._path, text.getvalue().encode())
 
     def show(self, row: Row) -> None:
-        """Adds the row of one epoch to TensorBoard."""
+        """Adds the row of one epoch to TensorBoard and to the trackers."""
         self._files.attempt("tensorboard", lambda: self._show(row))
+        self._trackers.log(row)
 
     def _show(self, row: Row) -> None:
         for name, value in row.items():
