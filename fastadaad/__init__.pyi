@@ -18,6 +18,7 @@ from .models.factory import load_model as load_model
 from .run_config import RunConfig as RunConfig
 from .runtime.distributed import ProcessGroup as ProcessGroup
 from .runtime.distributed import current_process_group as current_process_group
+from .training.averaging import AveragedWeights as AveragedWeights
 from .training.distiller import Distiller as Distiller
 from .training.distiller import StepResult as StepResult
 from .training.nonfinite import NonFiniteError as NonFiniteError
@@ -29,6 +30,7 @@ __version__: str
 
 __all__ = [
     "AttackResult",
+    "AveragedWeights",
     "Distiller",
     "InnerConfig",
     "InnerMaximizer",

@@ -231,9 +231,29 @@ def _wanted(hint: Any) -> str:
     return WORDS.get(hint) or " or ".join(map(_wanted, parts))
 
 
+# Names that other programs give to settings.
+SPELLINGS = {
+    "lr": "optim.learning_rate",
+    "wd": "optim.weight_decay",
+    "batch": "data.batch_size",
+    "bs": "data.batch_size",
+    "workers": "data.num_workers",
+    "eps": "inner.threat_model.epsilon",
+    "alpha": "inner.step_size",
+    "steps": "inner.num_steps",
+    "arch": "student.name",
+    "gpu": "device",
+}
+
+
+def setting_named(field: str) -> str | None:
+    """Returns the dotted name of the setting that is called `field` here or in other programs; None: none exists."""
+    same_field = (name for name in _hints(RunConfig) if name.rpartition(".")[2] == field)
+    return SPELLINGS.get(field) or next(same_field, None)
+
+
 def _suggestion(unknown: str, names: Sequence[str]) -> str:
     """Suggests the known name closest to an unknown one, or a command that lists all names."""
-    field = unknown.rpartition(".")[2]
-    same_field = [name for name in names if name.rpartition(".")[2] == field]
-    close = same_field or difflib.get_close_matches(unknown, names, n=1)
+    named = setting_named(unknown.rpartition(".")[2])
+    close = [named] if named else difflib.get_close_matches(unknown, names, n=1)
     return f"did you mean {close[0]}?" if close else "fastadaad train RECIPE --print-config shows all settings"

@@ -4,6 +4,7 @@ A recipe takes the method, since a published set-up may differ between methods. 
 overrides (`fastadaad train RECIPE section.field=value`).
 """
 
+import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -208,5 +209,7 @@ def get(name: str, **arguments: str) -> RunConfig:
         ValueError: Unknown recipe.
     """
     if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
+        close = difflib.get_close_matches(name, RECIPES, n=1)
+        remedy = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(RECIPES)}"
+        raise ValueError(f"unknown recipe {name!r}: {remedy}")
     return RECIPES[name](**arguments)

@@ -8,6 +8,7 @@ import argparse
 import difflib
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from fastadaad.config_io import setting_named
 from fastadaad.runtime.allocator import keep_freed_memory
 from fastadaad.runtime.messages import LEVELS, messages_on
 from fastadaad.runtime.output import end_output, open_standard_streams, reason
@@ -35,6 +37,10 @@ WITH_FILES = ("train", "compare", "sweep-epsilon", "compat")
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exits with one line instead of the whole usage, and exit code 2."""
+        if unknown := re.match(r"argument COMMAND ARGUMENTS: invalid choice: '(.*)' \(choose from", message):
+            close = difflib.get_close_matches(unknown[1], COMMANDS, n=1)
+            remedy = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
+            message = f"unknown command {unknown[1]!r}: {remedy}"
         self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 
@@ -74,10 +80,14 @@ def _parser() -> argparse.ArgumentParser:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the command line, with overrides anywhere on it."""
     parser = _parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help()
+        parser.exit()
     arguments, rest = parser.parse_known_args(argv)
     # argparse gives `overrides` only the words that directly follow the recipe; words after an option are left over.
     if any(word.startswith("-") for word in rest) or (rest and "overrides" not in arguments):
-        arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}{_suggestion(rest, arguments.options)}")
+        hint = _suggestion(rest, arguments.options, has_settings="overrides" in arguments)
+        arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if rest:
         arguments.overrides += rest
     if getattr(arguments, "download", False):
@@ -85,8 +95,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _suggestion(words: Sequence[str], options: Sequence[str]) -> str:
-    """Suggests the option of the command that is closest to one of `words`."""
+def _suggestion(words: Sequence[str], options: Sequence[str], *, has_settings: bool) -> str:
+    """Suggests the option of the command that is closest to one of `words`, or the setting that it names."""
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        option, _, given = word.removeprefix("--").partition("=")
+        if has_settings and word.startswith("--") and (setting := setting_named(option.replace("-", "_"))):
+            return f": did you mean {setting}={given or value or 'VALUE'}?"
     close = [match for word in words for match in difflib.get_close_matches(word.partition("=")[0], options, n=1)]
     return f": did you mean {close[0]}?" if close else ""
 

@@ -44,7 +44,10 @@ def resolve_device(name: str) -> torch.device:
         probe.item()  # a device such as meta holds no values
         return probe.device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try device=cpu") from error
+        other = "cuda" if name == "gpu" else "cpu"
+        raise ValueError(
+            f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try device={other}"
+        ) from error
 
 
 def checked_mode(mode: Mode, device: torch.device) -> Mode:

@@ -272,11 +272,16 @@ def test_doctor_names_versions_and_the_backend_of_each_operation(run):
 
 # The words of the command, and a part of the message.
 MISTAKES = [
-    (["train", "dem"], "unknown recipe 'dem': choose one of demo"),
+    (["train", "dem"], "unknown recipe 'dem': did you mean demo?"),
+    (["train", "fashon-mnist"], "unknown recipe 'fashon-mnist': did you mean fashion-mnist?"),
+    (["train", "abacus"], "unknown recipe 'abacus': choose one of demo"),
     (["train"], "required: RECIPE"),
-    ([], "required: COMMAND"),
-    (["trian", "demo"], "invalid choice: 'trian'"),
-    (["train", "demo", "--epochs", "3"], "unrecognized arguments: --epochs"),
+    (["trian", "demo"], "unknown command 'trian': did you mean train?"),
+    (["fly"], "unknown command 'fly': choose one of train, evaluate"),
+    (["train", "demo", "--epochs", "3"], "unrecognized arguments: --epochs 3: did you mean optim.epochs=3?"),
+    (["train", "demo", "--batch-size=64"], "did you mean data.batch_size=64?"),
+    (["train", "demo", "optim.lr=0.1"], "unknown setting optim.lr=0.1: did you mean optim.learning_rate?"),
+    (["train", "demo", "device=gpu"], "try device=cuda"),
     (["recipes", "optim.epochs=3"], "unrecognized arguments: optim.epochs=3"),
     (["doctor", "optim.epochs=3"], "name one with --max-batch RECIPE"),
     (["train", "demo", "optim.epoch=3"], "unknown setting optim.epoch=3: did you mean optim.epochs?"),
@@ -408,3 +413,10 @@ def test_python_m_fastadaad_is_the_command():
     command = [sys.executable, "-m", "fastadaad", "train", "dem"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_bare_call_prints_the_help(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
+    assert ended.value.code == 0
+    assert "fastadaad train demo" in capsys.readouterr().out
