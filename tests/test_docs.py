@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import faults_kinds, faults_surroundings
 from bench import step as bench_step
 from bench.data_table import tables
 from bench.measures import measures_table
@@ -266,7 +267,12 @@ def test_the_survived_faults_match_their_rows():
         "SIGKILLs": [row for row in rows if row["signal"] == "SIGKILL" and row["fault"] not in disk],
         "SIGTERMs": [row for row in rows if row["signal"] == "SIGTERM"],
         "faults of the disk": [row for row in rows if row["fault"] in disk],
+        "of the output": [row for row in rows if row["fault"] in faults_surroundings.OUTPUT],
+        "of the processes that read data": [row for row in rows if row["fault"] in faults_surroundings.WORKERS],
+        "of processes and machine": [row for row in rows if row["fault"] in faults_surroundings.PROCESSES],
     }
+    killed = {row["fault"] for row in rows} & faults_kinds.KINDS.keys()
+    assert f" {len(killed)} kinds of run" in " ".join(PAGES["long-runs.md"].split())
     text = " ".join(PAGES["long-runs.md"].split())
     for name, found in kinds.items():
         assert f" {sum(int(row['survived']) for row in found)} {name}" in text, name
