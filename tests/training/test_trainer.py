@@ -280,9 +280,9 @@ def test_awp_begins_with_its_epoch(tmp_path, monkeypatch):
     gammas = []
     original = distiller_module.perturbed_weights
 
-    def note(network, gamma):
+    def note(network, gamma, form):
         gammas.append(gamma)
-        return original(network, gamma)
+        return original(network, gamma, form)
 
     monkeypatch.setattr(distiller_module, "perturbed_weights", note)
     optim = OptimConfig(epochs=3, learning_rate=0.2, awp_gamma=0.005, awp_begin=2)
