@@ -373,5 +373,5 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match=r"float64.*float32"):
         InnerMaximizer(student, teacher)(x_natural.double())
     with pytest.raises(ValueError, match="swapped"):
-        fastadaad.adaad_inner_loss(student, teacher.eval(), x_natural, step_size=8 / 255, epsilon=2 / 255)
+        InnerMaximizer(student, teacher, inner={"step_size": 8 / 255, "epsilon": 2 / 255})
     assert InnerMaximizer(student, teacher, mode="auto").mode == "eager"
