@@ -12,7 +12,6 @@ from networks import NUM_CLASSES, images_and_labels, student_and_teacher
 from plain import cross_entropy, fraction_equal, inner_loop, kl_to_teacher, lengths, mean_kl
 from torch import Tensor, nn
 
-import fastadaad
 from bench.host_sync import HostSyncWatch
 from fastadaad import InnerConfig, InnerMaximizer, ThreatModel
 from fastadaad.inner.start import uniform_noise
