@@ -68,9 +68,15 @@ class Training:
     """Training in one mode, with a learning rate that changes at each step."""
 
     def __init__(
-        self, mode: str, method: str | methods.Method, make_optimizer: Callable = fused_sgd, **options
+        self,
+        mode: str,
+        method: str | methods.Method,
+        make_optimizer: Callable = fused_sgd,
+        ema_decay: float | None = None,
+        **options,
     ) -> None:
         self.student, teacher = networks_on_gpu()
+        self.averaged = AveragedWeights(self.student, ema_decay) if ema_decay else None
         self.optimizer = make_optimizer(self.student.parameters())
         self.generator = torch.Generator(DEVICE).manual_seed(0)
         self.distiller = Distiller(
@@ -80,6 +86,7 @@ class Training:
             inner=INNER,
             optimizer=self.optimizer,
             mode=mode,
+            averaged=self.averaged,
             **{"precision": "fp32"} | options,
         )
         self.updates_by_python = 0
@@ -142,6 +149,15 @@ def test_a_captured_step_clips_its_gradient_without_host_syncs(precision):
     awp_gamma = 0.01 if precision == "fp32" else 0.0
     graph, _ = assert_same_training("adaad", grad_clip=0.05, awp_gamma=awp_gamma, precision=precision)
     assert graph.updates_by_python == NUM_WARM_UP_RUNS + 1
+
+
+def test_a_running_average_is_part_of_the_captured_step():
+    graph, eager = assert_same_training("adaad", ema_decay=0.75)
+    assert graph.averaged.num_averaged == eager.averaged.num_averaged == NUM_STEPS
+    assert graph.updates_by_python == 2 * (NUM_WARM_UP_RUNS + 1)  # the first step has nothing to average with
+    for tensor, wanted in zip(graph.averaged.tensors, eager.averaged.tensors, strict=True):
+        torch.testing.assert_close(tensor, wanted, rtol=1e-3, atol=1e-3)
+    assert not torch.equal(eager.averaged.module[0].weight, eager.student[0].weight)
 
 
 def test_the_eager_step_is_captured_on_two_streams():
