@@ -200,7 +200,8 @@ def stop_twice(number: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_does_not_wait_for_the_cleaning_up_after_the_first(number):
-    process = multiprocessing.get_context("fork").Process(target=stop_twice, args=(number,))
+    # A new process: a forked one may inherit a lock that another thread of this one holds.
+    process = multiprocessing.get_context("spawn").Process(target=stop_twice, args=(number,), daemon=True)
     process.start()
-    process.join()
+    process.join(timeout=120)
     assert process.exitcode == -number
