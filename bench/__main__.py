@@ -8,6 +8,7 @@ from rich.console import Console
 from fastadaad.runtime.messages import messages_on
 
 BENCHMARKS = {
+    "agreement": "pixels and kl of the search against those of the plain program with the same seed",
     "allocator": "training steps on the CPU with freed memory given back to the system and kept",
     "data": "images/s of the data engines, time that a training waits for data, pixel differences between engines",
     "evaluate": "a PGD evaluation against a plain loop of the usual libraries and against foolbox",

@@ -15,8 +15,8 @@ from fastadaad import InnerConfig
 from fastadaad.runtime.allocator import keep_freed_memory
 
 from .networks import PAIRS, Program, Variant
-from .tables import print_rows
-from .timing import RESULTS, Spread, ratios, write_rows
+from .tables import rewrite_rows
+from .timing import Spread, ratios
 
 CPU = torch.device("cpu")
 # Name -> mode of the program, and whether freed memory is kept.
@@ -81,10 +81,5 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--num-steps", type=int, default=10, help="inner steps; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="steps of each variant; default: %(default)s")
     options = parser.parse_args(argv)
-    path, found = RESULTS / "allocator.csv", []
-    path.unlink(missing_ok=True)
-    for pair_name in options.pairs.split(","):
-        measured = list(rows(pair_name, options.num_steps, options.rounds))
-        write_rows(path, measured, CPU)
-        found += measured
-    print_rows(found, SHOWN, title="freed memory given back and kept")
+    groups = (rows(pair, options.num_steps, options.rounds) for pair in options.pairs.split(","))
+    rewrite_rows("allocator.csv", groups, CPU, SHOWN, title="freed memory given back and kept")

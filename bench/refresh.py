@@ -9,10 +9,11 @@ from fastadaad import InnerConfig, InnerMaximizer
 from fastadaad.inner.folded_cache import folded_copy
 
 from .networks import PAIRS
-from .tables import print_rows
-from .timing import RESULTS, Spread, alternate, ratios, write_rows
+from .tables import rewrite_rows
+from .timing import Spread, alternate, ratios
 
 CPU = torch.device("cpu")
+SHOWN = ("pair", "network", "p50_us", "search_p50_ms", "of_search_p50")
 
 
 def rows(pair_name: str, num_steps: int, rounds: int) -> Iterator[dict[str, object]]:
@@ -48,10 +49,5 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--num-steps", type=int, default=10, help="inner steps of a search; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=10, help="measurements of each; default: %(default)s")
     options = parser.parse_args(argv)
-    path, found = RESULTS / "refresh.csv", []
-    path.unlink(missing_ok=True)
-    for pair_name in options.pairs.split(","):
-        measured = list(rows(pair_name, options.num_steps, options.rounds))
-        write_rows(path, measured, CPU)
-        found += measured
-    print_rows(found, ("pair", "network", "p50_us", "search_p50_ms", "of_search_p50"), title="refreshing folded copies")
+    groups = (rows(pair, options.num_steps, options.rounds) for pair in options.pairs.split(","))
+    rewrite_rows("refresh.csv", groups, CPU, SHOWN, title="refreshing folded copies")

@@ -42,7 +42,7 @@ CONFIGURATION = {
     "no steps": (setting("inner.num_steps=0"), "num_steps is 0", "1 or more"),
     "half a step": (setting("inner.num_steps=1.5"), "inner.num_steps is '1.5'", "a whole number"),
     "an unknown norm": (setting("inner.threat_model.norm=l3"), "inner.threat_model.norm is 'l3'", "linf or l2"),
-    "an unknown start": (setting("inner.start=zero"), "inner.start is 'zero'", "gaussian, uniform or natural"),
+    "an unknown start": (setting("inner.start=zero"), "inner.start is 'zero'", "uniform-unclipped or natural"),
     "limits swapped": (setting("inner.lower=1 inner.upper=0"), "lower 1.0 is not below upper 0.0", "swap them"),
     "a misspelt setting": (setting("optim.epoch=3"), "unknown setting optim.epoch=3", "did you mean optim.epochs?"),
     "a setting of another section": (setting("data.epochs=3"), "unknown setting", "did you mean optim.epochs?"),
@@ -88,15 +88,14 @@ CONFIGURATION = {
 }  # fmt: skip
 
 COMMAND_LINE = {
-    "no command": ("", "required: COMMAND", "--help"),
-    "a misspelt command": ("trian tiny", "invalid choice: 'trian'", "'train'"),
+    "a misspelt command": ("trian tiny", "unknown command 'trian'", "did you mean train?"),
     "an unknown option": ("train tiny --epochs 3", "unrecognized arguments: --epochs", "fastadaad train --help"),
     "an option without a value": ("train tiny --method", "--method: expected one argument"),
     "no recipe": ("train", "required: RECIPE; see fastadaad train --help"),
     "the meta device": ("train tiny device=meta", "device 'meta' cannot be used", "try device=cpu"),
     "a folder without a run to resume": (f"{RESUME} images", "images exists already", "another --run-folder"),
     "a recipe outside of runs": (setting("recipe=../x"), "recipe is '../x'", "letters, digits"),
-    "an unknown recipe": ("train dem", "unknown recipe 'dem'", "choose one of demo"),
+    "an unknown recipe": ("train dem", "unknown recipe 'dem'", "did you mean demo?"),
     "a file for a recipe": ("train notes.txt", "unknown recipe 'notes.txt'", "choose one of demo"),
     "an unknown method": ("train tiny --method adad", "unknown method 'adad'", "choose one of adaad"),
     "a term twice": ("train tiny --method saad+igdm", "saad has IGDM's term already", "leave out +igdm"),

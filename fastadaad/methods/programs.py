@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """What a program does otherwise than the row."""
+    """Settings in which a program differs from its row."""
 
     source: str
     """Repository or paper, and file."""

@@ -103,7 +103,7 @@ def test_the_workers_of_the_torch_engine_hold_no_lock(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.EBADF, errno.EINVAL, errno.ENOLCK])
 def test_a_file_in_a_folder_is_locked_if_folders_cannot_be(tmp_path, monkeypatch, code):
-    """As on NFS, which locks files that are open for writing."""
+    """Stands for NFS, which locks files that are open for writing."""
     lock = fcntl.flock
 
     def lock_files_alone(descriptor: int, operation: int) -> None:
