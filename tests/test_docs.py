@@ -150,6 +150,18 @@ def rows_of(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_the_agreement_with_the_plain_loop_matches_its_rows():
+    rows = rows_of("agreement.csv")
+    small, cifar = (
+        100 * max(float(row["pixels_that_differ"]) for row in rows if row["pair"] == pair)
+        for pair in ("small", "cifar")
+    )
+    kl = 100 * max(float(row["kl_difference"]) for row in rows)
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"at most {small:.1f} % of the pixels of `x_adv` differ for small networks and {cifar:.1f} % for" in text
+    assert f"and the kl that is reached by at most {kl:.4f} %" in text
+
+
 def test_the_saving_by_freed_memory_matches_its_rows():
     time = {(row["pair"], row["variant"]): float(row["cpu_p50_ms"]) for row in rows_of("allocator.csv")}
     small, fashion = (

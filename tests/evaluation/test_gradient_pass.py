@@ -205,24 +205,51 @@ class Straight(nn.Module):
         return self.network(Rounded.apply(x))
 
 
-def test_a_gradient_that_a_last_layer_of_zeros_hid_from_folding_is_noticed():
+def test_a_last_layer_of_zeros_hides_no_lost_gradient():
     model = Straight().eval()
     last = model.network[-1]
     weight = last.weight.detach().clone()
     with torch.no_grad():
         last.weight.zero_()
-    evaluate(model, IMAGES, "pgd1", threat_model=LINF)  # makes the copy, whose gradient is 0 as the network's is
+    with pytest.warns(UserWarning, match="another pixel gradient"):
+        evaluate(model, IMAGES, "pgd1", threat_model=LINF)
     with torch.no_grad():
         last.weight.copy_(weight)
     natural, pgd, cw = evaluate(model, IMAGES, ["natural", "pgd4", "cw20"], threat_model=LINF, fold=False)
-    with pytest.warns(UserWarning, match="have the networks' own sign: .*; pgd4 runs on the network itself"):
-        (checked,) = evaluate(model, IMAGES, "pgd4", threat_model=LINF)
+    (checked,) = evaluate(model, IMAGES, "pgd4", threat_model=LINF)
     assert checked.accuracy == pgd.accuracy < natural.accuracy
-    (checked,) = evaluate(model, IMAGES, "cw20", threat_model=LINF)  # makes a new copy, and compares it
+    (checked,) = evaluate(model, IMAGES, "cw20", threat_model=LINF)
     assert (checked.accuracy, checked.notes) == (
         cw.accuracy,
         ("batch-norm was not folded: the folded network has another pixel gradient",),
     )
+
+
+SIGN = {"value": -1.0}
+
+
+class ReadsAGlobal(nn.Module):
+    """Network that a dictionary outside of it turns upside down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = trained_network(X_NATURAL, LABELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(SIGN["value"] * x)
+
+
+def test_a_change_that_no_copy_can_see_is_noticed(monkeypatch):
+    model = ReadsAGlobal().eval()
+    evaluate(model, IMAGES, "pgd1", threat_model=LINF)  # makes the copy
+    monkeypatch.setitem(SIGN, "value", 1.0)
+    natural, pgd, cw = evaluate(model, IMAGES, ["natural", "pgd4", "cw20"], threat_model=LINF, fold=False)
+    with pytest.warns(UserWarning, match="have the networks' own sign: .*; pgd4 runs on the network itself"):
+        (checked,) = evaluate(model, IMAGES, "pgd4", threat_model=LINF)
+    assert checked.accuracy == pgd.accuracy < natural.accuracy
+    with pytest.warns(UserWarning, match="cw20 runs on the network itself"):
+        (checked,) = evaluate(model, IMAGES, "cw20", threat_model=LINF)
+    assert (checked.accuracy, checked.notes) == (cw.accuracy, ("the folded copy has other pixel gradients",))
 
 
 def test_the_network_itself_decides_which_images_survive():
