@@ -322,12 +322,9 @@ class Trainer:
             with progress.clock_stopped():
                 notes.append(self._flop_rate.describe(progress.images_per_s, x_natural, labels, state.epoch))
         progress.advance(0, "  ".join(notes))
-        line = (
-            None
-            if self.console.is_terminal
-            else self._lines.within_epoch(notes, progress.images_per_s, self._fraction_done)
-        )
-        if line is not None:
+        if self.console.is_terminal:
+            return
+        if line := self._lines.within_epoch(notes, progress.images_per_s, self._fraction_done):
             log.info(line)
 
     def _after_step(self, progress: ImageProgress, request: Interruption) -> None:
