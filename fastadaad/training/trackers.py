@@ -4,6 +4,7 @@ A tracker gets the settings of a run once, and the metrics of each epoch. It is 
 tracker fails warns once and goes on without it.
 """
 
+import hashlib
 import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -30,11 +31,20 @@ class Tracker(Protocol):
 
 
 class WandbTracker:
-    """Run of Weights & Biases, named as the run's folder; its local files are there too."""
+    """Run of Weights & Biases, named as the run's folder; its local files are there too.
+
+    The id has the folder's path, so that a resumed run goes on and one in another folder of this name does not.
+    """
 
     def __init__(self, client: Any, folder: Path, config: RunConfig) -> None:
+        path = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
         self._run = client.init(
-            project=PROJECT, name=folder.name, id=folder.name, resume="allow", dir=str(folder), config=asdict(config)
+            project=PROJECT,
+            name=folder.name,
+            id=f"{folder.name}-{path[:8]}",
+            resume="allow",
+            dir=str(folder),
+            config=asdict(config),
         )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

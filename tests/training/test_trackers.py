@@ -85,3 +85,11 @@ def test_a_client_that_is_not_installed_is_named_with_the_extra(monkeypatch, tmp
         Trackers(("wandb",), tmp_path, tiny_run())
     with pytest.raises(ValueError, match="a tracker is 'tensorboard': choose wandb or mlflow"):
         tiny_run(trackers=("tensorboard",))
+
+
+def test_runs_in_folders_of_one_name_are_two_runs_and_a_resumed_one_is_the_same(clients, tmp_path):
+    for parent in ("a", "b", "a"):
+        (tmp_path / parent / "run").mkdir(parents=True, exist_ok=True)
+        Trackers(("wandb",), tmp_path / parent / "run", tiny_run()).close()
+    first, other, again = (options["id"] for _, options in clients.wandb.of("init"))
+    assert first == again != other
