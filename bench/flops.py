@@ -100,13 +100,13 @@ class OuterPasses:
 
 OUTER_PASSES = {
     "adaad": OuterPasses(student_statistics=1, teacher_forwards=1),
-    "adaiad": OuterPasses(student_trained=2, teacher_forwards=1),
-    "pgd-at": OuterPasses(),
-    "trades": OuterPasses(student_statistics=1, student_trained=2),
+    "adaiad": OuterPasses(student_statistics=2, student_trained=2, teacher_forwards=1),
+    "pgd-at": OuterPasses(student_statistics=1),
+    "trades": OuterPasses(student_statistics=2, student_trained=2),
     "mart": OuterPasses(student_trained=2),
     "lbgat-fixed": OuterPasses(student_statistics=1, student_trained=2, teacher_forwards=1),
     "ard": OuterPasses(student_statistics=1, teacher_forwards=1),
-    "iad": OuterPasses(student_trained=2, teacher_forwards=2),
+    "iad": OuterPasses(student_statistics=1, student_trained=2, teacher_forwards=2),
     "rslad": OuterPasses(student_trained=2, teacher_forwards=1),
     "akd": OuterPasses(teacher_forwards=1),
     "saad": OuterPasses(student_statistics=1, student_trained=2, teacher_forwards=3, teacher_backwards=1),
