@@ -7,7 +7,7 @@ input and writes its output once per pass; everything between layers (batch-norm
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -100,17 +100,29 @@ class OuterPasses:
 
 OUTER_PASSES = {
     "adaad": OuterPasses(student_statistics=1, teacher_forwards=1),
-    "adaiad": OuterPasses(student_statistics=2, student_trained=2, teacher_forwards=1),
-    "pgd-at": OuterPasses(student_statistics=1),
-    "trades": OuterPasses(student_statistics=2, student_trained=2),
+    "adaiad": OuterPasses(student_trained=2, teacher_forwards=1),
+    "pgd-at": OuterPasses(),
+    "trades": OuterPasses(student_statistics=1, student_trained=2),
     "mart": OuterPasses(student_trained=2),
     "lbgat-fixed": OuterPasses(student_statistics=1, student_trained=2, teacher_forwards=1),
     "ard": OuterPasses(student_statistics=1, teacher_forwards=1),
-    "iad": OuterPasses(student_statistics=1, student_trained=2, teacher_forwards=2),
+    "iad": OuterPasses(student_trained=2, teacher_forwards=2),
     "rslad": OuterPasses(student_trained=2, teacher_forwards=1),
     "akd": OuterPasses(teacher_forwards=1),
     "saad": OuterPasses(student_statistics=1, student_trained=2, teacher_forwards=3, teacher_backwards=1),
 }
+
+
+# Further student passes for batch-norm's statistics that a program makes (fastadaad/methods/programs.py).
+PROGRAM_STATISTICS = {"adaiad": 2, "pgd-at": 1, "trades": 1, "iad": 1}
+
+
+def outer_passes(method: str, *, as_program: bool) -> OuterPasses:
+    """Returns the passes of a row, or of the row with the option `statistics` of its authors' program."""
+    name = method.partition("+")[0]
+    passes = OUTER_PASSES[name]
+    extra = PROGRAM_STATISTICS.get(name, 0) if as_program else 0
+    return replace(passes, student_statistics=passes.student_statistics + extra)
 
 
 def inner_teacher_passes(num_steps: int, policy: TeacherPolicy | None = None) -> tuple[int, int]:
@@ -169,6 +181,8 @@ def method_cost(
     teacher: NetworkCost | None,
     num_steps: int,
     policy: TeacherPolicy | None = None,
+    *,
+    as_program: bool = False,
     **settings: int,
 ) -> StepCost:
     """Cost of one training step per image, with the passes of a method.
@@ -179,9 +193,10 @@ def method_cost(
         teacher: Forward pass of the teacher, if the method has one.
         num_steps: Inner steps.
         policy: Teacher policy; None stands for exact.
+        as_program: Count the program's passes for batch-norm's statistics too.
         settings: batch_size and element_bytes of step_cost.
     """
     through_teacher = methods.get(method).through_teacher
     passes = inner_teacher_passes(num_steps, policy) if through_teacher else (0, 0)
-    outer = OUTER_PASSES[method]
+    outer = outer_passes(method, as_program=as_program)
     return step_cost(student, teacher, num_steps, *passes, outer=outer, **settings)

@@ -79,6 +79,7 @@ def recipe_cost(config: RunConfig, policy: str, precision: str) -> StepCost:
         *network_costs(config),
         config.inner.num_steps,
         TeacherPolicy.parse(policy),
+        as_program="statistics" in config.method_options,
         batch_size=config.data.batch_size,
         element_bytes=ELEMENT_BYTES[precision],
     )

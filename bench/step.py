@@ -66,6 +66,7 @@ def row(
         network_cost(program.teacher, pair.image_shape),
         inner.num_steps,
         variant.policy,
+        as_program=True,
     )
     flops = pair.batch_size * cost.flops
 

@@ -70,7 +70,7 @@ def test_a_step_of_distiller_equals_the_count_of_torch(method):
     with counter:
         distiller.step(x_natural, labels)
     costs = network_cost(student, IMAGE), network_cost(teacher, IMAGE)
-    assert counter.get_total_flops() == BATCH_SIZE * method_cost(method, *costs, NUM_STEPS).flops
+    assert counter.get_total_flops() == BATCH_SIZE * method_cost(method, *costs, NUM_STEPS, as_program=True).flops
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,15 @@ def test_a_training_goes_on_without_the_standard_streams(tmp_path, whole, monkey
     discard(stream)
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """The signal's default, as under a terminal; nohup, under which the tests may run, ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 def test_a_terminal_that_goes_away_ends_no_training(tmp_path, whole):
     run, before = trainer(long_run(), tmp_path), signal.getsignal(signal.SIGHUP)
     before_step(run, 5, lambda: signal.raise_signal(signal.SIGHUP))
