@@ -88,6 +88,8 @@ CONFIGURATION = {
 }  # fmt: skip
 
 COMMAND_LINE = {
+    "a list of runs in no folder": ("runs nowhere", "nowhere is no folder", "--run-folder"),
+    "a report on no run": ("report empty", "empty holds neither a run nor a comparison", "fastadaad runs"),
     "a misspelt command": ("trian tiny", "unknown command 'trian'", "did you mean train?"),
     "an unknown option": ("train tiny --epochs 3", "unrecognized arguments: --epochs", "fastadaad train --help"),
     "an option without a value": ("train tiny --method", "--method: expected one argument"),

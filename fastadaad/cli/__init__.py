@@ -28,7 +28,7 @@ from fastadaad.runtime.version import version
 
 COMMANDS = (
     "train", "evaluate", "compare", "sweep-epsilon", "recipes", "methods", "teachers", "inspect", "export",
-    "pack", "show-batch", "compat", "doctor",
+    "pack", "show-batch", "compat", "doctor", "runs", "report",
 )  # fmt: skip
 # Commands whose results are in files, so that they go on without their output.
 WITH_FILES = ("train", "compare", "sweep-epsilon", "compat")
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=partial(argparse.HelpFormatter, max_help_position=22),  # one line for the longest option
         add_help=False,
     )
-    # Not listed, so that the list of commands fits into 24 lines.
+    # Not listed, so that the list of commands is short.
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     parser.add_argument(
         "--version", action="version", help="show the version", version=f"fastadaad {version('fastadaad')}"

@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +69,13 @@ def _classes(student: nn.Module, x: Tensor) -> list[int]:
     return student.eval()(x).argmax(1).tolist()
 
 
-def plot_batch(path: Path, batch: ShownBatch, title: str = "") -> None:
+def plot_batch(path: Path | IO[bytes], batch: ShownBatch, title: str = "") -> None:
     """Draws one column per image: natural, adversarial, and their difference, in which grey is no difference.
+
+    Args:
+        path: File to write, in the format of its suffix; or a binary file object, for a PNG.
+        batch: Images and their classes.
+        title: Title of the picture.
 
     Raises:
         ValueError: `path` has the suffix of no picture format, or cannot be written.
@@ -90,6 +95,9 @@ def plot_batch(path: Path, batch: ShownBatch, title: str = "") -> None:
             _draw(axes, image)
             axes.set_title(caption, fontsize="small")
     figure.suptitle(title)
+    if not isinstance(path, Path):
+        figure.savefig(path, dpi=120)
+        return
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix.removeprefix(".") or "png", dpi=120)
     write_output(path, picture.getvalue())

@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         assert folder is not None
         if chosen is not None:
             stack.callback(remove_if_empty, folder)
+        print_line(console, f"run folder: {folder}")
         console.print(summarize_ops())
         trainer = Trainer(
             config,

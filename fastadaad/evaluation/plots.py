@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # Distinguishable without colour vision (Okabe and Ito, 2008); black is reserved for the teacher.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
@@ -23,12 +23,15 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def plot_curves(
-    path: Path, runs: Mapping[str, Sequence[Rows]], teacher: Mapping[str, float] | None = None, title: str = ""
+    path: Path | IO[bytes],
+    runs: Mapping[str, Sequence[Rows]],
+    teacher: Mapping[str, float] | None = None,
+    title: str = "",
 ) -> None:
     """Plots the natural and the robust accuracy on the validation split over the epochs.
 
     Args:
-        path: PNG file to write.
+        path: PNG file to write, or a binary file object.
         runs: Runs by name. A run is its rows of metrics.csv, which hold the epoch and, if measured, natural_accuracy
             and robust_accuracy as fractions. A name has one colour and line style, a run one curve.
         teacher: The teacher's natural_accuracy and robust_accuracy, drawn as dashed lines.

@@ -1,0 +1,1 @@
+"""Reports on the folders of runs and comparisons: their state, and pages in HTML."""
