@@ -1,4 +1,4 @@
-"""Rewrites the README's tables of speed from the rows of bench/results: `python -m bench readme`."""
+"""Rewrites the tables of docs/speed.md from the rows of bench/results: `python -m bench readme`."""
 
 import argparse
 import csv
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .timing import RESULTS
 
-README = RESULTS.parents[1] / "README.md"
+PAGE = RESULTS.parents[1] / "docs" / "speed.md"
 MODES = ("eager", "compiled")
 ROOFLINE_RECIPE, ROOFLINE_PRECISION = "cifar10-rn18", "tf32"
 
@@ -135,7 +135,7 @@ def rewritten(text: str, inside: str, name: str = "speed") -> str:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench readme", description=__doc__)
-    parser.add_argument("--page", type=Path, default=README, help="default: README.md")
+    parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/speed.md")
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: bench/results")
     options = parser.parse_args(argv)
     options.page.write_text(rewritten(options.page.read_text(), block(options.results)))

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import faults_kinds, faults_surroundings
+from bench import faults_kinds, faults_surroundings, hours
 from bench import step as bench_step
 from bench.data_table import tables
 from bench.measures import measures_table
 from bench.policy_table import policy_lines, table
 from fastadaad import cli, load_model, methods, recipes
+from fastadaad.cli.comparison.compare import method_names
 from fastadaad.config_io import override
 from fastadaad.training.trainer import Trainer
 
@@ -57,7 +58,8 @@ def test_the_examples_of_a_quick_start_run_one_after_the_other(name, tmp_path, m
     namespace: dict = {}
     for example in EXAMPLES[name]:
         exec(compile(example, name, "exec"), namespace)
-    assert float(re.findall(r"[0-9]+\.?[0-9]*", capsys.readouterr().out)[-1]) > 0
+        printed = re.findall(r"(?<![\w.])[0-9]+\.?[0-9]*", capsys.readouterr().out)
+        assert "print(" not in example or float(printed[-1]) > 0
 
 
 @pytest.mark.parametrize("line", QUICK_START_COMMANDS)
@@ -74,7 +76,9 @@ def check_command(command: str) -> None:
     """Parses a command of `fastadaad` and applies its settings to its recipe."""
     arguments = cli.parse(shlex.split(command))
     if recipe := getattr(arguments, "recipe", None):
-        override(recipes.get(recipe, method=getattr(arguments, "method", None) or "adaad"), arguments.overrides)
+        names = getattr(arguments, "methods", "") or getattr(arguments, "method", None) or "adaad"
+        for method in method_names(names.split(",")):
+            override(recipes.get(recipe, method=method), arguments.overrides)
 
 
 def test_the_example_of_data_yields_the_same_batch_from_each_engine(capsys):
@@ -122,7 +126,7 @@ def test_a_command_of_a_page_parses(command):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_files_named_on_a_page_exist(name):
-    links = re.findall(r"\]\(([^)]+)\)", PAGES[name])
+    links = re.findall(r"\]\((?!https://)([^)]+)\)", PAGES[name])
     results = re.findall(r"`(bench/results/[\w.-]+)`", PAGES[name])
     assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
     assert [path for path in results if not (ROOT / path).exists()] == []
@@ -157,7 +161,7 @@ def test_the_agreement_with_the_plain_loop_matches_its_rows():
         for pair in ("small", "cifar")
     )
     kl = 100 * max(float(row["kl_difference"]) for row in rows)
-    text = " ".join((ROOT / "README.md").read_text().split())
+    text = " ".join(PAGES["quickstart-drop-in.md"].split())
     assert f"at most {small:.1f} % of the pixels of `x_adv` differ for small networks and {cifar:.1f} % for" in text
     assert f"and the kl that is reached by at most {kl:.4f} %" in text
 
@@ -273,7 +277,7 @@ def test_gain_and_cost_of_the_cheapest_policy_match_the_pages():
         return statistics.fmean(cheap) - statistics.fmean(exact)
 
     times = f"{float(speeds['refreshed(every=10)', 'fp32']['times_exact_p50']):.1f} times as fast"
-    for page in (PAGES["performance.md"], (ROOT / "README.md").read_text()):
+    for page in (PAGES["performance.md"], PAGES["speed.md"], (ROOT / "README.md").read_text()):
         words = " ".join(page.split())
         assert times in words
         assert f"by {-change('natural'):.1f} points" in words
@@ -298,3 +302,23 @@ def test_the_survived_faults_match_their_rows():
     text = " ".join(PAGES["long-runs.md"].split())
     for name, found in kinds.items():
         assert f" {sum(int(row['survived']) for row in found)} {name}" in text, name
+
+
+@pytest.mark.slow
+def test_the_hours_of_the_paper_are_those_of_the_roofline():
+    page = PAGES["reproduce.md"]
+    assert hours.hours_table() in page, "run python -m bench hours"
+    rows = {
+        (row["recipe"], row["device"], row["policy"], row["precision"]): 1e7 / float(row["best_images_per_s"]) / 3600
+        for row in rows_of("roofline.csv")
+    }  # 200 epochs of 50,000 images
+    for student, recipe in (("resnet18", "cifar10-rn18"), ("mobilenet-v2", "cifar10-mnv2")):
+        of_columns = [
+            rows[recipe, card, policy, precision]
+            for card in ("A100-SXM-80GB", "H100-SXM")
+            for policy, precision in (("exact", "tf32"), ("exact", "bf16"), ("refreshed(every=10)", "bf16"))
+        ]
+        cells = re.search(rf"^\| {student} \| `adaad` \| (.* to .*) \|$", page, flags=re.MULTILINE)[1].split(" | ")
+        assert [float(cell.split(" to ")[0]) for cell in cells] == pytest.approx(of_columns, abs=0.06)
+    with torch.device("meta"):
+        assert f"{sum(parameter.numel() for parameter in load_model('wrn-34-20').parameters()):,} parameters" in page

@@ -1,4 +1,4 @@
-"""Examples and commands of the README run or parse, and its figures are rows of bench/results."""
+"""Examples and commands of the README run or parse; its figures and those of its tables in docs are measured rows."""
 
 import csv
 import re
@@ -9,27 +9,53 @@ from pathlib import Path
 import pytest
 
 from bench import readme
+from bench import step as bench_step
 from fastadaad import cli, recipes
 from fastadaad.cli.comparison.compare import method_names
 from fastadaad.config_io import override
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+RESULTS, SPEED = ((ROOT / "docs" / name).read_text() for name in ("results.md", "speed.md"))
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for line in re.findall(r"^    (.+)$", re.sub(r"```.*?```", "", README, flags=re.DOTALL), flags=re.MULTILINE)
+]
 
 
-def test_the_python_examples_run_one_after_the_other(capsys):
-    namespace: dict = {}
-    for example in EXAMPLES:
-        exec(compile(example, "README.md", "exec"), namespace)
-        printed = capsys.readouterr().out
-        assert "print(" not in example or float(re.search(r"[0-9.]+", printed)[0]) > 0
-    assert len(EXAMPLES) == 7  # the networks, and one for each kind of program
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 160
 
 
-@pytest.mark.parametrize("line", re.findall(r"^    fastadaad (.+)$", README, flags=re.MULTILINE))
-def test_command_line_example_parses(line):
-    arguments = cli.parse(shlex.split(line))
+def test_the_python_example_runs_and_prints_the_radius_and_the_loss(capsys):
+    (example,) = EXAMPLES
+    exec(compile(example, "README.md", "exec"), {})
+    radius, loss = [float(re.search(r"[0-9.]+", line)[0]) for line in capsys.readouterr().out.splitlines()]
+    assert radius == pytest.approx(8, abs=1e-3)
+    assert loss > 0
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_command_parses(line):
+    program, *words = shlex.split(line)
+    if program == "torchrun":
+        program, words = "fastadaad", words[words.index("fastadaad") + 1 :]
+    if words[:3] == ["-m", "bench", "step"]:
+        assert bench_step._parse(words[3:])
+    elif program == "make":
+        assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    elif program == "pip":
+        assert words[0] == "install"
+    elif program == "fastadaad":
+        check_command(words)
+    else:
+        assert line == "source .venv/bin/activate"
+
+
+def check_command(words: list[str]) -> None:
+    """Parses a command of `fastadaad` and applies its settings to its recipe with each method that it names."""
+    arguments = cli.parse(words)
     recipe = getattr(arguments, "recipe", None)
     if recipe is not None:
         methods = getattr(arguments, "methods", "") or getattr(arguments, "method", None) or "adaad"
@@ -37,7 +63,7 @@ def test_command_line_example_parses(line):
             override(recipes.get(recipe, method=method), getattr(arguments, "overrides", ()))
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", README))
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!https://)([^)]+)\)", README))
 def test_links_resolve(link):
     assert (ROOT / link).exists()
 
@@ -47,9 +73,9 @@ def rows_of(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def table_under(header: str) -> list[list[str]]:
-    """Returns the cells of the README's table with this header line, without bold."""
-    lines = README[README.index(header) :].split("\n\n")[0].splitlines()[2:]
+def table_under(page: str, header: str) -> list[list[str]]:
+    """Returns the cells of a page's table with this header line, without bold."""
+    lines = page[page.index(header) :].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
 
 
@@ -58,7 +84,7 @@ def test_the_table_of_systems_matches_its_rows():
     for row in rows_of("fashion-mnist-small.csv"):
         measured.setdefault((row["student"], row["method"], row["attack"]), []).append(100 * float(row["accuracy"]))
     header = "| student | method | natural | fgsm | pgd20 | cw | autoattack | training |"
-    table = table_under(header)
+    table = table_under(RESULTS, header)
     attacks = [cell.strip() for cell in header.strip("|").split("|")][2:7]
     assert {(student, method) for student, method, *_ in table} == {key[:2] for key in measured}
     for student, method, *cells in table:
@@ -69,13 +95,13 @@ def test_the_table_of_systems_matches_its_rows():
 
 
 def test_the_tables_of_speed_are_up_to_date():
-    assert readme.rewritten(README, readme.block()) == README, "run python -m bench readme"
+    assert readme.rewritten(SPEED, readme.block()) == SPEED, "run python -m bench readme"
 
 
 def test_the_tables_of_speed_match_the_last_rows():
     rows = rows_of("step.csv")
-    header = README[README.index("| networks, batch | method | reference") :].partition("\n")[0]
-    table = table_under(header)
+    header = SPEED[SPEED.index("| networks, batch | method | reference") :].partition("\n")[0]
+    table = table_under(SPEED, header)
     assert table
     for networks, method, rate, eager, compiled, *_ in table:
         own = [row for row in rows if f"{row['student']} from {row['teacher']}, {row['batch_shape']}" == networks]
@@ -87,7 +113,7 @@ def test_the_tables_of_speed_match_the_last_rows():
 
 
 def test_the_figures_of_the_data_match_their_rows():
-    words = " ".join(README.split())
+    words = " ".join(SPEED.split())
     speed = {
         (row["images"].split()[1], row["engine"]): float(row["times_dataloader_p50"]) for row in rows_of("data.csv")
     }
@@ -95,3 +121,29 @@ def test_the_figures_of_the_data_match_their_rows():
     assert f"come {speed['arrays', 'resident']:.0f} times as fast as from a `DataLoader`" in words
     assert f"`fashion-mnist` spends {100 * waiting['fashion-mnist', 'resident']:.2f} % of its time waiting" in words
     assert f"image files come {speed['JPEG', 'dali']:.2f} times as fast by DALI" in words
+
+
+def test_the_figures_of_speed_in_the_readme_match_the_last_rows():
+    steps = {(row["pair"], row["variant"]): row for row in rows_of("step.csv") if row["method"] == "adaad"}
+    ours = {pair: steps[pair, "distiller-compiled"] for pair in ("cifar", "fashion-mnist", "demo")}
+    ratios = {
+        pair: "{:.2f} ({:.2f} to {:.2f}) times".format(*[float(row[f"ratio_{p}"]) for p in ("p50", "p20", "p80")])
+        for pair, row in ours.items()
+    }
+    words = " ".join(README.split())
+    memory = float(ours["cifar"]["inner_peak_of_reference"])
+    assert f"ResNet-18 from WideResNet-16-4: {ratios['cifar']} as fast, with {memory:.2f} times the memory" in words
+    assert f"Fashion-MNIST's networks: {ratios['fashion-mnist']}; the demo's: {ratios['demo']}" in words
+
+
+def test_the_result_in_the_readme_matches_its_rows():
+    measured = {(row["model"], row["attack"]): 100 * float(row["accuracy"]) for row in rows_of("fashion-mnist.csv")}
+    section = README[README.index("## A result") : README.index("## Speed")]
+    shown = [float(number) for number in re.findall(r"\b([0-9]{2}\.[0-9]) (?:and|%)", section)]
+    rows = [
+        measured[f"{method} seed {seed}", attack]
+        for method in ("adaad", "pgd-at")
+        for attack in ("natural", "pgd20")
+        for seed in (0, 1)
+    ]
+    assert shown == pytest.approx(rows, abs=0.051)
