@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastadaad.evaluation.plots import new_figure
 from fastadaad.run_config import RunConfig
 from fastadaad.runtime.files import write_output
+from fastadaad.runtime.text import pixels_text
 from fastadaad.training.build import build_student, build_teacher, distiller_of
 from fastadaad.training.data import TrainingData
 from fastadaad.training.optimizers import make_optimizer
@@ -85,7 +86,7 @@ def plot_batch(path: Path | IO[bytes], batch: ShownBatch, title: str = "") -> No
         difference = 0.5 + (batch.x_adv - batch.x_natural) / (2 * max(batch.epsilon, 1e-12))
         rows += [
             ("adversarial", batch.x_adv, [f"student: {name}" for name in batch.student_classes]),
-            (f"difference, ±{255 * batch.epsilon:.3g}/255", difference, [""] * len(batch.labels)),
+            (f"difference, ±{_radius(batch.epsilon)}", difference, [""] * len(batch.labels)),
         ]
     figure = new_figure(1.2 + 1.4 * len(batch.labels), 0.5 + 1.7 * len(rows))
     grid = figure.subplots(len(rows), len(batch.labels), squeeze=False)
@@ -101,6 +102,13 @@ def plot_batch(path: Path | IO[bytes], batch: ShownBatch, title: str = "") -> No
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix.removeprefix(".") or "png", dpi=120)
     write_output(path, picture.getvalue())
+
+
+def _radius(difference: float) -> str:
+    """Formats a measured difference of fp32 pixels: 8/255 if it is one of whole 255ths but for rounding, else 0.1."""
+    steps = round(255 * difference)
+    is_whole = abs(255 * difference - steps) < 1e-3
+    return pixels_text(steps / 255 if is_whole else float(f"{difference:.4g}"))
 
 
 def _draw(axes: Any, image: Tensor) -> None:

@@ -48,3 +48,10 @@ def duration(seconds: float) -> str:
         return f"{hours} h {minutes} min"
     days, hours = divmod(hours, 24)
     return f"{days} d {hours} h"
+
+
+def pixels_text(value: float) -> str:
+    """Formats a radius or step size as it is usually written: short decimals as `0.1`, whole 255ths as `8/255`."""
+    decimal, steps = f"{value:g}", 255 * value
+    is_whole = float(decimal) != value and abs(steps - round(steps)) < 1e-6
+    return f"{round(steps)}/255" if is_whole else decimal

@@ -113,3 +113,8 @@ def test_an_invalid_number_of_images_is_refused(number, capsys):
         cli.main(["show-batch", "demo", "--images", number])
     assert error.value.code == 2
     assert "not a number of 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("difference", "text"), [(0.1, "0.1"), (8 / 255 + 2e-7, "8/255"), (0.1875, "0.1875")])
+def test_the_difference_has_the_unit_of_its_radius(difference, text):
+    assert show_batch._radius(difference) == text

@@ -10,7 +10,7 @@ from fastadaad import methods, recipes
 from fastadaad.cli.comparison.experiment import Experiment, experiment_lock, finish
 from fastadaad.cli.comparison.table import plot_comparison, print_table, summarize, write_csv, write_markdown
 from fastadaad.config_io import override
-from fastadaad.evaluation.plots import plot_curves
+from fastadaad.evaluation.plots import figure_title, plot_curves
 from fastadaad.models import load_model
 from fastadaad.run_config import RunConfig, TeacherConfig
 from fastadaad.training.evaluation import evaluate_on_validation_split
@@ -107,9 +107,13 @@ def compare(
     summaries = summarize(experiments)
     write_csv(folder / "results.csv", experiments)
     write_markdown(folder / "table.md", summaries)
-    plot_comparison(folder / "table.png", summaries, title=f"recipe {recipe}")
+    config = configs[0]
+    evaluation = config.evaluation
+    title = figure_title(recipe, config.data.name, evaluation.threat_model)
+    plot_comparison(folder / "table.png", summaries, title=title)
     validation = evaluate_on_validation_split(teacher_model, teacher.config, teacher_data)
-    plot_curves(folder / "curves.png", _runs(rest), validation, title=f"recipe {recipe}")
+    title = figure_title(recipe, config.data.name, evaluation.threat_model, evaluation.validation_attack)
+    plot_curves(folder / "curves.png", _runs(rest), validation, title=title)
     print_table(console, summaries)
     return experiments
 

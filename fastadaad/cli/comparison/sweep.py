@@ -9,7 +9,7 @@ from rich.console import Console
 from fastadaad.cli.comparison.compare import comparison_experiments, student_configs
 from fastadaad.cli.comparison.experiment import Experiment, finish
 from fastadaad.cli.comparison.table import accuracy_series, print_table, summarize, write_csv, write_markdown
-from fastadaad.evaluation.plots import plot_against_epsilon
+from fastadaad.evaluation.plots import figure_title, plot_against_epsilon
 from fastadaad.run_config import RunConfig
 
 
@@ -69,7 +69,7 @@ def sweep_epsilon(
         epsilons,
         accuracy_series(summaries[1:]),
         configs[0].evaluation.threat_model.epsilon,
-        title=f"recipe {recipe}, {method}",
+        title=figure_title(f"{recipe}, {method}", configs[0].data.name, configs[0].evaluation.threat_model),
     )
     print_table(console, summaries)
     return experiments

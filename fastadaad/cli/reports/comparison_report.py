@@ -7,7 +7,7 @@ from fastadaad.cli.reports.page import heading, note, picture, table
 from fastadaad.cli.reports.run_facts import facts_of, run_folders
 from fastadaad.cli.reports.run_report import csv_rows, curves, settings
 from fastadaad.cli.run_folder import read_run
-from fastadaad.runtime.text import InputError
+from fastadaad.runtime.text import InputError, pixels_text
 from fastadaad.runtime.untrusted_files import check_size
 
 PICTURES = {"table.png": "Figure", "curves.png": "Curves of all runs", "epsilon.png": "Figure"}
@@ -19,7 +19,7 @@ def comparison_report(folder: Path) -> str:
     runs = [(facts_of(path), read_run(path)) for path in run_folders(folder)]
     states = [
         [
-            config.student.name, config.method, f"{config.inner.threat_model.epsilon:.4g}", str(config.seed),
+            config.student.name, config.method, pixels_text(config.inner.threat_model.epsilon), str(config.seed),
             facts.status, f"{facts.epoch}/{facts.epochs or config.optim.epochs}",
         ]
         for facts, config in runs
@@ -32,7 +32,7 @@ def comparison_report(folder: Path) -> str:
     ]
     for facts, config in runs:
         title = f"{config.student.name}, {config.method}, seed {config.seed}"
-        parts += [heading(title), curves(facts.folder, title), heading("Settings", 3), settings(config)]
+        parts += [heading(title), curves(facts.folder, config), heading("Settings", 3), settings(config)]
     if runs and runs[0][0].versions:
         versions = sorted(runs[0][0].versions.items())
         parts += [heading("Versions of the first run"), table(["program", "version"], versions)]
@@ -48,7 +48,7 @@ def _results(path: Path) -> str:
         for row in rows:
             accuracies = groups.setdefault((row["student"], row["method"]), {})
             accuracies.setdefault(row["attack"], []).append(100 * float(row["accuracy"]))
-        facts = f"{row['num_images']} images, {row['norm']} epsilon {float(row['epsilon']):.4g}"
+        facts = f"{row['num_images']} images, {row['norm']} epsilon {pixels_text(float(row['epsilon']))}"
     except (KeyError, ValueError) as error:
         raise InputError(f"{path} is not the table of a comparison ({error}): start the comparison again") from error
     attacks = list(dict.fromkeys(attack for accuracies in groups.values() for attack in accuracies))

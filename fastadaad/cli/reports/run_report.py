@@ -13,9 +13,9 @@ from fastadaad.cli.batch_picture import plot_batch, shown_batch
 from fastadaad.cli.reports.page import folded, heading, note, picture, table
 from fastadaad.cli.reports.run_facts import RunFacts, facts_of
 from fastadaad.cli.run_folder import read_run
-from fastadaad.evaluation.plots import plot_curves
+from fastadaad.evaluation.plots import figure_title, plot_curves
 from fastadaad.run_config import RunConfig
-from fastadaad.runtime.text import InputError, duration, line_of
+from fastadaad.runtime.text import InputError, duration, line_of, pixels_text
 from fastadaad.runtime.untrusted_files import TEXT_BYTES, check_size
 from fastadaad.training.build import resolve_device
 from fastadaad.training.data import training_data
@@ -49,7 +49,7 @@ def run_report(folder: Path, *, has_examples: bool) -> str:
         [
             heading(title),
             _summary(config, facts),
-            curves(folder, title),
+            curves(folder, config),
             _attacks(folder),
             _examples(config, folder) if has_examples else "",
             _errors(folder),
@@ -70,7 +70,7 @@ def _summary(config: RunConfig, facts: RunFacts) -> str:
         ["student", config.student.name],
         ["teacher", "none" if config.teacher is None else config.teacher.name],
         ["data", config.data.name],
-        ["evaluation", f"{threat_model.norm}, epsilon {threat_model.epsilon:.4g}"],
+        ["evaluation", f"{threat_model.norm}, epsilon {pixels_text(threat_model.epsilon)}"],
     ]
     if facts.robust_accuracy is not None and facts.natural_accuracy is not None:
         accuracies = f"natural {100 * facts.natural_accuracy:.1f} %, robust {100 * facts.robust_accuracy:.1f} %"
@@ -78,18 +78,21 @@ def _summary(config: RunConfig, facts: RunFacts) -> str:
     return table(["", ""], rows)
 
 
-def curves(folder: Path, title: str) -> str:
-    """Returns the accuracies over the epochs as a picture, or a sentence on why it is missing."""
-    text = heading("Curves", 3)
+def curves(folder: Path, config: RunConfig) -> str:
+    """Returns the accuracies over the epochs as a picture, or a sentence on why they are missing."""
+    text, evaluation = heading("Curves", 3), config.evaluation
     try:
         rows = read_metrics(folder)
     except InputError as error:
         return text + note(str(error))
     if not any("robust_accuracy" in row for row in rows):
         return text + note("no epoch has been evaluated on a validation split")
-    png = io.BytesIO()
-    plot_curves(png, {title: [rows]}, title=title)
-    return text + picture(png.getvalue(), f"accuracy over the epochs: {title}")
+    png, name = io.BytesIO(), f"{config.method}, seed {config.seed}"
+    title = figure_title(
+        f"{config.student.name}, {name}", config.data.name, evaluation.threat_model, evaluation.validation_attack
+    )
+    plot_curves(png, {name: [rows]}, title=title)
+    return text + picture(png.getvalue(), f"accuracy over the epochs: {config.student.name}, {name}")
 
 
 def csv_rows(path: Path) -> list[dict[str, str]]:
