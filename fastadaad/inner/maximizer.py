@@ -340,11 +340,11 @@ class InnerMaximizer:
         search = self.new_search(networks, x_natural, labels)
         x_adv = self.start_point(x_natural, generator) if x_start is None else x_start
         state = None
-        for step in range(self.inner.num_steps):
-            if step % self.query_interval == 0:
-                state = self._query(search, x_adv)
+        for number, step in enumerate(search.steps()):
+            if number % self.query_interval == 0:
+                state = self._query(step, x_adv)
             else:
-                self._reuse(search, x_adv, state)
+                self._reuse(step, x_adv, state)
         known = search.objective.teacher_logits_natural
         return InnerResult(
             x_adv=x_adv,

@@ -87,8 +87,8 @@ def kl_sums(maximizer: InnerMaximizer, x_natural: Tensor, labels: Tensor | None,
     with maximizer.networks(x_natural) as networks:
         search = replace(maximizer.new_search(networks, x_natural, labels), vjp=tape_vjp)
         exact = start_point(x_natural, maximizer.inner.start or maximizer.method.start, maximizer.inner, generator)
-        for _ in range(maximizer.inner.num_steps):
-            query_exactly(search, exact)
+        for step in search.steps():
+            query_exactly(step, exact)
         with torch.no_grad():
             logits = [[network(x) for network in search.networks] for x in (x_adv, exact)]
     return torch.stack([ops.kl_grad(student, teacher)[0].sum() for student, teacher in logits])

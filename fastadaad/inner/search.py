@@ -5,8 +5,8 @@ without a graph break. On CUDA an eager or captured search runs student and teac
 on one stream, and fuses.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -83,6 +83,8 @@ class Search:
     """Factor of the logit gradients on their way through networks in fp16, where small numbers would vanish."""
     top: int = 3
     """Number of classes that the policy `linearized` expands."""
+    step_factor: float = 1.0
+    """Length of the step, as a multiple of inner.step_size."""
 
     @property
     def student(self) -> nn.Module:
@@ -117,6 +119,11 @@ class Search:
         tasks = [partial(pull_back, gradient) for (_, pull_back), gradient in pairs]
         return logits, _concurrently(x_adv.device, tasks)
 
+    def steps(self) -> Iterator["Search"]:
+        """Yields the search once for each of its steps, with the length of that step."""
+        for factor in self.inner.step_factors or (1.0,) * self.inner.num_steps:
+            yield self if factor == 1 else replace(self, step_factor=factor)
+
     def step_(self, x_adv: Tensor, gradients: list[Tensor]) -> None:
         """Takes the projected step along the sum of `gradients` [B, C, H, W], in place on x_adv."""
         first, *others = gradients
@@ -126,7 +133,7 @@ class Search:
             x_adv,
             self.x_natural,
             sum(others, start=first),
-            inner.step_size,
+            inner.step_size * self.step_factor,
             inner.threat_model.epsilon,
             inner.lower,
             inner.upper,

@@ -33,6 +33,7 @@ IRRELEVANT_AT_THE_TOP = ("log_every", "checkpoint_every", "on_nonfinite", "teach
 LATER = {
     "data": ("label_smoothing", "mixup", "cutmix", "auto_augment"),
     "optim": ("grad_clip", "awp_form"),
+    "inner": ("step_factors",),
     "student": ("prefix", "mean", "std"),
     "teacher": ("prefix", "mean", "std", "beside", "beside_weight"),
 }
