@@ -16,6 +16,7 @@ BENCHMARKS = {
     "generated": "launches, bytes and machine code that torch.compile generates for a GPU: counted, needs none",
     "gpu": "training steps on a GPU: precisions, batch sizes, modes; against the model of predict",
     "hours": "hours of the paper's trainings on A100 and H100: computed",
+    "judge": "what a search that asks the teacher less often reaches, over a long training",
     "measures": "the inner loop with one measure after the other, from the plain program to ours",
     "ops": "each operation against plain torch, eager and compiled; --static: resources of the Triton kernels",
     "policies": "accuracy under each teacher policy, over several seeds",
