@@ -210,6 +210,6 @@ def get(name: str, **arguments: str) -> RunConfig:
     """
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1)
-        remedy = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(RECIPES)}"
+        remedy = f"did you mean {close[0]}?" if close else "fastadaad recipes lists all"
         raise ValueError(f"unknown recipe {name!r}: {remedy}")
     return RECIPES[name](**arguments)

@@ -10,11 +10,12 @@ import pytest
 
 from fastadaad import config, methods, recipes
 from fastadaad import run_config as run_config_module
-from fastadaad.config import InnerConfig, PrecisionConfig, TeacherPolicy, ThreatModel
+from fastadaad.config import InnerConfig, PrecisionConfig, TeacherPolicy, ThreatModel, parse_pixels
 from fastadaad.data import Augmentation, Mixing, Sampling
 from fastadaad.methods import options
 from fastadaad.methods.options import MethodOptions
 from fastadaad.run_config import DataConfig, EvaluationConfig, ModelConfig, OptimConfig, RunConfig, TeacherConfig
+from fastadaad.runtime.text import pixels_text
 
 SMALL_BALL = ThreatModel(epsilon=0.01)
 TEACHER = TeacherConfig(name="cnn-16-s1")
@@ -281,9 +282,11 @@ def test_a_recipe_is_complete_under_its_own_name(name, method):
         assert recipes.get(name, method=method).method == method
 
 
-def test_an_unknown_recipe_is_refused_with_all_names():
-    with pytest.raises(ValueError, match=r"'cifar'.*demo.*cifar10-rn18"):
-        recipes.get("cifar")
+def test_an_unknown_recipe_is_refused_with_the_closest_or_with_the_list():
+    with pytest.raises(ValueError, match="unknown recipe 'abacus': fastadaad recipes lists all"):
+        recipes.get("abacus")
+    with pytest.raises(ValueError, match=r"did you mean fashion-mnist\?"):
+        recipes.get("fashon-mnist")
 
 
 def test_cifar10_rn18_has_the_settings_of_the_paper():
@@ -353,3 +356,21 @@ def test_the_shipped_recipes_keep_one_form_for_all_methods():
             config = recipes.get(name, method=method)
             assert "statistics" not in config.method_options
             assert (config.inner.start, config.inner.student_eval, config.optim.weight_decay) == (None, True, 5e-4)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (8 / 255, "8/255"),
+        (0.031, "0.031"),
+        (1 / 255, "1/255"),
+        (10 / 255, "10/255"),
+        (0.0, "0"),
+        (1.0, "1"),
+        (0.1, "0.1"),
+        (0.2, "0.2"),
+    ],
+)
+def test_whole_255ths_are_written_as_fractions(value, text):
+    assert pixels_text(value) == text
+    assert parse_pixels(text) == pytest.approx(value, rel=1e-12)

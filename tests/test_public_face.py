@@ -146,5 +146,5 @@ def test_one_default_mode():
 def test_reprs_show_the_settings():
     student, teacher = student_and_teacher()
     text = repr(Distiller(student, teacher, optimizer=torch.optim.SGD(student.parameters(), lr=0.1), precision="bf16"))
-    for setting in ("method=adaad", "mode=eager", "epsilon=0.03137", "num_steps=10", "bf16/bf16", "optimizer=SGD"):
+    for setting in ("method=adaad", "mode=eager", "epsilon=8/255", "num_steps=10", "bf16/bf16", "optimizer=SGD"):
         assert setting in text

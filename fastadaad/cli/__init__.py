@@ -39,8 +39,8 @@ class _Parser(argparse.ArgumentParser):
         """Exits with one line instead of the whole usage, and exit code 2."""
         if unknown := re.match(r"argument COMMAND ARGUMENTS: invalid choice: '(.*)' \(choose from", message):
             close = difflib.get_close_matches(unknown[1], COMMANDS, n=1)
-            remedy = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(COMMANDS)}"
-            message = f"unknown command {unknown[1]!r}: {remedy}"
+            remedy = f"did you mean {close[0]}?" if close else "fastadaad --help lists all"
+            self.exit(2, f"{self.prog}: {printable(f'unknown command {unknown[1]!r}: {remedy}')}\n")
         self.exit(2, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
 
 

@@ -12,6 +12,7 @@ EXAMPLE = "fastadaad doctor --verify"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="run the whole self-check again, compiling included")
     parser.add_argument("--max-batch", metavar="RECIPE", help="find the largest batch whose training step fits")
+    parser.add_argument("--layouts", action="store_true", help="list the cached layouts of networks")
     add_overrides(parser)
 
 
@@ -24,7 +25,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.overrides:
         raise ValueError(f"{arguments.overrides[0]} changes a recipe: name one with --max-batch RECIPE")
     result = doctor.verify(console) if arguments.verify else None
-    doctor.print_report(console)
+    doctor.print_report(console, layouts=arguments.layouts)
     if result is not None and result.failures:
         raise ValueError(result.summary)
 

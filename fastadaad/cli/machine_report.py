@@ -57,8 +57,13 @@ def verify(console: Console) -> self_check.SelfCheckResult:
         return self_check.self_check(device_in_use(), force=True, checks=self_check.CHECKS)
 
 
-def print_report(console: Console) -> None:
-    """Prints the report; operations that failed the self-check are switched off first."""
+def print_report(console: Console, *, layouts: bool = False) -> None:
+    """Prints the report; operations that failed the self-check are switched off first.
+
+    Args:
+        console: Console to print on.
+        layouts: List the cached layouts, of which there may be hundreds, instead of their number.
+    """
     result = _known_self_check()
     table = Table(title=f"fastadaad {version('fastadaad')}", show_header=False)
     table.add_row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -68,8 +73,13 @@ def print_report(console: Console) -> None:
     table.add_row("NVIDIA DALI", escape(dali_status()))  # [dali] is no markup
     table.add_row("compile cache", compile_cache_status())
     console.print(table)
-    for table in (_ops_table(), _self_check_table(result), _layout_table()):
+    for table in (_ops_table(), _self_check_table(result)):
         console.print(table)
+    if layouts:
+        console.print(_layout_table())
+    else:
+        count = len(layout.remembered_choices())
+        console.print(f"cached layouts of networks: {count:,}" + (" (--layouts lists them)" if count else ""))
 
 
 def _known_self_check() -> self_check.SelfCheckResult | None:

@@ -7,6 +7,7 @@ import argparse
 import json
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     from fastadaad.evaluation.report import print_accuracies, write_results
     from fastadaad.runtime.distributed import joined_process_group, restarted_by_torchrun, started_by_torchrun
     from fastadaad.runtime.signals import stopped_by_signals
+    from fastadaad.training.checkpoint import checkpoint_paths
     from fastadaad.training.folders import RESULTS, choose_run_folder, remove_if_empty
     from fastadaad.training.trainer import Trainer
 
@@ -64,9 +66,10 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.print_config:
         console.print_json(json.dumps(asdict(config)))
         return
+    folders: list[Path] = []
     with (
         # torchrun sends signals itself, also to ranks that wait for each other and could not handle one.
-        nullcontext() if started_by_torchrun() else stopped_by_signals(),
+        nullcontext() if started_by_torchrun() else stopped_by_signals(lambda: any(map(checkpoint_paths, folders))),
         joined_process_group(config.device, config.rank_timeout_s) as group,
         messages_on(console if group.is_first else Console(quiet=True)),
         ExitStack() as stack,
@@ -77,6 +80,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         chosen = choose_run_folder(arguments.run_folder, config, resume=resume) if group.is_first else None
         folder = group.broadcast(chosen)
         assert folder is not None
+        folders.append(folder)
         if chosen is not None:
             stack.callback(remove_if_empty, folder)
         print_line(console, f"run folder: {folder}")

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fastadaad.evaluation.accuracy import AttackResult, masking_warning
 from fastadaad.runtime.files import write_output
+from fastadaad.runtime.text import pixels_text
 
 Models = Sequence[tuple[str, Sequence[AttackResult]]]
 
@@ -30,7 +31,7 @@ def percent(accuracy: float) -> str:
 
 def table_title(result: AttackResult) -> str:
     """Returns the title of a table of accuracies, with the images and the threat model of one of its results."""
-    return f"Accuracy in % on {result.num_images:,} images, {result.norm} epsilon {result.epsilon:g}"
+    return f"Accuracy in % on {result.num_images:,} images, {result.norm} epsilon {pixels_text(result.epsilon)}"
 
 
 def print_accuracies(console: Console, models: Models) -> None:

@@ -40,6 +40,7 @@ from fastadaad.runtime.compile import one_graph
 from fastadaad.runtime.cuda_graph import CapturedCall
 from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.runtime.precision import gradient_scale, is_low, resolved, tensor_cores, uses_tf32
+from fastadaad.runtime.text import pixels_text
 
 Networks = tuple[nn.Module, nn.Module | None]
 
@@ -176,10 +177,11 @@ class InnerMaximizer:
 
     def __repr__(self) -> str:
         teacher = "" if self.teacher is None else f" from {type(self.teacher).__name__}"
+        epsilon, step_size = map(pixels_text, (self.inner.threat_model.epsilon, self.inner.step_size))
         return (
             f"InnerMaximizer({type(self.student).__name__}{teacher}, method={self.method.name}, mode={self.mode}, "
-            f"norm={self.inner.threat_model.norm}, epsilon={self.inner.threat_model.epsilon:.4g}, "
-            f"step_size={self.inner.step_size:.4g}, num_steps={self.inner.num_steps}, policy={self.teacher_policy}, "
+            f"norm={self.inner.threat_model.norm}, epsilon={epsilon}, "
+            f"step_size={step_size}, num_steps={self.inner.num_steps}, policy={self.teacher_policy}, "
             f"precision={self.precision.student}/{self.precision.teacher})"
         )
 

@@ -5,6 +5,7 @@ options that the loss reads (methods/options.py); docs/methods.md has an example
 functions as strings, so that recipes and the command line can read it without importing torch.
 """
 
+import difflib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
@@ -339,7 +340,9 @@ def get(name: str, **options: Any) -> Method:
     """
     base, plus, addition = name.partition("+")
     if base not in METHODS or (plus and addition not in ADDITIONS):
-        known = ", ".join(METHODS)
-        raise ValueError(f"unknown method {name!r}: choose one of {known}, or add to one, as in adaad+igdm")
+        close = difflib.get_close_matches(base, METHODS, n=1) if not plus or addition in ADDITIONS else []
+        choice = f"choose one of {', '.join(METHODS)}, or add to one, as in adaad+igdm"
+        remedy = f"did you mean {close[0]}{plus}{addition}?" if close else choice
+        raise ValueError(f"unknown method {name!r}: {remedy}")
     method = METHODS[base]
     return (ADDITIONS[addition](method) if plus else method).with_options(**options)

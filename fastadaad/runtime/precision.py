@@ -45,9 +45,14 @@ def resolved(
         student_folds: The search runs on a folded copy of the student. Otherwise `auto` is tf32 on tensor cores, as
             only a folded copy can be in bf16 or fp16.
         teacher_folds: The same of the teacher.
+
+    Raises:
+        ValueError: tf32 on a device other than CUDA, which would compute in fp32 under another name.
     """
 
     def concrete(setting: Precision, folds: bool) -> Precision:
+        if setting == "tf32" and device.type != "cuda":
+            raise ValueError(f"precision tf32 exists on CUDA devices only, not on {device.type}: choose fp32 or auto")
         if setting != "auto":
             return setting
         if not _has_tensor_cores(device):

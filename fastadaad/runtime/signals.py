@@ -55,20 +55,25 @@ def without_terminal() -> Iterator[None]:
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Raises Interrupted inside the context on a signal; a second signal terminates the process immediately."""
-    with _handled_by(dict.fromkeys(SIGNALS, _stop) | {signal.SIGHUP: _go_on}):
+def stopped_by_signals(has_saved: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Raises Interrupted inside the context on a signal; a second signal terminates the process immediately.
+
+    Args:
+        has_saved: Returns True if the work has saved something to resume from, for the message.
+    """
+
+    def stop(signal_number: int) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        saved = "what was saved so far is complete (train --resume continues the run)"
+        raise Interrupted(f"stopped; {saved if has_saved() else 'nothing was saved yet'}", signal_number)
+
+    with _handled_by(dict.fromkeys(SIGNALS, stop) | {signal.SIGHUP: _go_on}):
         yield
 
 
 def _go_on(signal_number: int) -> None:
     log.info("SIGHUP: the terminal is gone, and the work goes on")
-
-
-def _stop(signal_number: int) -> None:
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    raise Interrupted("stopped; what was saved so far is complete (train --resume continues the run)", signal_number)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Training, validation and test split of a run's data set, each as a pipeline."""
 
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ from fastadaad.data.rank_agreement import check_same_on_all_ranks
 from fastadaad.data.statistics import Statistics, channel_statistics
 from fastadaad.run_config import DataConfig, RunConfig
 from fastadaad.runtime.distributed import ProcessGroup
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,10 @@ def training_data(config: RunConfig, device: torch.device, process_group: Proces
     if data.num_samples is not None:
         train = train[subset(dataset.train_labels[train], data.num_samples, config.seed)]
     test = torch.arange(len(dataset.test_labels))[: evaluation.num_images]
+    if evaluation.num_images is not None and evaluation.num_images > len(test):
+        log.warning(
+            f"evaluation.num_images is {evaluation.num_images:,}: the test set has {len(test):,} images, all used"
+        )
     images, labels, extra = _with_extra_images(data, dataset)
 
     def unaugmented(images: Images, labels: Tensor, samples: Tensor) -> Pipeline:

@@ -16,6 +16,7 @@ from fastadaad.evaluation import AttackResult, evaluate
 from fastadaad.inner.checks import check_batch, check_radius, check_values, logits_of
 from fastadaad.models.robust_teachers import shortfall
 from fastadaad.run_config import RunConfig
+from fastadaad.runtime.text import pixels_text
 from fastadaad.training.data import TrainingData
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def _check_teacher(name: str, config: RunConfig, data: TrainingData, teacher: nn
     )
     measured = f"{100 * natural.accuracy:.1f} % natural accuracy on {natural.num_images} {split} images"
     _check_above_chance(f"{name} has {measured}", natural, data.num_classes)
-    attack = f"{100 * robust.accuracy:.1f} % under {ATTACK} with {robust.norm} epsilon {robust.epsilon:.4g}"
+    attack = f"{100 * robust.accuracy:.1f} % under {ATTACK} with {robust.norm} epsilon {pixels_text(robust.epsilon)}"
     log.info(f"{name}: {measured}, {attack}")
     if config.teacher is not None and config.teacher.checkpoint is not None:
         file = Path(config.teacher.checkpoint).stem

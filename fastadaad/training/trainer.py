@@ -130,8 +130,8 @@ class Trainer:
         """Loads the data and builds networks, optimizer and training step."""
         config = self.config
         self.device = resolve_device(config.device)
+        self._layout = training_layout(config, self.device)  # before reading the data: it checks the precision
         self.data = training_data(config, self.device, self.process_group)
-        self._layout = training_layout(config, self.device)
         self.state = initial_state(config, build_student(config, self.data, self.device), self.device)
         teacher = None
         if config.method_row.needs_teacher and config.teacher is not None:

@@ -84,6 +84,9 @@ def test_a_run_is_trained_and_evaluated_and_a_second_evaluation_agrees(run, tmp_
     assert [row[1] for row in accuracies("file.csv")] == ["pgd2", "fgsm"]
     assert accuracies("file.csv")[0][2] == trained[1][2]
     assert "best.safetensors" in out
+    _, out, _ = run("evaluate", "my-run", "--attacks", "natural", "-n", "99999", "--epsilon", "8/255")
+    assert "evaluation.num_images is 99,999: the test set has 360 images, all used" in " ".join(out.split())
+    assert "epsilon 8/255" in " ".join(out.split())
 
 
 @pytest.mark.slow
@@ -252,7 +255,7 @@ def test_sweep_epsilon_trains_at_each_radius_and_evaluates_at_one(run):
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["epsilon"]) for row in rows if row["attack"] == "fgsm"] == [
         ("teacher", "0.1"),
-        ("adaad at 0.0392157", "0.1"),
+        ("adaad at 10/255", "0.1"),
         ("adaad at 0.2", "0.1"),
     ]
     assert Path("all/epsilon.png").read_bytes().startswith(b"\x89PNG")
@@ -275,10 +278,10 @@ def test_doctor_names_versions_and_the_backend_of_each_operation(run):
 MISTAKES = [
     (["train", "dem"], "unknown recipe 'dem': did you mean demo?"),
     (["train", "fashon-mnist"], "unknown recipe 'fashon-mnist': did you mean fashion-mnist?"),
-    (["train", "abacus"], "unknown recipe 'abacus': choose one of demo"),
+    (["train", "abacus"], "unknown recipe 'abacus': fastadaad recipes lists all"),
     (["train"], "required: RECIPE"),
     (["trian", "demo"], "unknown command 'trian': did you mean train?"),
-    (["fly"], "unknown command 'fly': choose one of train, evaluate"),
+    (["fly"], "unknown command 'fly': fastadaad --help lists all"),
     (["train", "demo", "--epochs", "3"], "unrecognized arguments: --epochs 3: did you mean optim.epochs=3?"),
     (["train", "demo", "--batch-size=64"], "did you mean data.batch_size=64?"),
     (["train", "demo", "optim.lr=0.1"], "unknown setting optim.lr=0.1: did you mean optim.learning_rate?"),
@@ -292,6 +295,11 @@ MISTAKES = [
     (["train", "demo", "--method", "adad"], "unknown method 'adad'"),
     (["train", "demo-teacher", "--method", "adaad"], "method adaad needs a teacher"),
     (["train", "tiny", "device=abacus"], "device 'abacus' cannot be used"),
+    (["train", "tiny", "device=gpu"], "try device=cuda"),
+    (["train", "tiny", "device=cpu", "precision.student=tf32"], "precision tf32 exists on CUDA devices only"),
+    (["train", "demo", "optim.lr=3"], "did you mean optim.learning_rate?"),
+    (["train", "fashon-mnist"], "did you mean fashion-mnist?"),
+    (["train", "demo", "--epochs", "3"], "did you mean optim.epochs=3?"),
     (["train", "tiny", "data.name=digit"], "data set 'digit' is unknown"),
     (["train", "tiny", "student.name=resnet19"], "did you mean resnet18"),
     (["train", "tiny", "teacher.checkpoint=null"], "teacher cnn-6-s1 has no weights: set teacher.checkpoint=FILE"),

@@ -11,6 +11,8 @@ from rich.console import Console
 
 from fastadaad import ops
 from fastadaad.cli import machine_report as doctor
+from fastadaad.inner import layout
+from fastadaad.runtime import machine_cache
 
 
 @pytest.fixture
@@ -53,9 +55,9 @@ def test_a_missing_dali_comes_with_the_command_that_installs_it(site):
     assert doctor.dali_status() == "missing (optional): pip install 'fastadaad[dali]'"
 
 
-def report() -> str:
+def report(**options) -> str:
     console = Console(file=io.StringIO(), width=160)
-    doctor.print_report(console)
+    doctor.print_report(console, **options)
     return console.file.getvalue()
 
 
@@ -81,6 +83,18 @@ def test_a_package_that_is_not_installed_is_missing(monkeypatch):
 
     monkeypatch.setattr(metadata, "version", version)
     assert "missing" in next(line for line in report().splitlines() if "tensorboard" in line)
+
+
+def test_cached_layouts_are_counted_and_listed_on_request(monkeypatch):
+    choice = layout.LayoutChoice(
+        choice="contiguous", compiled_choice="contiguous", contiguous_ms=1.0, channels_last_ms=2.0,
+        network="PlantedNet", shape=(1, 3, 8, 8), dtype="float32", hardware="a card",
+    )  # fmt: skip
+    entries = [machine_cache.Entry(key="planted", value=choice, date="2026-01-31")] * 1213
+    monkeypatch.setattr(layout, "remembered_choices", lambda: entries)
+    assert "PlantedNet" not in report()
+    assert "cached layouts of networks: 1,213 (--layouts lists them)" in report()
+    assert report(layouts=True).count("PlantedNet") == 1213
 
 
 def test_the_summary_is_one_line_with_every_operation_of_the_device_in_use():

@@ -300,7 +300,9 @@ def test_get_changes_options_of_a_copy_and_refuses_unknown_ones():
     changed = methods.get("adaad", adversarial_weight=0.5, clean_statistics=False)
     assert (changed.options.adversarial_weight, changed.options.clean_statistics) == (0.5, False)
     assert methods.get("adaad").options.adversarial_weight == 1.0
-    for unknown in ("trade", "adaad+swa", "adaad+", "+igdm"):
+    with pytest.raises(ValueError, match=r"trade.: did you mean trades\?"):
+        methods.get("trade")
+    for unknown in ("abacus", "adaad+swa", "adaad+", "+igdm"):
         with pytest.raises(ValueError, match=rf"unknown method '{re.escape(unknown)}': choose one of adaad, adaiad"):
             methods.get(unknown)
     with pytest.raises(ValueError, match=r"method adaad has no option 'beta': its options are adversarial_weight, kl_"):

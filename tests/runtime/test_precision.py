@@ -123,7 +123,7 @@ def test_no_gradient_of_the_usual_size_becomes_infinite_with_the_scale():
 
 @pytest.mark.parametrize(
     ("student", "teacher", "scale"),
-    [("fp32", "fp32", 1.0), ("bf16", "tf32", 1.0), ("fp16", "fp32", 1024.0), ("fp32", "fp16", 1024.0)],
+    [("fp32", "fp32", 1.0), ("bf16", "fp32", 1.0), ("fp16", "fp32", 1024.0), ("fp32", "fp16", 1024.0)],
 )
 def test_the_scale_is_for_fp16_only_and_the_search_uses_it(student, teacher, scale, monkeypatch):
     seen = []
@@ -170,7 +170,7 @@ def test_auto_is_bf16_on_a_gpu_with_tensor_cores_and_fp32_elsewhere(device, capa
     assert pair(resolved(PrecisionConfig(), device)) == (auto, auto)
     without_fold = ("fp32" if auto == "fp32" else "tf32",) * 2
     assert pair(resolved(PrecisionConfig(), device, student_folds=False, teacher_folds=False)) == without_fold
-    for explicit in ("fp32", "tf32", "bf16", "fp16"):
+    for explicit in ("fp32", "bf16", "fp16", *(["tf32"] if device.type == "cuda" else [])):
         given = PrecisionConfig(student=explicit, teacher=explicit)
         assert resolved(given, device, student_folds=False) == given
     assert pair(resolved(PrecisionConfig(teacher="fp32"), device)) == (auto, "fp32")
@@ -197,6 +197,12 @@ def test_the_search_holds_the_resolved_precision_and_uses_it(settings, expected)
     again = InnerMaximizer(*networks, **{"inner": INNER, "layout": "contiguous", **settings, "precision": explicit})
     x_natural, _ = images_and_labels()
     assert torch.equal(*(search(x_natural, generator=torch.Generator().manual_seed(0)) for search in (found, again)))
+
+
+@pytest.mark.parametrize("network", ["student", "teacher"])
+def test_tf32_is_refused_where_it_would_be_fp32(network):
+    with pytest.raises(ValueError, match="precision tf32 exists on CUDA devices only, not on cpu: choose fp32"):
+        resolved(PrecisionConfig(**{network: "tf32"}), torch.device("cpu"))
 
 
 @pytest.mark.usefixtures("gpu")

@@ -190,6 +190,12 @@ def test_a_signal_before_or_after_the_training_stops_the_command_at_once(
     assert (folder / "results.csv").exists()
 
 
+@pytest.mark.parametrize(("saved", "words"), [(False, "nothing was saved yet"), (True, "saved so far is complete")])
+def test_the_line_says_if_anything_was_saved(saved, words):
+    with pytest.raises(Interrupted, match=words), stopped_by_signals(lambda: saved):
+        signal.raise_signal(signal.SIGTERM)
+
+
 def stop_twice(number: int) -> None:
     with stopped_by_signals():
         try:

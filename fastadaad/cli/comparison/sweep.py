@@ -11,6 +11,7 @@ from fastadaad.cli.comparison.experiment import Experiment, finish
 from fastadaad.cli.comparison.table import accuracy_series, print_table, summarize, write_csv, write_markdown
 from fastadaad.evaluation.plots import figure_title, plot_against_epsilon
 from fastadaad.run_config import RunConfig
+from fastadaad.runtime.text import pixels_text
 
 
 def at_epsilon(config: RunConfig, epsilon: float) -> RunConfig:
@@ -24,7 +25,7 @@ def at_epsilon(config: RunConfig, epsilon: float) -> RunConfig:
 
 
 def _method_at_epsilon(config: RunConfig) -> str:
-    return f"{config.method} at {config.inner.threat_model.epsilon:g}"
+    return f"{config.method} at {pixels_text(config.inner.threat_model.epsilon)}"
 
 
 def sweep_epsilon(

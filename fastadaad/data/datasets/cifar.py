@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 from the files that torchvision downloads."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ def load_cifar(name: str, source: Source) -> Dataset:
     from torchvision import datasets
 
     torchvision_class = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    if source.root.name == torchvision_class.base_folder:  # the unpacked folder itself
+        source = replace(source, root=source.root.parent)
     try:
         train, test = (torchvision_class(source.root, train=train, download=source.download) for train in (True, False))
     except (OSError, RuntimeError) as error:

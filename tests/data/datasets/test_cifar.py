@@ -58,6 +58,12 @@ def test_cifar_is_read_as_written(cifar, tmp_path):
     assert (images.dtype, labels.dtype, dataset.class_names) == (torch.uint8, torch.int64, ("a", "b", "c"))
 
 
+def test_the_unpacked_folder_itself_is_accepted(cifar, tmp_path):
+    name, folder, _ = cifar
+    by_folder, by_root = (load_dataset(name, root=root).train_images for root in (folder, tmp_path))
+    assert torch.equal(by_folder, by_root)
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [("cut", "is truncated or corrupt"), ("removed", "does not exist"), ("html", "is a web page")],
