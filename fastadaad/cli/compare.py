@@ -19,6 +19,8 @@ EXAMPLE = "fastadaad compare fashion-mnist --methods all --seeds 0,1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    # The list of all options would take the help beyond 24 lines.
+    parser.usage = "fastadaad compare RECIPE [OPTIONS] [section.field=value ...]"
     add_recipe(parser)
     add_overrides(parser)
     add_download(parser)
@@ -27,11 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=seeds, default="0", metavar="LIST", help="default: %(default)s")
     parser.add_argument("--attacks", default="", metavar="LIST", help="default: the recipe's")
     parser.add_argument("--from-scratch", action="store_true", help="train the teacher first")
+    parser.add_argument("--dry-run", action="store_true", help="print the students, computed hours and memory; stop")
     parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: runs/compare-RECIPE")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> "list[Experiment]":
-    """Returns the experiments, the teacher's first."""
+    """Returns the experiments, the teacher's first; none for --dry-run."""
     from fastadaad.cli.comparison.compare import compare
     from fastadaad.cli.machine_report import summarize_ops
 
@@ -40,6 +43,14 @@ def run(arguments: argparse.Namespace, console: Console) -> "list[Experiment]":
     if not names:
         raise ValueError("--methods is empty: name some, such as pgd-at,adaad, or all")
     folder = Path(arguments.run_folder or f"runs/compare-{recipe}")
+    if arguments.dry_run:
+        from fastadaad.cli.comparison.dry_run import print_plan
+
+        students = commas(arguments.students)
+        print_plan(
+            recipe, overrides, folder=folder, names=names, students=students, seeds=arguments.seeds, console=console
+        )
+        return []
     console.print(summarize_ops())
     experiments = compare(
         recipe,

@@ -1,0 +1,151 @@
+"""Plan of a comparison: its students with hours and memory, computed from data sheets, not measured."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fastadaad.cli.comparison.compare import student_configs
+from fastadaad.cli.comparison.experiment import Experiment
+from fastadaad.config import Precision, TeacherPolicy
+from fastadaad.inner.compile_choice import forward_flops
+from fastadaad.models import load_model
+from fastadaad.run_config import RunConfig
+from fastadaad.runtime.peak_rates import peak_tflops
+from fastadaad.training.checkpoint import checkpoint_paths
+
+CARDS = ("A100", "H100")
+# Training images, image shape [C, H, W] and classes of the data sets whose sizes are known without reading them.
+SIZES = {
+    "digits": (1437, (1, 8, 8), 10),
+    "fashion-mnist": (60_000, (1, 28, 28), 10),
+    "cifar10": (50_000, (3, 32, 32), 10),
+    "cifar100": (50_000, (3, 32, 32), 100),
+    "tiny-imagenet": (100_000, (3, 64, 64), 200),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """Forward FLOPs of one image, and number of parameters."""
+
+    flops: int
+    parameters: int
+
+
+@cache
+def network(name: str, data: str) -> Network:
+    """Counts a network on the meta device, which holds no values."""
+    _, shape, num_classes = SIZES[data]
+    with torch.device("meta"):
+        model = load_model(name, num_classes, in_channels=shape[0])
+        flops = forward_flops(model, torch.empty(1, *shape))
+    return Network(flops=flops, parameters=sum(parameter.numel() for parameter in model.parameters()))
+
+
+def teacher_passes(policy: TeacherPolicy, num_steps: int) -> int:
+    """Passes of the teacher in the inner loop, backward passes included; an adaptive policy counts at its best."""
+    if policy.kind == "exact":
+        return 2 * num_steps
+    forwards = math.ceil(num_steps / (policy.every or num_steps))
+    return forwards * (1 + (policy.top if policy.kind == "linearized" else 1))
+
+
+def least_hours(config: RunConfig, card: str) -> float | None:
+    """Hours of a training whose convolutions and linear layers run at the card's peak rate, without evaluation.
+
+    Passes for batch-norm's statistics alone are left out. None: the size of the data set is not known.
+    """
+    rates = peak_tflops(card)
+    if config.data.name not in SIZES or rates is None:
+        return None
+    steps = config.inner.num_steps
+    student = network(config.student.name, config.data.name)
+    seconds = (2 * steps + 3) * student.flops / _rate(rates, config.precision.student)
+    if config.method_row.needs_teacher and config.teacher is not None:
+        through = teacher_passes(config.teacher.policy, steps) if config.method_row.through_teacher else 0
+        teacher = network(config.teacher.name, config.data.name)
+        seconds += (through + 1) * teacher.flops / _rate(rates, config.precision.teacher)
+    num_images = min(config.data.num_samples or math.inf, SIZES[config.data.name][0] - config.data.validation_size)
+    return config.optim.epochs * num_images * seconds / 3600
+
+
+def _rate(rates: dict[Precision, float], precision: Precision) -> float:
+    """FLOP/s; auto is bf16 on these cards."""
+    return 1e12 * rates["bf16" if precision == "auto" else precision]
+
+
+def least_gib(config: RunConfig) -> float | None:
+    """GiB of weights, gradients and momentum in fp32, and of the data set as uint8; None: its size is not known."""
+    if config.data.name not in SIZES:
+        return None
+    num_images, shape, _ = SIZES[config.data.name]
+    numbers = 3 * network(config.student.name, config.data.name).parameters
+    if config.method_row.needs_teacher and config.teacher is not None:
+        numbers += network(config.teacher.name, config.data.name).parameters
+    return (4 * numbers + num_images * math.prod(shape)) / 2**30
+
+
+def _state(experiment: Experiment) -> str:
+    if experiment.is_finished:
+        return "finished"
+    if experiment.training is not None:
+        return "trained"
+    return "begun" if checkpoint_paths(experiment.folder) else "to do"
+
+
+def print_plan(
+    recipe: str,
+    overrides: Sequence[str],
+    *,
+    folder: Path,
+    names: Sequence[str],
+    students: Sequence[str] = (),
+    seeds: Sequence[int] = (0,),
+    console: Console,
+) -> None:
+    """Prints the students that `compare` would train, with their state and the computed hours; writes nothing.
+
+    Args:
+        recipe: Name of the recipe.
+        overrides: Settings that differ from the recipe, as section.field=value.
+        folder: Folder of the results.
+        names: Names of the methods, or `all`.
+        students: Names of the student networks. Default: the recipe's student.
+        seeds: Seeds of the runs.
+        console: Console for the table.
+
+    Raises:
+        ValueError: Unknown method, or wrong override.
+    """
+    configs = student_configs(recipe, overrides, names, students, seeds)
+    columns = ("student", "method", "seed", "state", *[f"{card}, hours" for card in CARDS], "memory, GiB")
+    table = Table(title="Computed, not measured: hours at the card's peak FLOP/s, and at half")
+    for column in columns:
+        table.add_column(column, justify="left" if column in columns[:4] else "right")
+    sums = dict.fromkeys(CARDS, 0.0)
+    for config in configs:
+        state = _state(Experiment(config, folder / "experiments", label=config.method))
+        hours = {card: least_hours(config, card) for card in CARDS}
+        gib = least_gib(config)
+        if state in ("to do", "begun"):
+            sums = {card: sums[card] + (hours[card] or 0.0) for card in CARDS}
+        memory = "" if gib is None else f"> {gib:.1f}"
+        table.add_row(config.student.name, config.method, str(config.seed), state, *map(_range, hours.values()), memory)
+    table.add_section()
+    table.add_row("not trained yet", "", "", "", *map(_range, sums.values()), "")
+    console.print(table)
+    console.print(
+        "Left out: the bandwidth of the memory, which bounds small students such as mobilenet-v2 without a teacher in "
+        "the inner loop; evaluation; the memory of activations, which fastadaad doctor --max-batch RECIPE measures. A "
+        "training that has begun counts in full."
+    )
+
+
+def _range(hours: float | None) -> str:
+    return "" if hours is None else f"{hours:.1f} to {2 * hours:.1f}"
