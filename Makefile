@@ -4,8 +4,8 @@
 # Each target creates .venv, installs what it needs and builds the C++ kernels, once.
 
 PYTHON ?= python3
-# The torch to install: make setup TORCH='torch==2.10.*'
-TORCH ?= torch>=2.10
+# The torch to install: make setup TORCH='torch==2.14.*'
+TORCH ?= torch>=2.14
 VENV := .venv
 BIN := $(VENV)/bin
 KERNEL_SOURCES := $(wildcard kernels/cpu/*) setup.py CMakeLists.txt pyproject.toml

@@ -1,6 +1,5 @@
 """torch.compile with the defaults of this package: one graph per function, and a cache on disk."""
 
-import inspect
 import logging
 import os
 import tempfile
@@ -45,8 +44,8 @@ def one_graph(
 
     If torch cannot hold the function in one graph, the first call warns, and this and later calls run uncompiled.
 
-    If torch supports it, the result of each call counts its own recompilations: otherwise a process that trains nine
-    students in a row exceeds torch's limit, which is per function.
+    The result of each call counts its own recompilations: otherwise a process that trains nine students in a row exceeds
+    torch's limit, which is per function.
 
     Args:
         function: Function without graph breaks.
@@ -59,9 +58,7 @@ def one_graph(
     """
     keep_on_disk()
     logging.getLogger("torch.utils.cpp_extension").addFilter(_is_useful)
-    options = {"fullgraph": True, "dynamic": False} | options
-    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
-        options.setdefault("isolate_recompiles", True)
+    options = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True} | options
     compiled, fails = torch.compile(function, **options), False
 
     def call(*arguments: Any, **keywords: Any) -> Any:

@@ -40,7 +40,7 @@ def record_cuda_graph(
     Args:
         run: Function to capture.
         device: CUDA device of its tensors.
-        generators: Generators that it draws from.
+        generators: Generators that it draws from; torch finds them by itself.
 
     Returns:
         The replay of the graph.
@@ -58,7 +58,6 @@ def record_cuda_graph(
                 run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        _register(graph, generators)
         # thread_local: work of a data loader's thread on the device does not break the capture.
         with (
             measured_algorithms(),
@@ -82,22 +81,12 @@ def _gradients_on_the_captured_stream() -> Iterator[None]:
     refuses the capture.
     """
     graph: Any = torch.autograd.graph
-    if not hasattr(graph, "set_override_stale_capture_stream"):  # before torch 2.14
-        yield
-        return
     before = torch._C._override_stale_capture_stream()
     graph.set_override_stale_capture_stream(True)
     try:
         yield
     finally:
         graph.set_override_stale_capture_stream(before)
-
-
-def _register(graph: torch.cuda.CUDAGraph, generators: Sequence[torch.Generator]) -> None:
-    """Registers the generators. torch 2.14 finds them by itself, and its C++ code would warn at each call."""
-    if torch.__version__ < (2, 14):  # type: ignore[operator]  # TorchVersion compares itself with tuples
-        for generator in generators:
-            graph.register_generator_state(generator)
 
 
 class CapturedCall:

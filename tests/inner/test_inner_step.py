@@ -1,7 +1,6 @@
 """One inner step as a graph: its operations, the tensors kept for its backward pass, and the number of compilations."""
 
 import copy
-import inspect
 from collections import Counter
 
 import pytest
@@ -254,10 +253,6 @@ def test_twelve_epochs_with_a_smaller_last_batch_compile_a_few_graphs_in_the_fir
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "isolate_recompiles" not in inspect.signature(torch.compile).parameters,
-    reason="this torch counts the recompilations of a function over the whole process",
-)
 def test_nine_students_in_one_process_do_not_reach_the_recompilation_limit():
     assert torch._dynamo.config.recompile_limit < 9
     for _ in range(9):
