@@ -44,8 +44,8 @@ def one_graph(
 
     If torch cannot hold the function in one graph, the first call warns, and this and later calls run uncompiled.
 
-    The result of each call counts its own recompilations: otherwise a process that trains nine students in a row exceeds
-    torch's limit, which is per function.
+    The result of each call counts its own recompilations: otherwise a process that trains nine students in a row
+    exceeds torch's limit, which is per function.
 
     Args:
         function: Function without graph breaks.
