@@ -19,7 +19,7 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
     radii = sorted({float(row["epsilon"]) for row in rows})
     kinds = list(dict.fromkeys(row["kind"] for row in rows if row["kind"] != "exact"))
     figure = new_figure(3 * len(epochs) + 1, 3 * len(radii) + 1)
-    grid = figure.subplots(len(radii), len(epochs), sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(len(radii), len(epochs), sharex=True, sharey="row", squeeze=False)
     for radius, line in zip(radii, grid, strict=True):
         for epoch, axes in zip(epochs, line, strict=True):
             here = [row for row in rows if int(row["epoch"]) == epoch and float(row["epsilon"]) == radius]
@@ -38,7 +38,7 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
         axes.set_xlabel("passes through the teacher")
     for axes in grid[:, 0]:
         axes.set_ylabel("share of the exact kl")
-        axes.set_ylim(0, 1.15)
+        axes.set_ylim(bottom=0)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, dpi=120)
 
