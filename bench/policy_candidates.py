@@ -6,7 +6,7 @@ which costs one forward and one backward pass, and differ in what they assume in
 
     logits            T = T(x_0), J_T = 0
     stale             T = T(x_0), and the vector q = J_T' g_T of x_0 in place of its present value
-    rank-1            J_T = g q' / g'g with g = g_T(x_0): the only row of J_T that is known
+    directional       J_T = g q' / g'g with g = g_T(x_0): the only row of J_T that is known
     difference        T = S + D(x_0) with D = T - S, and the vector r = J_D' g_T of x_0
     difference-rank-1 J_D = g r' / g'g; the student carries the curvature that both networks share
     difference-rank-2 the rows of J_D along the logit gradients of the last two asked points
@@ -111,7 +111,7 @@ def orthogonal(answers: Sequence[Answer]) -> list[tuple[Tensor, Tensor]]:
 SUBSTITUTES = {
     "logits": Substitute(of_difference=False, rank=0, keeps_row=False),
     "stale": Substitute(of_difference=False, rank=0),
-    "rank-1": Substitute(of_difference=False, rank=1),
+    "directional": Substitute(of_difference=False, rank=1),
     "difference": Substitute(of_difference=True, rank=0),
     "difference-rank-1": Substitute(of_difference=True, rank=1),
     "difference-rank-2": Substitute(of_difference=True, rank=2),
@@ -173,11 +173,12 @@ class Candidate:
 
 EQUAL = (1.0,) * NUM_STEPS
 EXACT = fewer(EQUAL)
-ASKED = ((0,), (0, 5), (0, 7), (0, 3, 6), (0, 4, 8), (0, 2, 5, 8), (0, 2, 4, 6, 8))
+ASKED = ((0,), (0, 5), (0, 7), (0, 3, 6), (0, 4, 8), (0, 3, 6, 9), (0, 2, 5, 8), (0, 2, 4, 6, 8))
 # Steps that shrink: long ones reach the border of the ball, short ones end the zigzag of the sign along it.
 SHRINKING = ((4, 0.5), (3, 1), (3, 1.5, 0.75), (3, 1.5, 1, 0.5), (3, 2, 1, 0.5, 0.25), (1,) * 8 + (0.5, 0.25))
 CANDIDATES = (
     *[sparse(name, asked) for name, model in SUBSTITUTES.items() for asked in ASKED if len(asked) >= model.rank],
+    *[sparse(name, (0, 4, 8), (*(1,) * 7, 0.5, 0.5, 0.25)) for name in ("stale", "directional", "difference-rank-1")],
     *[sparse(name, (0, 2, 4), (2, 1, 1, 0.5, 0.5, 0.25)) for name in ("stale", "difference-rank-1")],
     *[sparse(name, (0, 2, 4, 6), (2, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25)) for name in ("stale", "difference-rank-1")],
     *[fewer(sizes) for sizes in ((4.0,), (3, 3), (2, 2, 2), (2,) * 4, (2,) * 5)],

@@ -19,7 +19,7 @@ Mode = Literal["eager", "compiled", "graph", "auto"]
 Layout = Literal["auto", "contiguous", "channels_last"]
 CompilePreset = Literal["default", "long"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
-PolicyKind = Literal["exact", "refreshed", "linearized"]
+PolicyKind = Literal["exact", "refreshed", "directional", "linearized"]
 Engine = Literal["auto", "resident", "dali", "torch"]
 AutoAugment = Literal["randaugment", "trivialaugment"]
 OnError = Literal["raise", "skip"]
@@ -311,12 +311,12 @@ class PrecisionConfig:
 class TeacherPolicy:
     """Interval at which the inner loop queries the teacher, and its substitute in between (inner/teacher_policies.py).
 
-    As a string: exact, refreshed, refreshed(every=5), linearized(top=3,every=10).
+    As a string: exact, refreshed, refreshed(every=5), directional(every=3), linearized(top=3,every=10).
     """
 
     kind: PolicyKind = "exact"
-    """Substitute of the teacher between two queries: its last logits and gradient (refreshed), or its first-order
-    expansion (linearized). exact: none, every step queries the teacher.
+    """Substitute of the teacher between two queries: its last logits and gradient (refreshed), a linear model along the
+    gradient (directional), or its first-order expansion (linearized). exact: none, every step queries the teacher.
     """
     every: int | None = None
     """Inner steps between two queries of the teacher. Default: adapted to the measured error. A training asks more
@@ -326,8 +326,8 @@ class TeacherPolicy:
 
     def __post_init__(self) -> None:
         require(
-            self.kind in ("exact", "refreshed", "linearized"),
-            f"teacher policy {self.kind!r} is unknown: choose exact, refreshed or linearized",
+            self.kind in get_args(PolicyKind),
+            f"teacher policy {self.kind!r} is unknown: choose exact, refreshed, directional or linearized",
         )
         if self.every is not None:
             require_integer("every", self.every, 1)

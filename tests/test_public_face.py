@@ -129,7 +129,10 @@ def test_the_spelling_of_another_library_gets_a_hint(make, message):
     [
         ({"inner": {"epsilon": "8/256px"}}, "'8/256px' is not a radius in pixel units: write it as 8/255 or 0.031"),
         ({"precision": "int8"}, "precision.student is 'int8': choose auto, fp32, tf32, bf16 or fp16"),
-        ({"teacher_policy": "often"}, "teacher policy 'often' is unknown: choose exact, refreshed or linearized"),
+        (
+            {"teacher_policy": "often"},
+            "teacher policy 'often' is unknown: choose exact, refreshed, directional or linearized",
+        ),
     ],
 )
 def test_a_wrong_string_is_one_line(settings, message):

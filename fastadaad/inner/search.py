@@ -108,16 +108,21 @@ class Search:
 
         Costs one forward and one backward pass through each network.
         """
+        logits, _, gradients = self.gradients(x_adv)
+        return logits, gradients
+
+    def gradients(self, x_adv: Tensor) -> tuple[Logits, Logits, list[Tensor]]:
+        """As pixel_gradients, with the gradients with respect to the logits between the two."""
         functions: list[Callable[[Tensor], Tensor]] = [*self.networks]
         surrogate = self.objective.surrogate
         if surrogate is not None:
             functions.append(lambda x: surrogate(x, self.target))
         pulled = _concurrently(x_adv.device, [partial(self.evaluate, function, x_adv) for function in functions])
         logits = tuple(output for output, _ in pulled)
-        _, gradients = self.objective.logit_gradients(logits, self.target)
-        pairs = zip(pulled, gradients, strict=True)
+        _, logit_gradients = self.objective.logit_gradients(logits, self.target)
+        pairs = zip(pulled, logit_gradients, strict=True)
         tasks = [partial(pull_back, gradient) for (_, pull_back), gradient in pairs]
-        return logits, _concurrently(x_adv.device, tasks)
+        return logits, logit_gradients, _concurrently(x_adv.device, tasks)
 
     def steps(self) -> Iterator["Search"]:
         """Yields the search once for each of its steps, with the length of that step."""

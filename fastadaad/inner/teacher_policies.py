@@ -2,8 +2,9 @@
 
 A teacher that is much larger than its student takes nearly all of an inner step: WideResNet-34-20 takes 98 % of AdaAD's
 step with ResNet-18. `exact` queries it in every step and is the paper. `refreshed` queries it at intervals, for its
-logits and its part of the pixel gradient, and keeps both in between. `linearized` expands its most likely logits to
-first order around the last point of a query, which costs a backward pass per class.
+logits and its part of the pixel gradient, and keeps both in between. `directional` also keeps the gradient of the kl
+with respect to the teacher's logits: both gradients make up a linear model along it. `linearized` expands its most
+likely logits to first order around the last point of a query, which costs a backward pass per class.
 
 The outer loss evaluates the teacher at x_adv in any case, so the error of the substitute is known there for free.
 """
@@ -24,6 +25,19 @@ class Answer(NamedTuple):
 
     teacher_logits: Tensor
     grad_x: Tensor
+
+
+class Direction(NamedTuple):
+    """State of `directional` at the last query x: T(x), the kl's gradient there, and its part of the pixel gradient."""
+
+    x: Tensor
+    """[B, C, H, W]."""
+    teacher_logits: Tensor
+    """T(x) [B, N]."""
+    grad_logits: Tensor
+    """g = d kl / d T [B, N]."""
+    grad_x: Tensor
+    """J'g [B, C, H, W], with J the Jacobian of T at x: the only row of J that one backward pass gives."""
 
 
 class Expansion(NamedTuple):
@@ -67,6 +81,45 @@ def reuse_answer(search: Search, x_adv: Tensor, answer: Answer) -> None:
     search.step_(x_adv, [pull_back(gradients[0]), answer.grad_x])
 
 
+def query_and_keep_direction(search: Search, x_adv: Tensor) -> Direction:
+    """Exact step that returns the teacher's answer along the gradient of the kl."""
+    logits, logit_gradients, gradients = search.gradients(x_adv)
+    # x_adv is a buffer that the projected step overwrites.
+    direction = Direction(x_adv.clone(), logits[1], logit_gradients[1], gradients[1])
+    search.step_(x_adv, gradients)
+    return direction
+
+
+def reuse_direction(search: Search, x_adv: Tensor, direction: Direction) -> None:
+    """Step with the linear model in place of the teacher.
+
+    `refreshed` adds the kept pixel gradient as it is. Once the student nearly agrees with the teacher, the gradient of
+    the kl changes its length and its sign within a few steps: here the kept one is scaled by the share of the present
+    gradient along it.
+    """
+    student_logits, pull_back = search.evaluate(search.student, x_adv)
+    logits = (student_logits, directional_logits(direction, x_adv))
+    _, (grad_student, grad_teacher) = search.objective.logit_gradients(logits, search.target)
+    share = _dot(direction.grad_logits, grad_teacher) / _square(direction.grad_logits)
+    search.step_(x_adv, [pull_back(grad_student), direction.grad_x * share[:, :, None, None]])
+
+
+def directional_logits(direction: Direction, x_adv: Tensor) -> Tensor:
+    """T(x_adv) [B, N] by the linear model, which changes along the gradient of the kl only."""
+    change = _dot(direction.grad_x, x_adv - direction.x) / _square(direction.grad_logits)
+    return direction.teacher_logits + direction.grad_logits * change
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    """Inner product of each image's tensors, [B, 1]."""
+    return (first * second).flatten(1).sum(dim=1, keepdim=True)
+
+
+def _square(gradient: Tensor) -> Tensor:
+    """Squared length [B, 1], above 0 where student and teacher agree and the gradient vanishes."""
+    return _dot(gradient, gradient).clamp(min=torch.finfo(torch.float32).tiny)
+
+
 def expand(search: Search, teacher: nn.Module, x: Tensor) -> Expansion:
     """Expands the teacher's `top` most likely logits to first order around x, by one backward pass for each."""
     teacher_logits, pull_back = search.evaluate(teacher, x)
@@ -108,6 +161,9 @@ POLICIES = {
     "exact": PolicySteps(query=query_exactly, reuse=never_reused, teacher_logits=never_reused),
     "refreshed": PolicySteps(
         query=query_and_keep, reuse=reuse_answer, teacher_logits=lambda answer, x_adv: answer.teacher_logits
+    ),
+    "directional": PolicySteps(
+        query=query_and_keep_direction, reuse=reuse_direction, teacher_logits=directional_logits
     ),
     "linearized": PolicySteps(
         query=query_and_expand,

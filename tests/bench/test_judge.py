@@ -12,7 +12,7 @@ from bench import policy_students
 from bench.judge import judge
 from bench.policy_candidates import CANDIDATES, SUBSTITUTES, Answer, orthogonal, sparse
 from bench.policy_plot import best_of, plot
-from fastadaad import InnerConfig, ThreatModel, recipes
+from fastadaad import InnerConfig, InnerMaximizer, ThreatModel, recipes
 from fastadaad.config_io import override
 
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=16 / 255), step_size=4 / 255, num_steps=10, start="natural")
@@ -36,6 +36,14 @@ def test_a_substitute_that_always_asks_is_exact(pair, substitute):
     x, _ = images_and_labels()
     _, row = judge(*pair, x, INNER, candidates=[sparse(substitute, range(10))])
     assert row["kl_of_exact"] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(("substitute", "policy"), [("stale", "refreshed"), ("directional", "directional")])
+def test_two_substitutes_are_policies_of_the_package(pair, substitute, policy):
+    x, _ = images_and_labels()
+    _, row = judge(*pair, x, INNER, candidates=[sparse(substitute, (0, 3, 6, 9))])
+    x_adv = InnerMaximizer(*pair, inner=INNER, teacher_policy=f"{policy}(every=3)")(x)
+    assert row["mean_kl"] == pytest.approx(mean_kl(*pair, x_adv), rel=1e-3)
 
 
 def test_a_constant_difference_is_modelled_exactly():

@@ -98,7 +98,8 @@ def recorded_steps(kind: str, norm: str = "linf") -> list[GraphModule]:
 
 # Forward and backward passes of all networks, of a step that queries the teacher and of one that reuses its state. Each
 # network has two ReLUs, by which the passes are counted.
-PASSES = {"exact": [(2, 2)], "refreshed": [(2, 2), (1, 1)], "linearized": [(2, 1 + 2), (1, 1)]}
+REUSING = [(2, 2), (1, 1)]
+PASSES = {"exact": [(2, 2)], "refreshed": REUSING, "directional": REUSING, "linearized": [(2, 1 + 2), (1, 1)]}
 
 
 @pytest.mark.slow

@@ -67,6 +67,19 @@ def plain_linearized(student: nn.Module, teacher: nn.Module, x: Tensor, top: int
     return partial(gradient, lambda x: kl_sum(student(x), teacher_logits(x)))
 
 
+def plain_directional(student: nn.Module, teacher: nn.Module, x: Tensor):
+    """Returns x -> gradient, with the teacher linear along the kl's gradient with respect to its logits at x."""
+    expanded_at, logits = x, teacher(x).detach()
+    direction = gradient(lambda logits: kl_sum(student(expanded_at).detach(), logits), logits)
+    row = gradient(lambda x: (direction * teacher(x)).sum(), x)
+
+    def teacher_logits(x: Tensor) -> Tensor:
+        change = (row * (x - expanded_at)).sum(dim=(1, 2, 3)) / direction.square().sum(dim=1)
+        return logits + direction * change[:, None]
+
+    return partial(gradient, lambda x: kl_sum(student(x), teacher_logits(x)))
+
+
 def plain_search(policy: str, *, norm: str = "linf", num_steps: int = 10) -> Tensor:
     """Returns x_adv of a loop that rebuilds the gradient function at every `every`-th step."""
     settings = TeacherPolicy.parse(policy)
@@ -77,6 +90,8 @@ def plain_search(policy: str, *, norm: str = "linf", num_steps: int = 10) -> Ten
         if step % settings.every == 0:
             if settings.kind == "refreshed":
                 gradient_at = plain_refreshed(student, teacher, x_adv)
+            elif settings.kind == "directional":
+                gradient_at = plain_directional(student, teacher, x_adv)
             else:
                 gradient_at = plain_linearized(student, teacher, x_adv, settings.top)
         x_adv = step_(x_adv, x_natural, gradient_at(x_adv), STEP_SIZE[norm], EPSILON[norm]).clamp(0, 1)
@@ -97,7 +112,9 @@ def assert_same_search(x_adv: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("policy", ["exact", "refreshed(every=1)", f"linearized(top={NUM_CLASSES},every=1)"])
+@pytest.mark.parametrize(
+    "policy", ["exact", "refreshed(every=1)", "directional(every=1)", f"linearized(top={NUM_CLASSES},every=1)"]
+)
 def test_a_policy_with_a_full_query_in_every_step_is_the_exact_search(policy, norm):
     assert_same_search(search(policy, norm=norm), plain_exact(norm))
 
@@ -108,6 +125,9 @@ CASES = [
     ("refreshed(every=3)", 10),
     ("refreshed(every=8)", 10),
     ("refreshed(every=50)", 10),
+    ("directional(every=3)", 10),
+    ("directional(every=8)", 10),
+    ("directional(every=50)", 7),
     ("linearized(top=1,every=3)", 7),
     ("linearized(top=2,every=10)", 10),
     ("linearized(top=3,every=4)", 10),
@@ -130,14 +150,20 @@ def test_adaiad_searches_as_adaad_under_a_policy_too(policy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("policy", ["refreshed(every=3)", "linearized(top=2,every=5)"])
+@pytest.mark.parametrize("policy", ["refreshed(every=3)", "directional(every=3)", "linearized(top=2,every=5)"])
 def test_x_adv_equals_that_of_the_plain_restatement_in_compiled_steps(policy, norm):
     x_adv = search(policy, norm=norm, mode="compiled", compile_options={"backend": "aot_eager"})
     assert_same_search(x_adv, plain_search(policy, norm=norm))
 
 
 def test_the_settings_differ_by_more_than_the_comparisons_above_tolerate():
-    policies = ["exact", "refreshed(every=3)", "refreshed(every=8)", "linearized(top=1,every=10)"]
+    policies = [
+        "exact",
+        "refreshed(every=3)",
+        "refreshed(every=8)",
+        "directional(every=8)",
+        "linearized(top=1,every=10)",
+    ]
     policies += ["linearized(top=2,every=10)", "linearized(top=2,every=3)"]
     found = [search(policy) for policy in policies]
     for number, x_adv in enumerate(found):
@@ -176,6 +202,7 @@ class PassCounts(TorchDispatchMode):
         ("refreshed(every=3)", 4, 4),
         ("refreshed(every=8)", 2, 2),
         ("refreshed", 1, 1),
+        ("directional(every=4)", 3, 3),
         ("linearized(top=3,every=5)", 2, 6),
         ("linearized(top=2)", 1, 2),
         ("linearized(top=99,every=10)", 1, NUM_CLASSES),
@@ -210,7 +237,7 @@ def test_measuring_the_error_of_a_policy_costs_no_extra_pass():
     assert distiller.read_teacher_error() is not None
 
 
-@pytest.mark.parametrize("policy", ["refreshed(every=3)", "linearized(top=2,every=3)"])
+@pytest.mark.parametrize("policy", ["refreshed(every=3)", "directional(every=3)", "linearized(top=2,every=3)"])
 def test_a_policy_neither_waits_for_the_device_nor_leaves_a_graph(policy):
     student, teacher = student_and_teacher()
     maximizer = InnerMaximizer(student, teacher, inner=inner_config(), teacher_policy=TeacherPolicy.parse(policy))
@@ -252,6 +279,34 @@ def test_refreshed_assumes_the_logits_of_the_last_query():
     assumed, _ = assumed_at_x_adv("refreshed(every=1)", teacher)
     # A step at a pixel whose gradient is within rounding of zero may go either way.
     assert (assumed - before_the_last_step).abs().max() < 0.02 * before_the_last_step.abs().max()
+
+
+def test_directional_keeps_the_answer_of_a_teacher_with_two_classes_whose_logits_are_opposite():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        one_logit = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 1))
+        student = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
+
+    class Opposite(nn.Module):
+        """Linear teacher of two classes: every change of its logits lies along the gradient of any kl."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one_logit = one_logit
+
+        def forward(self, x: Tensor) -> Tensor:
+            logit = self.one_logit(x)
+            return torch.cat([logit, -logit], dim=1)
+
+    teacher = Opposite()
+    x_natural, _ = images_and_labels()
+    found = InnerMaximizer(student, teacher, inner=inner_config(), teacher_policy="directional(every=10)").search(
+        x_natural
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(found.teacher_logits_assumed, teacher(found.x_adv), rtol=1e-4, atol=1e-4)
+    exact = InnerMaximizer(student, teacher, inner=inner_config())(x_natural)
+    assert fraction_equal(found.x_adv, exact) > 0.99
 
 
 def test_the_expansion_of_a_linear_teacher_is_exact_in_its_classes():

@@ -204,7 +204,7 @@ def test_awp_is_captured_with_and_without():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["refreshed", "linearized"])
+@pytest.mark.parametrize("kind", ["refreshed", "directional", "linearized"])
 def test_replays_sum_the_error_of_the_teacher_policy(kind):
     graph, eager = both("adaad", teacher_policy=TeacherPolicy(kind=kind, every=2))
     assert_same_training(graph, eager)
