@@ -322,3 +322,26 @@ def test_the_hours_of_the_paper_are_those_of_the_roofline():
         assert [float(cell.split(" to ")[0]) for cell in cells] == pytest.approx(of_columns, abs=0.06)
     with torch.device("meta"):
         assert f"{sum(parameter.numel() for parameter in load_model('wrn-34-20').parameters()):,} parameters" in page
+
+
+# Line of the table in docs/performance.md -> candidate of the judge.
+JUDGED = {
+    "exact, ten equal steps": "exact",
+    "exact, the last two steps": "exact steps of 1 1 1 1 1 1 1 1 0.5 0.25",
+    "`directional`, at steps 0 2 5 8": "directional at 0 2 5 8",
+    "`directional(every=3)`": "directional at 0 3 6 9",
+    "`refreshed(every=3)`": "stale at 0 3 6 9",
+    "`directional(every=4)`, the last": "directional at 0 4 8 of 1 1 1 1 1 1 1 0.5 0.5 0.25",
+    "`directional(every=4)` |": "directional at 0 4 8",
+    "`refreshed(every=4)`": "stale at 0 4 8",
+    "three exact steps": "exact steps of 3 1.5 0.75",
+}
+
+
+@pytest.mark.parametrize(("begin", "candidate"), JUDGED.items())
+def test_the_judge_of_the_policies_found_these_shares(begin, candidate):
+    lines = (ROOT / "docs" / "performance.md").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"| {begin}")]
+    rows = [row for row in rows_of("policies-judge.csv") if row["candidate"] == candidate and row["epsilon"] == "0.125"]
+    shares = [f"{float(row['kl_of_exact']):.2f}" for row in rows]
+    assert line.strip(" |").split(" | ")[1:] == [rows[0]["teacher_passes"], *shares]
