@@ -345,3 +345,17 @@ def test_the_judge_of_the_policies_found_these_shares(begin, candidate):
     rows = [row for row in rows_of("policies-judge.csv") if row["candidate"] == candidate and row["epsilon"] == "0.125"]
     shares = [f"{float(row['kl_of_exact']):.2f}" for row in rows]
     assert line.strip(" |").split(" | ")[1:] == [rows[0]["teacher_passes"], *shares]
+
+
+def test_the_ratios_on_one_core_are_those_of_the_rows():
+    ratios = {
+        (row["pair"], row["method"], row["mode"]): f"{float(row['ratio_p50']):.2f}"
+        for row in rows_of("step-one-core.csv")
+    }
+    methods = sorted(ratios[key] for key in ratios if key[0] == "small" and key[2] == "eager")
+    assert (ratios["small", "rslad", "eager"], ratios["small", "trades", "eager"]) == (methods[0], methods[-1])
+    assert len(methods) == 11
+    pairs = [ratios[pair, "adaad", mode] for pair in ("cifar", "mobilenet") for mode in ("eager", "compiled")]
+    text = " ".join((ROOT / "docs" / "speed.md").read_text().split())
+    assert f"{methods[0]} (`rslad`) to {methods[-1]} (`trades`) times" in text
+    assert "resnet18 {} times eager and {} compiled, mobilenet-v2 {} and {}.".format(*pairs) in text
