@@ -27,7 +27,7 @@ TINY = 1e-12  # of a squared logit gradient, which is 0 where student and teache
 
 @dataclass(frozen=True)
 class Answer:
-    """What is kept of an asked point, per image."""
+    """Answer of the teacher at an asked point."""
 
     x: Tensor
     """The point [B, C, H, W]."""

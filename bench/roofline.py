@@ -41,7 +41,14 @@ DEVICES = {
     "H200": _device("H200", gb_per_s=4800.0),
 }
 ELEMENT_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2}
-POLICIES = ("exact", "refreshed(every=5)", "refreshed(every=8)", "refreshed(every=10)", "linearized(top=3,every=10)")
+POLICIES = (
+    "exact",
+    "refreshed(every=5)",
+    "refreshed(every=8)",
+    "refreshed(every=10)",
+    "directional(every=3)",
+    "linearized(top=3,every=10)",
+)
 NOT_SHOWN = ("kind", "student", "teacher", "method", "num_steps")  # the recipe determines them
 # Image shape (C, H, W) of each data set, and number of classes if not 10.
 SHAPES = {

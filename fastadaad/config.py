@@ -206,8 +206,8 @@ class InnerConfig:
     step_factors: tuple[float, ...] | None = None
     """Length of each of the num_steps steps as a multiple of step_size, such as (3, 1.5, 0.75). Default: 1 for each.
 
-    Few steps that begin long and end short find nearly what ten equal ones find (docs/performance.md). A compiled step
-    is compiled for each different length.
+    Short last steps find more than equal ones (docs/performance.md). A compiled step is compiled for each different
+    length.
     """
     start: Start | None = None
     """First point of the loop. Default: the method's own start (see methods/table.py).
@@ -240,7 +240,7 @@ class InnerConfig:
         require(self.lower < self.upper, f"lower {self.lower} is not below upper {self.upper}: swap them")
 
     def _check_factors(self) -> None:
-        """Raises ValueError for factors that are not one positive number for each step."""
+        """Raises ValueError for factors that are not one number, 0 or more, for each step."""
         if self.step_factors is None:
             return
         require_type("step_factors", self.step_factors, list | tuple, "a list of numbers, such as (3, 1.5, 0.75)")

@@ -44,12 +44,11 @@ def run(arguments: argparse.Namespace, console: Console) -> "list[Experiment]":
         raise ValueError("--methods is empty: name some, such as pgd-at,adaad, or all")
     folder = Path(arguments.run_folder or f"runs/compare-{recipe}")
     if arguments.dry_run:
+        from fastadaad.cli.comparison.compare import student_configs
         from fastadaad.cli.comparison.dry_run import print_plan
 
-        students = commas(arguments.students)
-        print_plan(
-            recipe, overrides, folder=folder, names=names, students=students, seeds=arguments.seeds, console=console
-        )
+        configs = student_configs(recipe, overrides, names, commas(arguments.students), arguments.seeds)
+        print_plan(configs, folder, console)
         return []
     console.print(summarize_ops())
     experiments = compare(

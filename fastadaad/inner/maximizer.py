@@ -168,6 +168,9 @@ class InnerMaximizer:
                 from fastadaad.runtime.epilogues import with_epilogues  # imports Inductor
 
                 options = with_epilogues(options)
+            # Each length of a step is compiled on its own.
+            lengths = len(set(self.inner.step_factors or (1.0,)))
+            options = {"recompile_limit": lengths * torch._dynamo.config.recompile_limit} | options
             pair = " and ".join(type(model).__name__ for model in (self.student, self.teacher) if model is not None)
             self._query, self._reuse = (
                 one_graph(step, name=f"the inner step of {pair}", required=self.mode == "graph", **options)

@@ -112,7 +112,7 @@ class Search:
         return logits, gradients
 
     def gradients(self, x_adv: Tensor) -> tuple[Logits, Logits, list[Tensor]]:
-        """As pixel_gradients, with the gradients with respect to the logits between the two."""
+        """Logits, gradients of the objective with respect to them, and their parts as in pixel_gradients."""
         functions: list[Callable[[Tensor], Tensor]] = [*self.networks]
         surrogate = self.objective.surrogate
         if surrogate is not None:

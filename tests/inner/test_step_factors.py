@@ -48,6 +48,16 @@ def test_a_step_is_compiled_once_for_each_length():
     assert counter.frame_count == 3
 
 
+def test_more_lengths_than_torch_recompiles_by_default_are_compiled():
+    torch._dynamo.reset()
+    assert torch._dynamo.config.recompile_limit < 10
+    student, teacher = (network.eval() for network in student_and_teacher())
+    x, _ = images_and_labels()
+    inner = InnerConfig(num_steps=10, step_factors=[2 - 0.1 * step for step in range(10)], start="natural")
+    compiled = InnerMaximizer(student, teacher, inner=inner, mode="compiled", compile_options={"backend": "aot_eager"})
+    assert fraction_equal(compiled(x), InnerMaximizer(student, teacher, inner=inner)(x)) > 0.99
+
+
 def test_the_probe_searches_with_the_same_lengths():
     student, teacher = (network.eval() for network in student_and_teacher())
     x, labels = images_and_labels()

@@ -10,7 +10,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fastadaad.cli.comparison.compare import student_configs
 from fastadaad.cli.comparison.experiment import Experiment
 from fastadaad.config import Precision, TeacherPolicy
 from fastadaad.inner.compile_choice import forward_flops
@@ -99,31 +98,14 @@ def _state(experiment: Experiment) -> str:
     return "begun" if checkpoint_paths(experiment.folder) else "to do"
 
 
-def print_plan(
-    recipe: str,
-    overrides: Sequence[str],
-    *,
-    folder: Path,
-    names: Sequence[str],
-    students: Sequence[str] = (),
-    seeds: Sequence[int] = (0,),
-    console: Console,
-) -> None:
-    """Prints the students that `compare` would train, with their state and the computed hours; writes nothing.
+def print_plan(configs: Sequence[RunConfig], folder: Path, console: Console) -> None:
+    """Prints the students of a comparison, with their state and the computed hours; writes nothing.
 
     Args:
-        recipe: Name of the recipe.
-        overrides: Settings that differ from the recipe, as section.field=value.
+        configs: Configurations of the students.
         folder: Folder of the results.
-        names: Names of the methods, or `all`.
-        students: Names of the student networks. Default: the recipe's student.
-        seeds: Seeds of the runs.
         console: Console for the table.
-
-    Raises:
-        ValueError: Unknown method, or wrong override.
     """
-    configs = student_configs(recipe, overrides, names, students, seeds)
     columns = ("student", "method", "seed", "state", *[f"{card}, hours" for card in CARDS], "memory, GiB")
     table = Table(title="Computed, not measured: hours at the card's peak FLOP/s, and at half")
     for column in columns:
