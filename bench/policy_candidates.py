@@ -147,7 +147,7 @@ def fewer(sizes: Sequence[float], momentum: float = 0.0) -> "Candidate":
     def run(search: Search, x_adv: Tensor) -> None:
         velocity = torch.zeros_like(x_adv)
         for size in sizes:
-            _, parts = search.pixel_gradients(x_adv)
+            *_, parts = search.pixel_gradients(x_adv)
             gradient = torch.stack(parts).sum(dim=0)
             size_of = gradient.flatten(1).abs().mean(dim=1)[:, None, None, None] + TINY
             velocity = momentum * velocity + gradient / size_of

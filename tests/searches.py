@@ -44,5 +44,5 @@ def pixel_gradient(
 ) -> Tensor:
     """Returns the gradient [B, C, H, W] of the objective's sum at x, summed over the networks."""
     search = search_of(networks, objective, x, target, vjp=vjp, gradient_scale=gradient_scale)
-    _, (first, *others) = search.pixel_gradients(x)
+    *_, (first, *others) = search.pixel_gradients(x)
     return sum(others, start=first)

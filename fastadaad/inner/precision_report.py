@@ -82,7 +82,7 @@ def _gradient(
     with tensor_cores(precision, x_natural.device):
         search = maximizer.new_search(networks, x_natural, labels)
         search = replace(search, vjp=tape_vjp, gradient_scale=gradient_scale(precision))
-        _, (first, *others) = search.pixel_gradients(x_adv)
+        *_, (first, *others) = search.pixel_gradients(x_adv)
         return sum(others, start=first)
 
 

@@ -103,16 +103,11 @@ class Search:
 
         return output, scaled_pull_back
 
-    def pixel_gradients(self, x_adv: Tensor) -> tuple[Logits, list[Tensor]]:
-        """Logits at x_adv, and the part of each in the gradient of the objective's sum with respect to x_adv.
+    def pixel_gradients(self, x_adv: Tensor) -> tuple[Logits, Logits, list[Tensor]]:
+        """Logits at x_adv, the gradient of the objective's sum with respect to each, and its part in that to x_adv.
 
         Costs one forward and one backward pass through each network.
         """
-        logits, _, gradients = self.gradients(x_adv)
-        return logits, gradients
-
-    def gradients(self, x_adv: Tensor) -> tuple[Logits, Logits, list[Tensor]]:
-        """Logits, gradients of the objective with respect to them, and their parts as in pixel_gradients."""
         functions: list[Callable[[Tensor], Tensor]] = [*self.networks]
         surrogate = self.objective.surrogate
         if surrogate is not None:

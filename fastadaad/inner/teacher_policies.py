@@ -63,13 +63,13 @@ class PolicySteps:
 
 def query_exactly(search: Search, x_adv: Tensor) -> None:
     """Step along the exact gradient through student and teacher."""
-    _, gradients = search.pixel_gradients(x_adv)
+    *_, gradients = search.pixel_gradients(x_adv)
     search.step_(x_adv, gradients)
 
 
 def query_and_keep(search: Search, x_adv: Tensor) -> Answer:
     """Exact step that returns the teacher's logits and its part of the gradient."""
-    logits, gradients = search.pixel_gradients(x_adv)
+    logits, _, gradients = search.pixel_gradients(x_adv)
     search.step_(x_adv, gradients)
     return Answer(logits[1], gradients[1])
 
@@ -83,7 +83,7 @@ def reuse_answer(search: Search, x_adv: Tensor, answer: Answer) -> None:
 
 def query_and_keep_direction(search: Search, x_adv: Tensor) -> Direction:
     """Exact step that returns the teacher's answer along the gradient of the kl."""
-    logits, logit_gradients, gradients = search.gradients(x_adv)
+    logits, logit_gradients, gradients = search.pixel_gradients(x_adv)
     # x_adv is a buffer that the projected step overwrites.
     direction = Direction(x_adv.clone(), logits[1], logit_gradients[1], gradients[1])
     search.step_(x_adv, gradients)
@@ -148,7 +148,7 @@ def query_and_expand(search: Search, x_adv: Tensor) -> Expansion:
 def reuse_expansion(search: Search, x_adv: Tensor, expansion: Expansion) -> None:
     """Step with the expansion in place of the teacher."""
     objective = replace(search.objective, surrogate=lambda x, _: expanded_logits(x, expansion))
-    _, gradients = replace(search, networks=(search.student,), objective=objective).pixel_gradients(x_adv)
+    *_, gradients = replace(search, networks=(search.student,), objective=objective).pixel_gradients(x_adv)
     search.step_(x_adv, gradients)
 
 

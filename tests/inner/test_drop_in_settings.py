@@ -13,7 +13,7 @@ from fastadaad import InnerConfig, InnerMaximizer, adaad_inner_loss
 from fastadaad.inner import drop_in
 from fastadaad.inner import maximizer as maximizer_module
 from fastadaad.models import Normalize
-from fastadaad.runtime.precision import fp32_switches, tensor_cores
+from fastadaad.runtime.precision import fp32_switches, resolved, tensor_cores
 
 MATMUL, CUDNN = torch.backends.cuda.matmul, torch.backends.cudnn
 SETTINGS = {"steps": 3, "random_init": False}
@@ -83,7 +83,12 @@ def test_a_normalisation_before_the_networks_is_a_search_with_limits_per_channel
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """The search sets torch's switches as on a GPU; afterwards they are torch's own."""
+    """The search sets torch's switches and takes tf32 as on a GPU; afterwards the switches are torch's own."""
+    monkeypatch.setattr(
+        maximizer_module,
+        "resolved",
+        lambda precision, device, **folds: resolved(precision, torch.device("cuda"), **folds),
+    )
     monkeypatch.setattr(
         maximizer_module, "tensor_cores", lambda precision, device: tensor_cores(precision, torch.device("cuda"))
     )

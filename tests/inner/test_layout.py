@@ -87,7 +87,7 @@ def test_a_network_to_be_compiled_is_contiguous_only_where_that_is_much_faster(
 def test_doctor_shows_what_was_chosen_and_why():
     choose(FakeClock([0.01], [0.004]), precision="bf16")
     console = Console(file=io.StringIO(), width=200)
-    doctor.print_report(console)
+    doctor.print_report(console, layouts=True)
     (line,) = [line for line in console.file.getvalue().splitlines() if "Sequential" in line]
     assert all(word in line for word in ("4x3x8x8", "bf16", "channels_last", "10.0", "4.0"))
 

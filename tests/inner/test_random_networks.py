@@ -137,7 +137,7 @@ def assert_same_gradient(names: list[str], seed: int, precision: str) -> None:
             maximizer(x, labels)
         return
     with maximizer.networks(x) as networks:
-        _, (gradient,) = maximizer.new_search(networks, x, labels).pixel_gradients(x)
+        *_, (gradient,) = maximizer.new_search(networks, x, labels).pixel_gradients(x)
     expected = own_gradient(network, x, labels)
     assert (gradient - expected).norm() <= GRADIENT_ERROR[precision] * expected.norm()
 

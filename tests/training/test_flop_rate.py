@@ -9,6 +9,7 @@ from networks import images_and_labels, student_and_teacher
 from bench.flops import method_cost, network_cost
 from fastadaad import Distiller, InnerConfig, ThreatModel
 from fastadaad.config import TeacherPolicy
+from fastadaad.inner import maximizer
 from fastadaad.runtime.peak_rates import PEAK_TFLOPS, peak_tflops
 from fastadaad.training.flop_rate import FlopRate, step_flops
 
@@ -65,6 +66,8 @@ def test_counting_changes_nothing_of_the_training():
 )
 def test_the_share_is_that_of_the_data_sheet_of_the_card(monkeypatch, card, precision, text):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card)
+    # A CPU refuses tf32; the step is counted, not run in it.
+    monkeypatch.setattr(maximizer, "resolved", lambda precision, device, **folds: precision)
     step, (x_natural, labels) = distiller(precision=precision), images_and_labels(4)
     rate = FlopRate(step, torch.device("cuda", 0), num_ranks=2)
     images_per_s = 150e12 / step_flops(step, x_natural, labels, 0)
