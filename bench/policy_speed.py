@@ -1,6 +1,6 @@
 """Images/s of a training step under each teacher policy: `python -m bench policies --speed`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 
@@ -8,49 +8,50 @@ from fastadaad import Distiller, InnerConfig, methods
 from fastadaad.config import PrecisionConfig, TeacherPolicy
 
 from .networks import Pair
+from .policy_settings import Setting, Table
 from .timing import Spread, alternate, ratios
 
 
-def step_of(pair: Pair, policy: str, precision: str, device: torch.device) -> Distiller:
-    """Builds AdaAD's compiled step with K = 10 on the pair's networks; `precision` is the teacher's."""
+def step_of(pair: Pair, setting: Setting, inner: InnerConfig, device: torch.device) -> Distiller:
+    """Builds AdaAD's compiled step on the pair's networks."""
     student, teacher = pair.networks(device)
     return Distiller(
         student,
         teacher,
         method=methods.get("adaad"),
-        inner=InnerConfig(),
+        inner=inner,
         optimizer=torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4),
-        teacher_policy=TeacherPolicy.parse(policy),
-        precision=PrecisionConfig(student="fp32", teacher=precision),
+        teacher_policy=TeacherPolicy.parse(setting.policy),
+        precision=PrecisionConfig(student="fp32", teacher=setting.teacher_precision),
         mode="compiled",
     )
 
 
-def speed_rows(
-    pair: Pair, settings: Sequence[tuple[str, str]], rounds: int, device: torch.device
-) -> Iterator[dict[str, object]]:
+def speed_rows(pair: Pair, chosen: Table, rounds: int, device: torch.device) -> Iterator[dict[str, object]]:
     """Yields one row per setting; an adaptive policy is timed at its initial interval.
 
     Args:
         pair: Networks and batch.
-        settings: Policy and precision of the teacher; the first setting is the baseline of the others.
+        chosen: Table of settings, of which those of AdaAD are timed; the first is the baseline of the others.
         rounds: Measurements of each setting.
         device: Device of the networks.
     """
     x_natural, labels = pair.batch(device)
-    steps = {setting: step_of(pair, *setting, device) for setting in settings}
-    runs = {str(setting): lambda step=step: step.step(x_natural, labels) for setting, step in steps.items()}
+    settings = [setting for setting in chosen.settings if setting.method == "adaad"]
+    steps = {s.name: step_of(pair, s, chosen.config(s, seed=0).inner, device) for s in settings}
+    runs = {name: lambda step=step: step.step(x_natural, labels) for name, step in steps.items()}
     timings = alternate(runs, device, rounds=rounds, warmup=2)
-    exact = timings[str(settings[0])]
+    exact = timings[settings[0].name]
     for setting in settings:
-        milliseconds = timings[str(setting)]
+        milliseconds = timings[setting.name]
         spread = Spread.of(milliseconds)
         yield {
             "student": pair.student,
             "teacher": pair.teacher,
             "batch_shape": "x".join(map(str, x_natural.shape)),
-            "policy": setting[0],
-            "teacher_precision": setting[1],
+            "setting": setting.name,
+            "policy": setting.policy,
+            "teacher_precision": setting.teacher_precision,
             "images_per_s": round(1e3 * pair.batch_size / spread.p50, 1),
             **ratios(exact, milliseconds).columns("times_exact_{}"),
             **spread.columns("{}_ms"),

@@ -1,12 +1,6 @@
 """Table and picture of the teacher policies, from invented rows."""
 
-import pytest
-
-from bench.policies import SETTINGS, config_of
 from bench.policy_table import lines_of, plot, table
-from fastadaad import recipes
-from fastadaad.config import TeacherPolicy
-from fastadaad.training.fingerprint import training_facts
 
 POLICIES = ("exact", "refreshed(every=8)")
 
@@ -48,16 +42,3 @@ def test_the_table_has_means_spreads_and_differences_to_exact():
 def test_the_picture_is_drawn(tmp_path):
     plot(tmp_path / "policies.png", lines_of(accuracy_rows(), speed_rows()))
     assert (tmp_path / "policies.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_each_setting_is_a_distinct_training_with_a_valid_policy():
-    base = recipes.get("fashion-mnist-small")
-    facts = [str(training_facts(config_of(base, *setting, seed=0))) for setting in SETTINGS]
-    assert len(set(facts)) == len(SETTINGS)
-    assert [str(TeacherPolicy.parse(policy)) for policy, _ in SETTINGS] == [policy for policy, _ in SETTINGS]
-
-
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_only_the_teacher_has_another_precision(setting):
-    config = config_of(recipes.get("fashion-mnist-small"), *setting, seed=3)
-    assert (config.precision.student, config.precision.teacher, config.seed) == ("fp32", setting[1], 3)
