@@ -1,5 +1,6 @@
-"""The build detects what it can compile, and the wheel holds the right files."""
+"""The build detects what it can compile, the wheel holds the right files, and a demo needs no extra."""
 
+import ast
 import os
 import re
 import shutil
@@ -43,6 +44,42 @@ def test_without_a_compiler_the_wheel_is_pure_and_one_line_names_the_reason(tree
     assert "fastadaad/models/shipped/demo-teacher.safetensors" in names
     assert ".so" not in names
     assert ".cpp" not in names
+
+
+def installed_by(target: str, folder: Path) -> list[str]:
+    """Returns what `make TARGET` would install in place, in a clone without an environment."""
+    command = ["make", "--dry-run", target, f"VENV={folder / 'venv'}"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return re.findall(r"--editable '(.*)'", printed)
+
+
+@pytest.mark.parametrize("target", ["setup", "demo"])
+def test_a_demo_installs_no_extra(target, tmp_path):
+    assert installed_by(target, tmp_path) == ["."]
+
+
+@pytest.mark.parametrize("target", ["setup-dev", "test", "test-fast", "lint", "docs", "coverage", "bench", "bench-gpu"])
+def test_tests_and_checks_install_their_extra_at_once(target, tmp_path):
+    assert installed_by(target, tmp_path) == [".[dev]"]
+
+
+def imported_at_once(path: Path) -> set[str]:
+    """Returns the packages that a module imports when it is imported, but for Python's and our own."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(str(node.module))
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"fastadaad"}
+
+
+def test_the_package_imports_only_its_dependencies():
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    listed = re.search(r"^dependencies = \[\n(.*?)^\]", pyproject, re.MULTILINE | re.DOTALL)[1]
+    allowed = {name.replace("-", "_") for name in re.findall(r'"([\w-]+)', listed)} | {"PIL"}  # Pillow's name
+    modules = [path for path in (ROOT / "fastadaad").rglob("*.py") if path.name != "dali_graph.py"]
+    assert {name for path in modules for name in imported_at_once(path)} <= allowed
 
 
 def test_the_citation_has_the_version_of_the_package():
