@@ -15,6 +15,9 @@ from fastadaad.runtime.text import print_line
 if TYPE_CHECKING:
     from fastadaad.cli.comparison.experiment import Experiment
 
+# Enough to see curves and a table, too few to judge a method by.
+QUICK_EPOCHS = 5
+
 EXAMPLE = "fastadaad compare fashion-mnist --methods all --seeds 0,1"
 
 
@@ -29,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=seeds, default="0", metavar="LIST", help="default: %(default)s")
     parser.add_argument("--attacks", default="", metavar="LIST", help="default: the recipe's")
     parser.add_argument("--from-scratch", action="store_true", help="train the teacher first")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"a look: {QUICK_EPOCHS} epochs, in runs/compare-RECIPE-quick"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the students, computed hours and memory; stop")
     parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: runs/compare-RECIPE")
 
@@ -42,7 +48,9 @@ def run(arguments: argparse.Namespace, console: Console) -> "list[Experiment]":
     names = commas(arguments.methods)
     if not names:
         raise ValueError("--methods is empty: name some, such as pgd-at,adaad, or all")
-    folder = Path(arguments.run_folder or f"runs/compare-{recipe}")
+    folder = Path(arguments.run_folder or f"runs/compare-{recipe}{'-quick' if arguments.quick else ''}")
+    if arguments.quick:
+        overrides = [f"optim.epochs={QUICK_EPOCHS}", *overrides]
     if arguments.dry_run:
         from fastadaad.cli.comparison.compare import student_configs
         from fastadaad.cli.comparison.dry_run import print_plan

@@ -171,10 +171,11 @@ def _results(
         corruptions = read_corruptions(Path(arguments.corruptions), data.dataset)
         measure = partial(evaluate_on_corruptions, corruptions=corruptions)
         show = partial(print_corruptions, averaged=corruptions.averaged, missing=corruptions.missing)
-    measured = [
-        measure(model, config, shard, console=console, title=name, process_group=process_group)
-        for shard in shards_of_data
-    ]
+    with data.fitting_threads(device):
+        measured = [
+            measure(model, config, shard, console=console, title=name, process_group=process_group)
+            for shard in shards_of_data
+        ]
     results = [merge(of_attack) for of_attack in zip(*measured, strict=True)]
     show(console, results)
     return results

@@ -94,6 +94,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             process_group=group,
             profile_steps=arguments.profile,
         )
+        stack.enter_context(trainer.data.fitting_threads(trainer.device))
         result = trainer.train()
         console.print(result.line(config.method))
         rows = [(config.method, trainer.evaluate_best(config.method))]

@@ -1,6 +1,7 @@
 """Training, validation and test split of a run's data set, each as a pipeline."""
 
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from fastadaad.data.rank_agreement import check_same_on_all_ranks
 from fastadaad.data.statistics import Statistics, channel_statistics
 from fastadaad.run_config import DataConfig, RunConfig
 from fastadaad.runtime.distributed import ProcessGroup
+from fastadaad.runtime.threads import fitting_threads
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,11 @@ class TrainingData:
     def statistics(self) -> Statistics:
         """Mean and standard deviation per channel of the training pixels; the first use reads image files."""
         return self.dataset.statistics or channel_statistics(self.dataset.train_images)
+
+    def fitting_threads(self, device: torch.device) -> AbstractContextManager[None]:
+        """Context in which a command works on these images with networks on `device`: see runtime/threads.py."""
+        height, width, _ = image_shape(self.dataset.train_images)
+        return fitting_threads(height, width, device)
 
     @property
     def skipped(self) -> dict[Path, str]:

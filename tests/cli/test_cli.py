@@ -21,6 +21,7 @@ from fastadaad.data import load_dataset
 from fastadaad.models import shipped
 from fastadaad.run_config import ModelConfig
 from fastadaad.runtime.compile import compile_cache
+from fastadaad.runtime.threads import VARIABLES
 from fastadaad.training import trainer as trainer_module
 
 COMMANDS = cli.COMMANDS
@@ -225,6 +226,38 @@ def test_compare_trains_each_student_method_and_seed_and_evaluates_the_teacher(r
         config = read_config(path)
         assert path.parent.name.startswith(f"{config.student.name}_{config.method}_seed_{config.seed}_")
         assert config.optim.epochs == 1
+
+
+@pytest.fixture
+def trainings(monkeypatch) -> list[tuple[int, int, str]]:
+    """Records epochs, threads and folder of each training in a process of two threads, and ends it there."""
+    found = []
+
+    def train(self):
+        found.append((self.config.optim.epochs, torch.get_num_threads(), str(self.folder)))
+        raise ValueError("enough")
+
+    before = torch.get_num_threads()
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    torch.set_num_threads(2)
+    monkeypatch.setattr(trainer_module.Trainer, "train", train)
+    yield found
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("words", "expected"), [([], 5), (["optim.epochs=2"], 2)])
+def test_a_quick_comparison_trains_five_epochs_in_a_folder_of_its_own(run, trainings, words, expected):
+    assert run("compare", "tiny", "--quick", *words)[2] == "fastadaad: enough\n"
+    ((epochs, threads, folder),) = trainings
+    assert (epochs, threads) == (expected, 1)
+    assert folder.startswith("runs/compare-tiny-quick/experiments/")
+
+
+def test_a_training_on_digits_uses_one_thread_and_leaves_the_process_two(run, trainings):
+    run("train", "tiny")
+    assert [threads for _, threads, _ in trainings] == [1]
+    assert torch.get_num_threads() == 2
 
 
 def test_compare_from_scratch_trains_the_teacher_and_distils_from_it(run):

@@ -13,6 +13,7 @@ from fastadaad.config_io import override
 from fastadaad.evaluation.plots import figure_title, plot_curves
 from fastadaad.models import load_model
 from fastadaad.run_config import RunConfig, TeacherConfig
+from fastadaad.training.build import resolve_device
 from fastadaad.training.evaluation import evaluate_on_validation_split
 from fastadaad.training.log import read_metrics
 
@@ -111,7 +112,8 @@ def compare(
     evaluation = config.evaluation
     title = figure_title(recipe, config.data.name, evaluation.threat_model)
     plot_comparison(folder / "table.png", summaries, title=title)
-    validation = evaluate_on_validation_split(teacher_model, teacher.config, teacher_data)
+    with teacher_data.fitting_threads(resolve_device(config.device)):
+        validation = evaluate_on_validation_split(teacher_model, teacher.config, teacher_data)
     title = figure_title(recipe, config.data.name, evaluation.threat_model, evaluation.validation_attack)
     plot_curves(folder / "curves.png", _runs(rest), validation, title=title)
     print_table(console, summaries)

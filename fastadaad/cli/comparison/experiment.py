@@ -106,7 +106,9 @@ class Experiment:
         """Trains the student, unless it is trained already or the experiment is a teacher's."""
         if self.is_teacher or self.training is not None:
             return
-        result = Trainer(self.config, self.folder, console, resume=bool(checkpoint_paths(self.folder))).train()
+        trainer = Trainer(self.config, self.folder, console, resume=bool(checkpoint_paths(self.folder)))
+        with trainer.data.fitting_threads(trainer.device):
+            result = trainer.train()
         # The next run cannot use the graphs of this one, and torch.compile keeps only a few per function.
         torch.compiler.reset()
         training = Training(best_epoch=result.best_epoch, images_per_s=result.images_per_s, seconds=result.seconds)
@@ -117,8 +119,9 @@ class Experiment:
         missing = [attack for attack in self.config.evaluation.attacks if self.result(attack) is None]
         if missing:
             model, data = self.load()
-            for attack in missing:
-                self._attack(model, data, attack, console)
+            with data.fitting_threads(resolve_device(self.config.device)):
+                for attack in missing:
+                    self._attack(model, data, attack, console)
 
     def load(self) -> tuple[nn.Module, TrainingData]:
         """Loads the student of the best epoch, or the teacher, and its data."""
