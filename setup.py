@@ -3,6 +3,7 @@
 Only torch's headers and one of its libraries are needed, found without importing it. torch is no build requirement:
 it would be gigabytes, and any torch with the stable C++ interface serves. In pip's isolated build, which hides
 installed packages, the torch of the interpreter that runs pip is used; where there is none, the wheel has no kernels.
+The name of such a wheel says so, as pip shows that name and hides what a build prints.
 """
 
 import importlib.util
@@ -71,17 +72,23 @@ class BuildKernels(build_ext):
 
 
 class PlatformWheel(bdist_wheel):
-    """Tags a wheel with kernels py3-none-<platform>: they use neither Python's interface nor one torch version's."""
+    """Tags a wheel with kernels py3-none-<platform>: they use neither Python's interface nor one torch version's.
+
+    A wheel without them gets the build tag 0nokernels, and py3-none-any.
+    """
+
+    def finalize_options(self) -> None:
+        if not self.distribution.has_ext_modules() and self.build_number is None:
+            self.build_number = "0nokernels"  # a build tag begins with a digit
+        super().finalize_options()
 
     def get_tag(self) -> tuple[str, str, str]:
         return ("py3", "none", super().get_tag()[2])
 
 
-def extensions() -> list[Extension]:
-    """The library of C++ kernels, or nothing where it cannot be built, after one line that says why."""
-    if missing := missing_tools():
-        remedy = "to get the C++ kernels, provide it and install again"
-        print(f"fastadaad: installing the reference path; missing: {', '.join(missing)}; {remedy}", file=sys.stderr)
+def extensions(missing: list[str]) -> list[Extension]:
+    """The library of C++ kernels, or nothing if something is missing to build it."""
+    if missing:
         return []
     sources, headers = (
         sorted(str(path.relative_to(ROOT)) for path in (ROOT / "kernels" / "cpu").glob(pattern))
@@ -91,6 +98,7 @@ def extensions() -> list[Extension]:
 
 
 if __name__ == "__main__":
+    missing = missing_tools()
     setup(
         packages=[
             *find_packages(include=["fastadaad*"]),
@@ -98,6 +106,9 @@ if __name__ == "__main__":
             *(f"fastadaad.kernels.{name}" for name in find_packages("kernels")),
         ],
         package_dir={"fastadaad.kernels": "kernels"},
-        ext_modules=extensions(),
+        ext_modules=extensions(missing),
         cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
     )
+    if missing:  # at the end, below all that a build prints
+        remedy = "to get them, provide it and install again"
+        print(f"fastadaad: built without the C++ kernels; missing: {', '.join(missing)}; {remedy}", file=sys.stderr)

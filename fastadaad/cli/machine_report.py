@@ -13,7 +13,7 @@ from fastadaad import ops
 from fastadaad.data.engines import dali_status
 from fastadaad.inner import layout
 from fastadaad.runtime.compile import compile_cache
-from fastadaad.runtime.text import printable
+from fastadaad.runtime.text import print_line, printable
 from fastadaad.runtime.version import version
 from fastadaad.training import self_check
 
@@ -37,6 +37,14 @@ def compile_cache_status() -> str:
 def device_in_use() -> str:
     """Type of the device that device=auto selects."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def without_kernels() -> str | None:
+    """Line for an installation without usable C++ kernels, with the reason; None if some are in use."""
+    on_cpu = [row for row in ops.report() if row.device == "cpu"]
+    if any(row.backend != "reference" for row in on_cpu):
+        return None
+    return f"no C++ kernels ({on_cpu[0].reason}): operations on the CPU run in plain torch, which is slower"
 
 
 def summarize_ops() -> str:
@@ -65,6 +73,8 @@ def print_report(console: Console, *, layouts: bool = False) -> None:
         layouts: List the cached layouts, of which there may be hundreds, instead of their number.
     """
     result = _known_self_check()
+    if lacking := without_kernels():
+        print_line(console, lacking)
     table = Table(title=f"fastadaad {version('fastadaad')}", show_header=False)
     table.add_row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in PACKAGES:

@@ -97,6 +97,15 @@ def test_cached_layouts_are_counted_and_listed_on_request(monkeypatch):
     assert report(layouts=True).count("PlantedNet") == 1213
 
 
+def test_the_report_begins_with_missing_kernels_and_their_reason(monkeypatch):
+    rows = [row._replace(backend="reference", reason="not built") for row in ops.report()]
+    monkeypatch.setattr(ops, "report", lambda: rows)
+    first, *_ = report().splitlines()
+    assert first.startswith("no C++ kernels (not built): operations on the CPU run in plain torch, which is slower")
+    monkeypatch.setattr(ops, "report", lambda: [rows[0]._replace(backend="c++"), *rows[1:]])
+    assert "no C++ kernels" not in report()
+
+
 def test_the_summary_is_one_line_with_every_operation_of_the_device_in_use():
     summary = doctor.summarize_ops()
     assert "\n" not in summary
