@@ -246,6 +246,18 @@ SPELLINGS = {
 }
 
 
+def setting_names() -> list[str]:
+    """Returns the dotted names of all settings that one override can set."""
+    return [name for name, hint in _hints(RunConfig).items() if _section(hint) in (None, *STRING_FORMS)]
+
+
+def setting_values(name: str) -> tuple[str, ...]:
+    """Returns the values of a setting that has a fixed set of them; none for the others and for unknown names."""
+    hint = _hints(RunConfig).get(name)
+    literal = next((part for part in (hint, *get_args(hint)) if get_origin(part) is Literal), None)
+    return ("true", "false") if hint is bool else get_args(literal)
+
+
 def setting_named(field: str) -> str | None:
     """Returns the dotted name of the setting that is called `field` here or in other programs; None: none exists."""
     same_field = (name for name in _hints(RunConfig) if name.rpartition(".")[2] == field)

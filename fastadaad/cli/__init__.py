@@ -80,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the command line, with overrides anywhere on it."""
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
+        from fastadaad.cli.completion import complete
+
+        complete(parser)
     if not (sys.argv[1:] if argv is None else argv):
         parser.print_help()
         parser.exit()
