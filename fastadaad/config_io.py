@@ -49,6 +49,21 @@ def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         raise ValueError(printable(str(error))) from error
 
 
+def check_override(text: str) -> None:
+    """Checks name and type of one override; whether it fits the others is known when all are there.
+
+    Raises:
+        ValueError: Unknown setting, or a value of the wrong type; in one line.
+    """
+    name, _, value = text.partition("=")
+    hint = _hint(name, value)
+    section = _section(hint)
+    if section in STRING_FORMS and value.lower() not in NULL:
+        section.parse(value)
+    else:
+        _convert(name, None if value.lower() in NULL else value, hint)
+
+
 def read_config(path: Path) -> RunConfig:
     """Reads the configuration that a run saved as config.json.
 

@@ -93,7 +93,7 @@ COMMAND_LINE = {
     "a misspelt command": ("trian tiny", "unknown command 'trian'", "did you mean train?"),
     "an unknown option": ("train tiny --epochs 3", "unrecognized arguments: --epochs", "fastadaad train --help"),
     "an option without a value": ("train tiny --method", "--method: expected one argument"),
-    "no recipe": ("train", "required: RECIPE; see fastadaad train --help"),
+    "no recipe": ("train", "no recipe is named", "see fastadaad recipes"),
     "the meta device": ("train tiny device=meta", "device 'meta' cannot be used", "try device=cpu"),
     "a folder without a run to resume": (f"{RESUME} images", "images exists already", "another --run-folder"),
     "a recipe outside of runs": (setting("recipe=../x"), "recipe is '../x'", "letters, digits"),

@@ -123,6 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     has_files = arguments.command in WITH_FILES and not getattr(arguments, "print_config", False)
     try:
         with messages_on(console, arguments.log_level), without_terminal() if has_files else nullcontext():
+            if getattr(arguments, "config", None) is not None:
+                from fastadaad.cli.config_file import take_config
+
+                take_config(arguments)
             arguments.run(arguments, console)
             return 0 if has_files else _code_of_output()
     except (ValueError, OSError) as error:

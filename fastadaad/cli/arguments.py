@@ -21,6 +21,11 @@ def add_download(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--download", action="store_true", help="fetch the data set where it is missing")
 
 
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds --config, a file that cli/config_file.py reads."""
+    parser.add_argument("--config", metavar="FILE", help="settings in YAML or JSON, such as a run's config.json")
+
+
 def add_prefix(parser: argparse.ArgumentParser) -> None:
     """Adds --prefix, which chooses a network of a weights file."""
     parser.add_argument("--prefix", metavar="NAME", help="which network of a file of several, such as student")
@@ -30,6 +35,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Adds the recipe, as the first word or as --recipe."""
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="see fastadaad recipes")
     parser.add_argument("--recipe", dest="recipe_by_name", metavar="RECIPE", help="the same by name")
+    add_config(parser)
 
 
 def recipe_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]]:

@@ -19,11 +19,13 @@ EXAMPLE = "fastadaad sweep-epsilon fashion-mnist-small --epsilons 0.05,0.1,0.15"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    # The list of all options would take the help beyond 24 lines.
+    parser.usage = "fastadaad sweep-epsilon RECIPE --epsilons LIST [OPTIONS] [SETTINGS]"
     add_recipe(parser)
     add_overrides(parser)
     add_download(parser)
     parser.add_argument("--epsilons", required=True, metavar="LIST", help="training radii: 4/255,8/255 or 0.05,0.1")
-    parser.add_argument("--method", default="adaad", help="default: %(default)s")
+    parser.add_argument("--method", help="default: adaad")
     parser.add_argument("--seeds", type=seeds, default="0", metavar="LIST", help="default: %(default)s")
     parser.add_argument("--attacks", default="", metavar="LIST", help="default: the recipe's")
     parser.add_argument("--run-folder", metavar="FOLDER", help="where to write; default: runs/sweep-epsilon-RECIPE")
@@ -44,7 +46,7 @@ def run(arguments: argparse.Namespace, console: Console) -> "list[Experiment]":
         overrides,
         epsilons,
         folder=folder,
-        method=arguments.method,
+        method=arguments.method or "adaad",
         seeds=arguments.seeds,
         console=console,
     )

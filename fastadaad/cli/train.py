@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from fastadaad.cli.arguments import add_download, add_overrides
+from fastadaad.cli.arguments import add_config, add_download, add_overrides
 from fastadaad.runtime.messages import messages_on
 from fastadaad.runtime.text import print_line
 
@@ -30,8 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `fastadaad train`."""
     # The list of all options would take the help beyond 24 lines.
     parser.usage = "fastadaad train RECIPE [OPTIONS] [section.field=value ...]"
-    parser.add_argument("recipe", metavar="RECIPE", help="see fastadaad recipes")
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="see fastadaad recipes")
     add_overrides(parser)
+    add_config(parser)
     add_download(parser)
     parser.add_argument("--method", help="see fastadaad methods; default: the recipe's")
     parser.add_argument("--teacher", metavar="NAME", help="RobustBench's name, see fastadaad teachers")
@@ -108,6 +109,8 @@ def _config(arguments: argparse.Namespace) -> "RunConfig":
     from fastadaad import recipes
     from fastadaad.config_io import override
 
+    if arguments.recipe is None:
+        raise ValueError("no recipe is named: see fastadaad recipes")
     method = {} if arguments.method is None else {"method": arguments.method}
     config = recipes.get(arguments.recipe, **method)
     teacher = []

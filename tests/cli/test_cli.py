@@ -312,7 +312,7 @@ MISTAKES = [
     (["train", "dem"], "unknown recipe 'dem': did you mean demo?"),
     (["train", "fashon-mnist"], "unknown recipe 'fashon-mnist': did you mean fashion-mnist?"),
     (["train", "abacus"], "unknown recipe 'abacus': fastadaad recipes lists all"),
-    (["train"], "required: RECIPE"),
+    (["train"], "no recipe is named: see fastadaad recipes"),
     (["trian", "demo"], "unknown command 'trian': did you mean train?"),
     (["fly"], "unknown command 'fly': fastadaad --help lists all"),
     (["train", "demo", "--epochs", "3"], "unrecognized arguments: --epochs 3: did you mean optim.epochs=3?"),

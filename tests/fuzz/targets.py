@@ -19,6 +19,7 @@ from target import Part, Target
 
 from fastadaad import recipes
 from fastadaad.cli.comparison.experiment import Training
+from fastadaad.cli.config_file import ConfigFileError, overrides_of, read_settings
 from fastadaad.config_io import read_config
 from fastadaad.data import DataError, Dataset, load_dataset
 from fastadaad.data.corruptions import read_corruptions
@@ -38,8 +39,21 @@ from fastadaad.training.checkpoint import CheckpointError, CheckpointFacts, read
 from fastadaad.training.log import METRICS, read_metrics
 from fastadaad.training.self_check_result import SelfCheckResult
 
+SETTINGS = """
+seed: 3
+data: {batch_size: 32, root: null}
+inner: {step_size: 2/255, threat_model: &ball {norm: linf, epsilon: 8/255}}
+optim:
+  milestones: [0.5, 0.75]
+evaluation: {threat_model: *ball}
+"""
 RNG = np.random.default_rng(0)
 SHAPE = (8, 6, 3)
+
+
+def _read_settings(folder: Path) -> None:
+    path = folder / "mine.yaml"
+    overrides_of(path, read_settings(path))
 
 
 def member(file: str, name: str) -> Part:
@@ -312,6 +326,12 @@ TARGETS = {
         read=lambda folder: read_metrics(folder) and None,
         parts=(Part(file="metrics.csv"),),
         error=ValueError,
+    ),
+    "settings": Target(
+        write=lambda folder: (folder / "mine.yaml").write_text(SETTINGS) and None,
+        read=_read_settings,
+        parts=(Part(file="mine.yaml"),),
+        error=ConfigFileError,
     ),
     "config": Target(
         write=lambda folder: (folder / "config.json").write_text(json.dumps(asdict(recipes.get("demo")))) and None,
