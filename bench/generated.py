@@ -28,7 +28,7 @@ GENERATED_PAIRS = {
     "paper": PAIRS["paper"],
     "mobilenet": replace(PAIRS["cifar"], student="mobilenet-v2", batch_size=128),
 }
-REUSING = ("refreshed(every=2)", "linearized(top=3,every=2)")
+REUSING = ("refreshed(every=2)", "directional(every=2)", "linearized(top=3,every=2)")
 SHOWN = (
     "pair", "policy", "part", "target", "device_operations", "convolutions", "generated_launches", "kernels", "gb",
     "layout_copies", "peak_mib", "max_registers", "spills", "narrow_kernels",
