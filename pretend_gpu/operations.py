@@ -58,6 +58,7 @@ def install() -> None:
     graphs.install()
     _interpret_triton_in_place()
     _compile_without_inductor()
+    _communicate_by_gloo()
     torch._C._cuda_sleep = lambda cycles: None
     library = torch.library.Library("aten", "IMPL", "CUDA")
     _libraries.append(library)  # its kernels go with it
@@ -383,3 +384,19 @@ def _compile_without_inductor() -> None:
         return compile_(*arguments, **{"backend": "aot_eager"} | keywords)
 
     torch.compile = compile_here
+
+
+def _communicate_by_gloo() -> None:
+    """Lets ranks on CUDA tensors exchange them by gloo, through copies on the host: NCCL has a runtime of its own."""
+    from torch import distributed
+
+    if not distributed.is_available():
+        return
+    init_process_group = distributed.init_process_group
+
+    @functools.wraps(init_process_group)
+    def init_with_gloo(backend: str | None = None, *arguments: Any, **keywords: Any) -> None:
+        backend = None if backend is None else backend.replace("nccl", "gloo")
+        init_process_group(backend, *arguments, **keywords)
+
+    distributed.init_process_group = init_with_gloo
