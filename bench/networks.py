@@ -31,11 +31,13 @@ class Pair:
     def image_shape(self) -> tuple[int, int, int]:
         return self.channels, self.size, self.size
 
-    def networks(self, device: torch.device) -> tuple[nn.Module, nn.Module]:
+    def networks(self, device: torch.device | str) -> tuple[nn.Module, nn.Module]:
         """Returns student and teacher with the same random weights in each call; the teacher is in eval mode."""
         torch.manual_seed(0)
-        student = load_model(self.student, in_channels=self.channels).to(device)
-        return student, load_model(self.teacher, in_channels=self.channels).to(device).eval()
+        # Random weights are those of the CPU on every device; on the meta device there are none to draw.
+        with torch.device("meta" if torch.device(device).type == "meta" else "cpu"):
+            student, teacher = (load_model(name, in_channels=self.channels) for name in (self.student, self.teacher))
+        return student.to(device), teacher.to(device).eval()
 
     def batch(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Returns x_natural [B, C, H, W] in [0, 1] and labels [B], the same in each call."""

@@ -17,12 +17,13 @@ from fastadaad.cli.comparison.experiment import Experiment, finish
 from fastadaad.evaluation import AttackResult
 from fastadaad.run_config import RunConfig
 
+from . import long_table
 from .networks import PAIRS
 from .policy_kl import kl_rows
 from .policy_settings import TABLES, Setting, Table
 from .policy_speed import speed_rows
 from .policy_table import plot, policy_lines, table
-from .readme import rewritten
+from .readme import rewritten, rows_of
 from .timing import RESULTS, write_rows
 
 SPEED_ROUNDS = 15
@@ -81,6 +82,23 @@ def columns(result: AttackResult) -> dict[str, object]:
     return {name: row[name] for name in ("attack", "epsilon", "num_images", "accuracy", "margin")}
 
 
+def curve_rows(experiments: Sequence[tuple[Setting, Experiment]]) -> Iterator[dict[str, object]]:
+    """Yields the accuracies on the validation split and the policy's last probe, by setting, seed and epoch."""
+    for setting, experiment in experiments:
+        share = ""
+        for row in rows_of(experiment.folder / "metrics.csv"):
+            share = row["policy_kl_share"] or share
+            if row["robust_accuracy"]:
+                yield {
+                    "setting": setting.name,
+                    "seed": experiment.config.seed,
+                    "epoch": row["epoch"],
+                    "natural": row["natural_accuracy"],
+                    "robust": row["robust_accuracy"],
+                    "policy_kl_share": share,
+                }
+
+
 def measure_speed(chosen: Table, path: Path) -> None:
     device = torch.device("cpu")
     path.unlink(missing_ok=True)
@@ -95,22 +113,31 @@ def measure_kl(base: RunConfig, student: Path) -> None:
 
 
 def draw() -> None:
+    """Draws the pictures and writes the tables of docs/performance.md."""
     lines = policy_lines(RESULTS)
     docs = RESULTS.parents[1] / "docs"
     plot(docs / "policies.png", lines)
+    long_table.plot(docs / "policies-long.png", rows_of(RESULTS / "policies-long-curves.csv"))
     page = docs / "performance.md"
-    page.write_text(rewritten(page.read_text(), table(lines)))
+    text = rewritten(page.read_text(), table(lines))
+    page.write_text(rewritten(text, long_table.block(RESULTS), "long"))
 
 
-def measure_accuracy(chosen: Table, options: argparse.Namespace) -> list[dict[str, object]]:
-    """Trains and attacks the students that are not finished; returns the rows of all."""
-    seeds = [int(seed) for seed in options.seeds.split(",")]
+def measure_accuracy(chosen: Table, suffix: str, options: argparse.Namespace) -> None:
+    """Trains and attacks the students that are not finished, and writes the rows of all."""
+    seeds, device = [int(seed) for seed in options.seeds.split(",")], torch.device("cpu")
     measured: list[dict[str, object]] = []
     for attacks, num_images in ((("natural", "pgd20"), None), (("autoattack",), options.autoattack_images)):
         batch = experiments_of(chosen, seeds, attacks, num_images, options.folder, tuple(options.overrides))
         finish([experiment for _, experiment in batch], Console())
         measured += rows(batch)
-    return measured
+    if options.work:
+        return
+    written = {f"policies{suffix}.csv": measured, f"policies{suffix}-curves.csv": [*curve_rows(batch)]}
+    for name, table_rows in written.items():
+        if table_rows:
+            (options.output / name).unlink(missing_ok=True)
+            write_rows(options.output / name, table_rows, device)
 
 
 def main(argv: list[str]) -> None:
@@ -121,6 +148,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--autoattack-images", type=int, default=1000, metavar="N", help="default: %(default)s")
     parser.add_argument("--folder", type=Path, default=Path("runs/policies"), help="default: %(default)s")
     parser.add_argument("--work", action="store_true", help="share the work of another process; write no rows")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the rows; default: bench/results")
     parser.add_argument("--speed", action="store_true", help="measure images/s instead")
     parser.add_argument("--kl", type=Path, metavar="STUDENT", help="measure the kl reached instead: policies-kl.csv")
     parser.add_argument(
@@ -131,10 +159,8 @@ def main(argv: list[str]) -> None:
     if options.draw:
         draw()
     elif options.speed:
-        measure_speed(chosen, RESULTS / f"policies{suffix}-speed.csv")
+        measure_speed(chosen, options.output / f"policies{suffix}-speed.csv")
     elif options.kl:
         measure_kl(chosen.config(Setting(), seed=0), options.kl)
     else:
-        measured = measure_accuracy(chosen, options)
-        if not options.work:
-            write_rows(RESULTS / f"policies{suffix}.csv", measured, torch.device("cpu"))
+        measure_accuracy(chosen, suffix, options)

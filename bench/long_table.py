@@ -1,0 +1,123 @@
+"""Table and picture of long trainings: accuracy of each setting, and its difference to exact paired by seed."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastadaad.config import TeacherPolicy
+from fastadaad.evaluation.plots import COLORS, MARKERS, new_figure
+
+from .flops import method_cost, network_cost
+from .networks import PAIRS
+from .policy_settings import LONG, Setting
+from .policy_table import ATTACKS
+from .readme import Row, markdown, rows_of
+
+COMPUTED_PAIR = "paper"  # the teacher has 48 times the student's FLOPs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """Accuracies in % of a setting and its differences to exact, over the seeds that both have."""
+
+    mean: float
+    difference: float
+    error: float | None
+    """Standard error of the mean difference; None with one seed."""
+
+    @classmethod
+    def of(cls, accuracies: dict[str, float], exact: dict[str, float]) -> "Paired":
+        """Pairs two settings by seed.
+
+        Args:
+            accuracies: Accuracy of each seed.
+            exact: Accuracy of each seed of exact.
+
+        Raises:
+            ValueError: They have no seed in common.
+        """
+        differences = [accuracies[seed] - exact[seed] for seed in accuracies if seed in exact]
+        if not differences:
+            raise ValueError(f"no seed of {sorted(accuracies)} is one of exact's, {sorted(exact)}")
+        error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else None
+        return cls(mean=statistics.fmean(accuracies.values()), difference=statistics.fmean(differences), error=error)
+
+    def cell(self, with_difference: bool) -> str:
+        """Text of the table: 67.40 (-0.30 ± 0.21)."""
+        if not with_difference:
+            return f"{self.mean:.2f}"
+        error = "" if self.error is None else f" ± {self.error:.2f}"
+        return f"{self.mean:.2f} ({self.difference:+.2f}{error})"
+
+
+def accuracies_of(rows: Sequence[Row], attack: str) -> dict[str, dict[str, float]]:
+    """Returns the accuracy in % under an attack, by setting and seed."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["attack"] == attack:
+            found.setdefault(row["setting"], {})[row["seed"]] = 100 * float(row["accuracy"])
+    return found
+
+
+def computed_gain(setting: Setting, pair_name: str = COMPUTED_PAIR) -> float:
+    """Returns FLOPs of a step of exact over those of a setting, on the networks of a pair."""
+    pair = PAIRS[pair_name]
+    costs = [network_cost(network, pair.image_shape) for network in pair.networks("meta")]
+
+    def flops(one: Setting) -> float:
+        steps, policy = LONG.config(one, seed=0).inner.num_steps, TeacherPolicy.parse(one.policy)
+        return method_cost(one.method, *costs, steps, policy).flops
+
+    return flops(LONG.settings[0]) / flops(setting)
+
+
+def table(rows: Sequence[Row], speeds: Sequence[Row]) -> str:
+    """Returns Markdown with a line per setting that has accuracies."""
+    columns = ("search", "times exact, measured", "computed for a ratio of 48", *ATTACKS)
+    by_attack = {attack: accuracies_of(rows, attack) for attack in ATTACKS}
+    measured = {row["setting"]: float(row["times_exact_p50"]) for row in speeds}
+    exact, lines = LONG.settings[0], []
+    for setting in LONG.settings:
+        name = setting.name
+        if all(name in found for found in by_attack.values()):
+            cells = [f"`{setting.policy}`" + (f", {setting.note}" if setting.note else "")]
+            cells = cells if setting.method == exact.method else [f"`{setting.method}`, no teacher"]
+            cells += [f"{measured[name]:.2f}" if name in measured else "", f"{computed_gain(setting):.1f}"]
+            for attack in ATTACKS:
+                paired = Paired.of(by_attack[attack][name], by_attack[attack][exact.name])
+                cells.append(paired.cell(with_difference=setting is not exact))
+            lines.append(cells)
+    return markdown(columns, lines)
+
+
+def plot(path: Path, curves: Sequence[Row]) -> None:
+    """Draws accuracy on the validation split by epoch: a panel each for natural and robust, a line per setting.
+
+    Args:
+        path: PNG file.
+        curves: Rows with setting, seed, epoch, natural and robust. A line is the mean over seeds, a band their range.
+    """
+    figure = new_figure(9, 3.6)
+    names = list(dict.fromkeys(row["setting"] for row in curves))
+    for axes, column in zip(figure.subplots(1, 2), ("natural", "robust"), strict=True):
+        for index, name in enumerate(names):
+            epochs: dict[int, list[float]] = {}
+            for row in curves:
+                if row["setting"] == name:
+                    epochs.setdefault(int(row["epoch"]), []).append(100 * float(row[column]))
+            color = "black" if index == 0 else COLORS[(index - 1) % len(COLORS)]
+            low, high = ([choose(values) for values in epochs.values()] for choose in (min, max))
+            means = [statistics.fmean(values) for values in epochs.values()]
+            axes.plot([*epochs], means, color=color, marker=MARKERS[index % len(MARKERS)], markersize=4, label=name)
+            axes.fill_between([*epochs], low, high, color=color, alpha=0.12, linewidth=0)
+        axes.set(xlabel="epoch", ylabel=f"{column} accuracy on the validation split (%)")
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def block(results: Path) -> str:
+    """Returns the table of the rows in a folder."""
+    return table(rows_of(results / "policies-long.csv"), rows_of(results / "policies-long-speed.csv"))
