@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from fastadaad import InnerConfig
-from fastadaad.runtime.allocator import keep_freed_memory
+from fastadaad.runtime.host_memory import keep_freed_memory
 
 from .networks import PAIRS, Program, Variant
 from .tables import rewrite_rows

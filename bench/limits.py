@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastadaad.inner.folding import FoldedNetwork
+from fastadaad.inner.folded_network import FoldedNetwork
 
 from .flops import NetworkCost
 from .networks import Pair

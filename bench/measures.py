@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 
 from fastadaad import InnerConfig, InnerMaximizer
-from fastadaad.inner import folded_cache, folding
+from fastadaad.inner import folded_cache, folded_layers
 
 from .networks import PAIRS, Pair, Program, Variant
 from .readme import Row, markdown
@@ -25,7 +25,7 @@ REFERENCE = "plain program"
 UNFOLDED = {"fold": lambda network, *_, **__: (network, "left unfolded")}
 NO_PRODUCT = {"MAX_PATCH": 0}
 SHOWN = ("pair", "measure", "times_plain_p50", "times_before_p50", "p50_ms")
-# Attributes replaced in folded_cache and in folding while the copies are folded, and InnerMaximizer's arguments.
+# Attributes replaced in folded_cache and folded_layers while the copies are folded, and InnerMaximizer's arguments.
 MEASURES: dict[str, tuple[dict, dict, dict]] = {
     "no weight gradients kept, analytic logit gradients, fused step": (UNFOLDED, {}, {}),
     "batch-norm folded": ({}, NO_PRODUCT, {"layout": "contiguous"}),
@@ -39,13 +39,13 @@ def loops(pair: Pair, inner: InnerConfig, device: torch.device) -> Iterator[tupl
     """Yields name and inner loop of each variant, each on its own copy of the networks."""
     yield REFERENCE, Program(pair, "adaad", Variant(mode="reference"), inner, device).inner_loop
     x_natural, _ = pair.batch(device)
-    for name, (cache_off, folding_off, arguments) in MEASURES.items():
+    for name, (cache_off, layers_off, arguments) in MEASURES.items():
         maximizer = InnerMaximizer(
             *map(copy.deepcopy, pair.networks(device)), inner=inner, precision="fp32", **arguments
         )
         with ExitStack() as switches, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # unfolded networks are intended here
-            for module, off in ((folded_cache, cache_off), (folding, folding_off)):
+            for module, off in ((folded_cache, cache_off), (folded_layers, layers_off)):
                 for attribute, value in off.items():
                     switches.enter_context(mock.patch.object(module, attribute, value))
             maximizer(x_natural)

@@ -34,7 +34,7 @@ class Pair:
     def networks(self, device: torch.device | str) -> tuple[nn.Module, nn.Module]:
         """Returns student and teacher with the same random weights in each call; the teacher is in eval mode."""
         torch.manual_seed(0)
-        # Random weights are those of the CPU on every device; on the meta device there are none to draw.
+        # Random weights are those of the CPU on every device; the meta device has none.
         with torch.device("meta" if torch.device(device).type == "meta" else "cpu"):
             student, teacher = (load_model(name, in_channels=self.channels) for name in (self.student, self.teacher))
         return student.to(device), teacher.to(device).eval()

@@ -111,8 +111,8 @@ def test_the_way_to_kl_grad_enters_no_room_twice(path):
 # Callbacks: an evaluation iterates over the images of the preflight check, and folding's tracer intercepts a network.
 UPWARDS = {
     ("evaluation.batches", "training.preflight"),
-    ("models.normalize", "inner.folding"),
-    ("models.small_cnn", "inner.folding"),
+    ("models.normalize", "inner.folded_network"),
+    ("models.small_cnn", "inner.folded_network"),
 }
 
 

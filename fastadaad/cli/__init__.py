@@ -19,7 +19,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from fastadaad.config_io import setting_named
-from fastadaad.runtime.allocator import keep_freed_memory
+from fastadaad.runtime.host_memory import keep_freed_memory
 from fastadaad.runtime.messages import LEVELS, messages_on
 from fastadaad.runtime.output import end_output, open_standard_streams, reason
 from fastadaad.runtime.signals import Interrupted, without_terminal

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fastadaad.config import Layout, Precision
-from fastadaad.inner.folding import FoldedNetwork, fold
+from fastadaad.inner.folded_network import FoldedNetwork
+from fastadaad.inner.folding import fold
 from fastadaad.inner.layout import FORMATS, choose_memory_format
 from fastadaad.runtime.precision import DTYPES, is_low
 

@@ -1,4 +1,4 @@
-"""Reproducible runs: deterministic algorithms, and the global random generators of Python, numpy and torch."""
+"""Choice of algorithms, deterministic or measured, and the global random generators of Python, numpy and torch."""
 
 import os
 import random
@@ -32,6 +32,21 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def measured_algorithms() -> Iterator[None]:
+    """Lets cuDNN measure its algorithms for each new shape and keep the fastest, inside the context.
+
+    The batches of a training have one shape, so the measurement pays. Deterministic algorithms stay as they are.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    cudnn.benchmark = not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def random_states() -> dict[str, Any]:

@@ -16,13 +16,17 @@ from fastadaad.data.rank_agreement import dataset_digest
 from fastadaad.evaluation import AttackResult, check_attacks
 from fastadaad.models.weights_writing import serialized
 from fastadaad.run_config import ModelConfig, RunConfig
-from fastadaad.runtime.cudnn import measured_algorithms
 from fastadaad.runtime.distributed import ProcessGroup, current_process_group
-from fastadaad.runtime.garbage import GarbageCollection
+from fastadaad.runtime.host_memory import GarbageCollection
 from fastadaad.runtime.locks import run_lock
 from fastadaad.runtime.messages import LOG_FILE, LogFile, messages_on
 from fastadaad.runtime.progress import Counts, ImageProgress, image_progress
-from fastadaad.runtime.reproducibility import deterministic_algorithms, own_random_states, restore_random_states
+from fastadaad.runtime.reproducibility import (
+    deterministic_algorithms,
+    measured_algorithms,
+    own_random_states,
+    restore_random_states,
+)
 from fastadaad.runtime.retrying_files import RetryingFiles
 from fastadaad.runtime.signals import Interrupted, Interruption, interruption
 from fastadaad.training.build import (

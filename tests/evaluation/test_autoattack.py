@@ -13,7 +13,7 @@ from fastadaad.config import ThreatModel
 from fastadaad.data import load_dataset
 from fastadaad.evaluation import accuracy, evaluate, masking_warning, survival
 from fastadaad.evaluation.attack_names import AUTOATTACK_STAGES
-from fastadaad.inner.folding import FoldedNetwork
+from fastadaad.inner.folded_network import FoldedNetwork
 from fastadaad.models import load_model
 from fastadaad.models.shipped import checkpoint_path
 

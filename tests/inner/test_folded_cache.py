@@ -15,7 +15,7 @@ from fastadaad import Distiller, InnerConfig, InnerMaximizer, ThreatModel
 from fastadaad.config import PrecisionConfig, TeacherPolicy
 from fastadaad.inner import folded_cache
 from fastadaad.inner.folded_cache import Form, folded_copy
-from fastadaad.inner.folding import FoldedNetwork
+from fastadaad.inner.folded_network import FoldedNetwork
 
 SETTINGS = {"epsilon": 16 / 255, "step_size": 4 / 255, "num_steps": 5}
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=16 / 255), step_size=4 / 255, num_steps=5, start="natural")

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
-from fastadaad.inner.folding import FoldedNetwork, fold, patches_times_weight
+from fastadaad.inner.folded_layers import patches_times_weight
+from fastadaad.inner.folded_network import FoldedNetwork
+from fastadaad.inner.folding import fold
 from fastadaad.models import load_model
 from tests.accuracy import assert_as_accurate_as_torch
 from tests.networks import images_and_labels, tiny_network

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastadaad.inner.folding import FoldedNetwork
+from fastadaad.inner.folded_network import FoldedNetwork
 from fastadaad.models import load_model
 from fastadaad.runtime.compile import PRESETS, preset_options
 from fastadaad.runtime.epilogues import FuseEpilogues, convolution_relu, with_epilogues, worth_fusing

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from tiny_runs import tiny_run
 
-from fastadaad.runtime.garbage import GarbageCollection
+from fastadaad.runtime.host_memory import GarbageCollection
 from fastadaad.training.trainer import Trainer
 
 STEPS_PER_EPOCH, LOG_EVERY = 4, 3  # values of tiny_run

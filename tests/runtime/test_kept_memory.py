@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from fastadaad import cli
-from fastadaad.runtime import allocator
-from fastadaad.runtime.allocator import keep_freed_memory
+from fastadaad.runtime import host_memory
+from fastadaad.runtime.host_memory import keep_freed_memory
 
 # Page faults of a tensor of 64 MiB after 19 others, which were freed: malloc needs some to find a fitting block.
 FAULTS = """
 import resource, torch
-from fastadaad.runtime.allocator import keep_freed_memory
+from fastadaad.runtime.host_memory import keep_freed_memory
 if {kept}:
     assert keep_freed_memory()
 for _ in range(20):
@@ -39,12 +39,12 @@ def test_a_tensor_takes_the_memory_of_earlier_ones(monkeypatch):
 @pytest.mark.parametrize("variable", ["GLIBC_TUNABLES", "MALLOC_ARENA_MAX"])
 def test_the_users_own_settings_of_malloc_stand(variable, monkeypatch):
     monkeypatch.setenv(variable, "1")
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: pytest.fail("malloc was set"))
+    monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: pytest.fail("malloc was set"))
     assert not keep_freed_memory()
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: ctypes.Structure())
+    monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: ctypes.Structure())
     assert not keep_freed_memory()
 
 

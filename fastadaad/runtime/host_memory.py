@@ -1,8 +1,35 @@
-"""Python's garbage collection in a training: at chosen moments, not in the middle of a step."""
+"""Memory of the host in a training: when garbage is collected, and what freed memory stays in the process."""
 
+import ctypes
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt, from glibc's malloc.h
+NEVER_TRIMMED, LARGEST_BLOCK = -1, 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Lets malloc keep the memory that is freed, for the whole process.
+
+    glibc gives large blocks back to the system when they are freed. A training step on the CPU allocates the same
+    blocks again, and the system must fill every page of them with zeros first.
+
+    Blocks of less than 2 GiB then come from memory that was used before, if there is enough. The process holds its
+    peak memory to its end.
+
+    Returns:
+        True if malloc took the settings. False without glibc, or if the environment sets malloc (MALLOC_... or
+        GLIBC_TUNABLES): nothing changes.
+    """
+    if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, or another system
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER_TRIMMED))
 
 
 class GarbageCollection:
