@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fastadaad.runtime.reproducibility import measured_algorithms
+from fastadaad.runtime.torch_settings import measured_algorithms
 
 # Runs the recorded work and returns its outputs, which are the same tensors at every call.
 Replay = Callable[[], Any]

@@ -28,7 +28,7 @@ from fastadaad.data.rank_agreement import check_same_on_all_ranks
 from fastadaad.data.statistics import Statistics, channel_statistics
 from fastadaad.run_config import DataConfig, RunConfig
 from fastadaad.runtime.distributed import ProcessGroup
-from fastadaad.runtime.threads import fitting_threads
+from fastadaad.runtime.torch_settings import fitting_threads
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from fastadaad.runtime.distributed import ProcessGroup
 from fastadaad.runtime.files import remove_temporaries
 from fastadaad.runtime.locks import run_lock
 from fastadaad.runtime.progress import Counts
-from fastadaad.runtime.reproducibility import own_random_states, random_states, restore_random_states
+from fastadaad.runtime.torch_settings import own_random_states, random_states, restore_random_states
 from fastadaad.training.changes import Change, allowed_changes, with_changes
 from fastadaad.training.checkpoint import (
     CHECKPOINTS,

@@ -21,14 +21,14 @@ from fastadaad.runtime.host_memory import GarbageCollection
 from fastadaad.runtime.locks import run_lock
 from fastadaad.runtime.messages import LOG_FILE, LogFile, messages_on
 from fastadaad.runtime.progress import Counts, ImageProgress, image_progress
-from fastadaad.runtime.reproducibility import (
+from fastadaad.runtime.retrying_files import RetryingFiles
+from fastadaad.runtime.signals import Interrupted, Interruption, interruption
+from fastadaad.runtime.torch_settings import (
     deterministic_algorithms,
     measured_algorithms,
     own_random_states,
     restore_random_states,
 )
-from fastadaad.runtime.retrying_files import RetryingFiles
-from fastadaad.runtime.signals import Interrupted, Interruption, interruption
 from fastadaad.training.build import (
     build_model,
     build_student,

@@ -21,7 +21,7 @@ from fastadaad.data import load_dataset
 from fastadaad.models import shipped
 from fastadaad.run_config import ModelConfig
 from fastadaad.runtime.compile import compile_cache
-from fastadaad.runtime.threads import VARIABLES
+from fastadaad.runtime.torch_settings import VARIABLES
 from fastadaad.training import trainer as trainer_module
 
 COMMANDS = cli.COMMANDS
