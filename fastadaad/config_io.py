@@ -157,7 +157,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     try:
         return _leaf(value, hint)
     except ValueError:
-        raise ValueError(f"{name} is {reprlib.repr(value)}: give {_wanted(hint)}") from None
+        raise ValueError(f"{name} is {reprlib.repr(value)}: give {described_type(hint)}") from None
 
 
 def _leaf(value: Any, hint: Any) -> Any:
@@ -234,16 +234,16 @@ def _option(value: Any) -> Any:
 CONVERTERS: dict[Any, Any] = {int: _whole_number, float: _number, bool: _boolean, str: _string, Any: _option}
 
 
-def _wanted(hint: Any) -> str:
-    """Describes the values of a type."""
+def described_type(hint: Any) -> str:
+    """Describes the values of a setting's type hint, such as a whole number."""
     parts = get_args(hint)
     if hint is Any:
         return "a number, true, false, a string or a list of strings"
     if get_origin(hint) is Literal:
         return f"{', '.join(parts[:-1])} or {parts[-1]}"
     if get_origin(hint) is tuple:
-        return f"a list [{_wanted(parts[0])}, ...]"
-    return WORDS.get(hint) or " or ".join(map(_wanted, parts))
+        return f"a list [{described_type(parts[0])}, ...]"
+    return WORDS.get(hint) or " or ".join(map(described_type, parts))
 
 
 # Names that other programs give to settings.
