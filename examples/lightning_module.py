@@ -2,7 +2,7 @@
 
 Optimization is automatic, so Lightning's precision, strategies and gradient accumulation apply. `validation_step`
 measures robust accuracy: the attack computes its gradients in Lightning's inference mode too, whereas attacks of other
-libraries need `Trainer(inference_mode=False)`.
+libraries need `Trainer(inference_mode=False)`. The teacher is no submodule, which Lightning would save and warn about.
 """
 
 import pytorch_lightning as pl
@@ -18,15 +18,21 @@ class RobustDistillation(pl.LightningModule):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, method: str, inner: InnerConfig):
         super().__init__()
-        self.student, self.teacher = student, teacher.eval().requires_grad_(False)
+        self.student = student
         self.method = methods.get(method)
+        teacher.eval().requires_grad_(False)
         self.maximizer = InnerMaximizer(student, teacher, method=self.method, inner=inner)
         self.attack = InnerMaximizer(student, method="pgd-at", inner=inner)
+
+    def on_fit_start(self) -> None:
+        if self.maximizer.teacher is not None:
+            self.maximizer.teacher.to(self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_number: int) -> Tensor:
         x_natural, labels = batch
         x_adv = self.maximizer(x_natural, labels)
-        loss = self.method.outer_loss(self.student, self.teacher, x_natural, x_adv, labels, self.current_epoch)
+        teacher = self.maximizer.teacher
+        loss = self.method.outer_loss(self.student, teacher, x_natural, x_adv, labels, self.current_epoch)
         self.log("loss", loss, on_step=False, on_epoch=True)
         return loss
 

@@ -99,6 +99,26 @@ def trained_without_a_library(epochs: int) -> tuple[nn.Module, float]:
     return student, torch.stack(losses).mean().item()
 
 
+def test_lightning_warns_of_nothing_but_its_own_use_of_torch(recwarn):
+    batches = Trimmed(digits.training_batches()), Trimmed(digits.evaluation_batches())
+    student, teacher = load_model("cnn-2-s1", in_channels=1), load_model("cnn-4-s1", in_channels=1)
+    module = lightning_module.RobustDistillation(student, teacher, "adaad", INNER)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    lightning_module.pl.Trainer(max_epochs=1, accelerator="cpu", **quiet).fit(module, *batches)
+    # Lightning's copy of a function of torch asks for a class that torch 2.14 deprecates.
+    foreign = [warning for warning in recwarn if "LeafSpec" not in str(warning.message)]
+    assert [str(warning.message) for warning in foreign] == []
+    assert teacher.training is False
+    assert [name for name in module.state_dict() if not name.startswith("student.")] == []
+
+
+class Trimmed(list):
+    """The first two batches of a loader."""
+
+    def __init__(self, batches):
+        super().__init__(islice(batches, 2))
+
+
 @pytest.fixture
 def lightning_runs(one_layout) -> list:
     """Returns a run in Lightning's default, inference mode, and a run in grad mode."""
