@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastadaad.config import Mode, PrecisionConfig, ThreatModel
 from fastadaad.evaluation.attacks import GradientAttack, SearchSettings, correct
 from fastadaad.inner.checks import check_radius
-from fastadaad.inner.compile_choice import compile_seconds, forward_flops, is_worth_compiling
+from fastadaad.inner.compile_choice import compile_notice, forward_flops, is_worth_compiling
 from fastadaad.inner.folding import fold
 from fastadaad.inner.maximizer import InnerMaximizer
 from fastadaad.inner.spot_check import SpotCheck
@@ -127,7 +127,7 @@ class GradientPass:
         flops = passes * self.num_images * forward_flops(self.attacked, x_natural)
         if not is_worth_compiling(flops, [self.attacked], x_natural.device):
             return "eager"
-        log.info(f"{self.name}: compiling, up to {compile_seconds([self.attacked]):.0f} s the first time")
+        log.info(f"{self.name}: {compile_notice(self.attacked)}")
         return "compiled"
 
 

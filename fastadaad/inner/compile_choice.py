@@ -41,6 +41,12 @@ def compile_seconds(networks: Sequence[nn.Module]) -> float:
     return SECONDS_PER_LAYER * sum(parameter.dim() > 1 for network in networks for parameter in network.parameters())
 
 
+def compile_notice(*networks: nn.Module | None) -> str:
+    """Returns the line before work that compiles a step through `networks`; None stands for no network."""
+    seconds = compile_seconds([network for network in networks if network is not None])
+    return f"compiling, up to {seconds:.0f} s the first time"
+
+
 def is_worth_compiling(flops: float, networks: Sequence[nn.Module], device: torch.device) -> bool:
     """Returns True if work of `flops` through `networks` takes LEAST_MULTIPLE times as long as compiling it."""
     rate = RATE.get(device.type, RATE["cuda"])

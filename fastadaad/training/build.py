@@ -9,7 +9,7 @@ from torch import nn
 from fastadaad import methods
 from fastadaad.config import Mode
 from fastadaad.data.dataset import image_shape
-from fastadaad.inner.compile_choice import compile_seconds, forward_flops, is_worth_compiling
+from fastadaad.inner.compile_choice import forward_flops, is_worth_compiling
 from fastadaad.inner.maximizer import resolve_mode
 from fastadaad.models import load_model
 from fastadaad.models.mixed_teacher import MixedTeacher
@@ -92,7 +92,7 @@ def mode_of_run(
     num_images = config.optim.epochs * len(data.train) * config.data.batch_size
     if not is_worth_compiling(num_images * per_image, networks, device):
         return mode
-    log.info(f"the run is long enough to compile: the first step takes up to {compile_seconds(networks):.0f} s more")
+    log.info("the run is long enough to gain by compiling")
     return checked_mode("compiled", device)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastadaad.data.rank_agreement import dataset_digest
 from fastadaad.evaluation import AttackResult, check_attacks
+from fastadaad.inner.compile_choice import compile_notice
 from fastadaad.models.weights_writing import serialized
 from fastadaad.run_config import ModelConfig, RunConfig
 from fastadaad.runtime.distributed import ProcessGroup, current_process_group
@@ -293,6 +294,8 @@ class Trainer:
         for x_natural, labels in progress.waited_for(batches):
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(self._fraction_done, config.optim, config.data.batch_size)
+            if self._must_compile:
+                log.info(compile_notice(state.student, self.distiller.teacher))
             before = time.perf_counter()
             # The first step compiles and does not count in images/s.
             with progress.clock_stopped("compiling") if self._must_compile else nullcontext():

@@ -132,6 +132,9 @@ def test_the_first_step_of_a_compiled_run_is_shown_as_compiling_and_not_timed(
     )
     lines = train(adaad_run(tmp_path, mode=mode, optim=OptimConfig(epochs=2, learning_rate=0.2)), tmp_path / "run")
     assert titles.count("compiling") == len(lines_about("compiled in", lines)) == untimed_steps
+    # Student and teacher have four layers each, at three seconds a layer.
+    notice = "compiling, up to 24 s the first time"
+    assert lines_about("compiling,", lines) == untimed_steps * [notice]
     for row in read_metrics(tmp_path / "run"):
         timed_images = (row["epoch"] * STEPS_PER_EPOCH - untimed_steps) * BATCH_SIZE
         assert row["images_per_s"] * row["seconds"] == pytest.approx(timed_images)
