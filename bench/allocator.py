@@ -13,10 +13,10 @@ import torch
 
 from fastadaad import InnerConfig
 from fastadaad.runtime.host_memory import keep_freed_memory
+from fastadaad.runtime.timing import Spread, ratios
 
 from .networks import PAIRS, Program, Variant
 from .tables import rewrite_rows
-from .timing import Spread, ratios
 
 CPU = torch.device("cpu")
 # Name -> mode of the program, and whether freed memory is kept.

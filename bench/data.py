@@ -18,8 +18,8 @@ from . import data_contests, data_memory, data_speed, data_wait
 from .data_table import beside, tables
 from .image_tree import TreeSpec, image_tree
 from .readme import rewritten
+from .rows import RESULTS, write_rows
 from .tables import print_rows
-from .timing import RESULTS, write_rows
 
 PAGE = RESULTS.parents[1] / "docs" / "data.md"
 IMAGE_SIZE = 224

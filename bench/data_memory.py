@@ -21,8 +21,9 @@ import torch
 from fastadaad.data import Augmentation, Dataset, ResidentPipeline, Sampling, load_dataset
 from fastadaad.data.datasets.packed import SPLITS, SUMMARY, Origin, Pack, PackedSplit, images_path, labels_path
 from fastadaad.runtime.machine_cache import cache_folder
+from fastadaad.runtime.resident_memory import status_bytes
 
-from .memory import printed_json, status_bytes
+from .memory import printed_json
 
 MB = 10**6
 ARRAY_MB, PACK_MB, LIMIT_MB = 500, 2000, 700

@@ -9,8 +9,7 @@ from itertools import islice
 import torch
 
 from fastadaad.data.pipeline import Batch
-
-from .timing import Spread, ratios, rotated
+from fastadaad.runtime.timing import Spread, ratios, rotated
 
 MIN_MARGIN = 4  # dali keeps three batches
 

@@ -10,10 +10,9 @@ from rich.console import Console
 from fastadaad import recipes
 from fastadaad.config import Engine
 from fastadaad.run_config import RunConfig
+from fastadaad.runtime.timing import Spread
 from fastadaad.training.log import read_metrics
 from fastadaad.training.trainer import Trainer
-
-from .timing import Spread
 
 EPOCHS = {"demo": 20, "fashion-mnist": 1}
 """Epochs of each recipe: some seconds of training on two cores."""

@@ -6,13 +6,13 @@ from statistics import median
 import torch
 
 from fastadaad import InnerConfig, methods
+from fastadaad.runtime.timing import Spread, alternate, ratios
 
 from .launches import host_synchronisations, launches_per_inner_step
 from .limits import fastest_bare_networks
 from .memory import peak_bytes
 from .networks import Pair, Program, reference_in
 from .stages import STAGES, stage_milliseconds
-from .timing import Spread, alternate, ratios
 
 ROUNDS = 3
 OVERHEAD = "overhead_{}"

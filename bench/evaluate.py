@@ -17,9 +17,10 @@ from fastadaad.evaluation import parse_attack
 from fastadaad.evaluation.attacks import GradientAttack, SearchSettings
 from fastadaad.evaluation.gradient_pass import GradientPass
 from fastadaad.inner.frozen import frozen
+from fastadaad.runtime.timing import Spread, alternate, ratios
 
+from .rows import RESULTS, hardware, write_rows
 from .tables import print_rows
-from .timing import RESULTS, Spread, alternate, hardware, ratios, write_rows
 
 PLAIN, FOOLBOX = "plain loop", "foolbox"
 EPSILON = 8 / 255

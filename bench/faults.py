@@ -31,8 +31,8 @@ from .faults_disk import NO_MOUNT, disk_faults, small_disk
 from .faults_forks import ForkedChild
 from .faults_moments import Plan, kills
 from .faults_run import RUNS, Fault, Process, Start, Struck, start, under_faults
+from .rows import RESULTS, conditions, write_rows
 from .tables import print_rows
-from .timing import RESULTS, conditions, write_rows
 
 GROUPS = ("signals", "disk", "kinds", "output", "workers", "processes")
 SHOWN = ("fault", "signal", "tried", "ended_well", "went_on", "equal", "survived")

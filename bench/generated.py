@@ -19,8 +19,8 @@ from fastadaad import Distiller, InnerConfig, InnerMaximizer
 from . import pretend
 from .generated_code import GeneratedCode, recorded
 from .networks import PAIRS, Pair
+from .rows import RESULTS, write_rows
 from .tables import print_rows
-from .timing import RESULTS, write_rows
 
 TARGETS = (80, 90)
 GENERATED_PAIRS = {

@@ -15,7 +15,7 @@ from . import step
 from .gpu_plan import PLAN, minutes, predicted_images_per_s
 from .predict import CARDS
 from .readme import Row, markdown, rows_of
-from .timing import RESULTS
+from .rows import RESULTS
 
 GPU = RESULTS / "gpu"
 COLUMNS = ("pair", "batch", "variant", "precision", "images/s", "times the authors'", "predicted images/s", "verdict")

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+from fastadaad.cli.arguments import policies
 from fastadaad.config import TeacherPolicy
 
 from .flops import network_cost
 from .gpu_model import predict, shifted
-from .networks import PAIRS, split_policies, variants_of
+from .networks import PAIRS, variants_of
 from .predict import AFTER, ERROR, card
 
 POLICY = "refreshed(every=5)"
@@ -54,8 +55,8 @@ def seconds(run: Run, name: str) -> float:
     pair, total = PAIRS[run.pair], 0.0
     student, teacher = (network_cost(network, pair.image_shape) for network in pair.networks("cpu"))
     for method in run.methods:
-        policies = split_policies(run.policies)
-        variants = [*variants_of(method, [*run.modes], policies, [*run.precisions], device_type="cuda")]
+        chosen = policies(run.policies) if run.policies else []
+        variants = [*variants_of(method, [*run.modes], chosen, [*run.precisions], device_type="cuda")]
         for batch_size in run.batch_sizes or (pair.batch_size,):
             for variant in variants:
                 precision = "tf32" if variant.precision == "default" else variant.precision  # torch's own setting

@@ -24,8 +24,8 @@ from .policy_candidates import CANDIDATES, EXACT, Candidate
 from .policy_plot import plot
 from .policy_students import EPOCHS, long_run, student_path, train
 from .readme import rows_of
+from .rows import RESULTS, write_rows
 from .tables import print_rows
-from .timing import RESULTS, write_rows
 
 NUM_IMAGES = 256
 RADII = (1.0, 1.5)  # multiples of the radius of the training

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastadaad.inner.folded_network import FoldedNetwork
+from fastadaad.runtime.timing import Spread, alternate
 
 from .flops import NetworkCost
 from .networks import Pair
-from .timing import Spread, alternate
 
 COPY_BYTES = 256 * 2**20  # more than any cache
 MATRIX_SIDE = 2048

@@ -15,11 +15,12 @@ import torch
 
 from fastadaad import InnerConfig, InnerMaximizer
 from fastadaad.inner import folded_cache, folded_layers
+from fastadaad.runtime.timing import Spread, alternate, ratios
 
 from .networks import PAIRS, Pair, Program, Variant
 from .readme import Row, markdown
+from .rows import RESULTS, write_rows
 from .tables import print_rows
-from .timing import RESULTS, Spread, alternate, ratios, write_rows
 
 REFERENCE = "plain program"
 UNFOLDED = {"fold": lambda network, *_, **__: (network, "left unfolded")}

@@ -1,7 +1,6 @@
 """Pairs of networks, and the variants of a training step on them, for `python -m bench step`."""
 
 import copy
-import re
 from collections.abc import Container, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 from fastadaad import Distiller, InnerConfig, load_model, methods
 from fastadaad.config import PrecisionConfig, TeacherPolicy
 from fastadaad.runtime.precision import tensor_cores
-
-from . import reference
+from fastadaad.training import plain_program as reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +61,7 @@ PAIRS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One implementation of a method's training step: a program of reference.py, or Distiller in a mode."""
+    """One implementation of a method's training step: a plain program, or Distiller in a mode."""
 
     mode: str
     """A mode of Distiller, or the name of a reference."""
@@ -100,11 +98,6 @@ def reference_precision(precision: str) -> str:
 def reference_in(names: Container[str], variant: Variant) -> str | None:
     """Returns the name of the reference that `variant` is compared with, or None if `names` has none for it."""
     return next((name for name in (variant.reference.name, "reference") if name in names), None)
-
-
-def split_policies(text: str) -> list[TeacherPolicy]:
-    """Parses policies such as `refreshed(every=10),linearized(top=3,every=10)`, split at commas outside brackets."""
-    return [TeacherPolicy.parse(part) for part in re.findall(r"[^,(]+(?:\([^)]*\))?", text)]
 
 
 def variants_of(

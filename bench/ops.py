@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from fastadaad import ops
+from fastadaad.runtime.timing import Spread, alternate, ratios
 
 from .limits import Run, copy_gb_per_s
+from .rows import RESULTS, hardware, write_rows
 from .tables import print_rows
-from .timing import RESULTS, Spread, alternate, hardware, ratios, write_rows
 
 REFERENCE, COMPILED = "reference", "torch.compile"
 

@@ -24,7 +24,7 @@ from .policy_settings import TABLES, Setting, Table
 from .policy_speed import speed_rows
 from .policy_table import plot, policy_lines, table
 from .readme import rewritten, rows_of
-from .timing import RESULTS, write_rows
+from .rows import RESULTS, write_rows
 
 SPEED_ROUNDS = 15
 RADII = (1.0, 2.0)  # multiples of the recipe's radius

@@ -6,10 +6,10 @@ import torch
 
 from fastadaad import Distiller, InnerConfig, methods
 from fastadaad.config import PrecisionConfig, TeacherPolicy
+from fastadaad.runtime.timing import Spread, alternate, ratios
 
 from .networks import Pair
 from .policy_settings import Setting, Table
-from .timing import Spread, alternate, ratios
 
 
 def step_of(pair: Pair, setting: Setting, inner: InnerConfig, device: torch.device) -> Distiller:

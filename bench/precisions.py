@@ -20,8 +20,8 @@ from fastadaad.config import PrecisionConfig
 from fastadaad.run_config import RunConfig
 from fastadaad.training.run import train
 
+from .rows import RESULTS, write_rows
 from .tables import print_rows
-from .timing import RESULTS, write_rows
 
 PRECISIONS = {
     "fp32": PrecisionConfig(student="fp32", teacher="fp32"),

@@ -14,8 +14,8 @@ from fastadaad.config import TeacherPolicy
 
 from .gpu_model import Card, Overhead, Prediction, predict, shifted
 from .roofline import DEVICES, ELEMENT_BYTES, network_costs
+from .rows import RESULTS, write_rows
 from .tables import print_rows
-from .timing import RESULTS, write_rows
 
 CARDS = {"A100": "A100-SXM-80GB", "H100": "H100-SXM", "H200": "H200"}
 UNITS = {"A100": 108, "H100": 132, "H200": 132}

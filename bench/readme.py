@@ -5,7 +5,7 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
-from .timing import RESULTS
+from .rows import RESULTS
 
 PAGE = RESULTS.parents[1] / "docs" / "speed.md"
 MODES = ("eager", "compiled")

@@ -7,10 +7,10 @@ import torch
 
 from fastadaad import InnerConfig, InnerMaximizer
 from fastadaad.inner.folded_cache import folded_copy
+from fastadaad.runtime.timing import Spread, alternate, ratios
 
 from .networks import PAIRS
 from .tables import rewrite_rows
-from .timing import Spread, alternate, ratios
 
 CPU = torch.device("cpu")
 SHOWN = ("pair", "network", "p50_us", "search_p50_ms", "of_search_p50")

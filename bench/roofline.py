@@ -17,8 +17,8 @@ from fastadaad.run_config import RunConfig
 from fastadaad.runtime.peak_rates import peak_tflops
 
 from .flops import NetworkCost, StepCost, method_cost, network_cost
+from .rows import RESULTS, write_rows
 from .tables import print_rows
-from .timing import RESULTS, write_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from fastadaad.cli.comparison.table import result_rows
 from fastadaad.training.build import resolve_device
 
 from . import time_to_accuracy
-from .timing import RESULTS, write_rows
+from .rows import RESULTS, write_rows
 
 
 def main(argv: list[str]) -> None:

@@ -8,8 +8,8 @@ from unittest import mock
 import torch
 
 from fastadaad.inner.start import start_point
+from fastadaad.training import plain_program as reference
 
-from . import reference
 from .networks import Program
 
 STAGES = ("start_ms", "inner_ms", "outer_ms", "optimizer_ms")

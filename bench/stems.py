@@ -21,8 +21,8 @@ from fastadaad.training.build import build_student, build_teacher
 from fastadaad.training.data import training_data
 
 from .networks import PAIRS
+from .rows import RESULTS, write_rows
 from .tables import print_rows
-from .timing import RESULTS, write_rows
 
 CPU = torch.device("cpu")
 DROPPED_BITS = 13  # of the 23 bits of an fp32 mantissa

@@ -1,4 +1,4 @@
-"""Times one training iteration of `Distiller` against the plain program of reference.py: `python -m bench step`.
+"""Times one training iteration of `Distiller` against the plain program of its method: `python -m bench step`.
 
 Each variant trains its own networks, from the same weights on the same images. The variants of a method alternate in
 one process, together with a large matrix product and the networks' convolutions alone. Compilation happens in the
@@ -14,14 +14,16 @@ from pathlib import Path
 import torch
 
 from fastadaad import InnerConfig
+from fastadaad.cli.arguments import policies
+from fastadaad.runtime.timing import Spread, alternate, ratios
+from fastadaad.training.plain_program import REFERENCES
 
 from .details import COLUMNS, Details, details
 from .flops import method_cost, network_cost
 from .limits import MATRIX_FLOPS, fastest_convolutions, matrix_product
-from .networks import PAIRS, Pair, Program, reference_in, split_policies, variants_of
-from .reference import REFERENCES
+from .networks import PAIRS, Pair, Program, reference_in, variants_of
+from .rows import RESULTS, hardware, write_rows
 from .tables import print_rows
-from .timing import RESULTS, Spread, alternate, hardware, ratios, write_rows
 
 MATRIX_PRODUCT, CONVOLUTIONS = "matrix product", "convolutions"
 SHOWN = (
@@ -124,7 +126,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--pair", choices=PAIRS, action="append", help="networks; default: small and cifar")
     parser.add_argument("--method", choices=(*REFERENCES, "all"), action="append", help="default: adaad")
     parser.add_argument("--modes", default="eager,compiled", help="modes of Distiller; default: %(default)s", **words)
-    parser.add_argument("--policies", default=[], type=split_policies, help="teacher policies, each in the last mode")
+    parser.add_argument("--policies", default=[], type=policies, help="teacher policies, each in the last mode")
     parser.add_argument("--precisions", help="of both networks; default: fp32, and on CUDA fp32,tf32,auto", **words)
     parser.add_argument(
         "--batch-sizes", type=lambda text: [int(size) for size in text.split(",")], help="default: see PAIRS"

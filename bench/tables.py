@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .timing import RESULTS, write_rows
+from .rows import RESULTS, write_rows
 
 
 def print_table(table: Table) -> None:

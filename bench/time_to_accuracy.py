@@ -15,7 +15,7 @@ from fastadaad.training.folders import choose_run_folder
 from fastadaad.training.log import read_metrics
 from fastadaad.training.trainer import Trainer
 
-from .timing import RESULTS, write_rows
+from .rows import RESULTS, write_rows
 
 
 def first_at(metrics: list[dict[str, float]], target: float) -> dict[str, float] | None:

@@ -17,9 +17,9 @@ import torch
 from plain import inner_loop, kl_to_teacher
 from torch import Tensor, nn
 
-from bench.reference import REFERENCES, reference_step
 from fastadaad import InnerConfig, InnerMaximizer, ThreatModel, load_model, methods
 from fastadaad.inner import folded_cache as inner_networks
+from fastadaad.training.plain_program import REFERENCES, reference_step
 
 FOLDER = Path(adaad_script.__file__).parent
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=digits.EPSILON), step_size=digits.EPSILON / 3, num_steps=5)

@@ -27,11 +27,11 @@ from fastadaad.runtime.text import line_of, printable
 from fastadaad.runtime.version import version
 
 COMMANDS = (
-    "train", "evaluate", "compare", "sweep-epsilon", "recipes", "methods", "teachers", "inspect", "export",
+    "train", "evaluate", "compare", "sweep-epsilon", "benchmark", "recipes", "methods", "teachers", "inspect", "export",
     "pack", "show-batch", "compat", "doctor", "runs", "report",
 )  # fmt: skip
 # Commands whose results are in files, so that they go on without their output.
-WITH_FILES = ("train", "compare", "sweep-epsilon", "compat")
+WITH_FILES = ("train", "compare", "sweep-epsilon", "benchmark", "compat")
 
 
 class _Parser(argparse.ArgumentParser):

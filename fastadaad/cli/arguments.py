@@ -4,6 +4,8 @@ import argparse
 import json
 import re
 
+from fastadaad.config import TeacherPolicy
+
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Adds words of the form section.field=value."""
@@ -72,3 +74,16 @@ def seeds(text: str) -> list[int]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of seeds: write them as 0,1")
     return [int(seed) for seed in text.split(",")]
+
+
+def batch_sizes(text: str) -> list[int]:
+    """Argument type: a comma-separated list of batch sizes."""
+    return [positive(part) for part in text.split(",")]
+
+
+def policies(text: str) -> list[TeacherPolicy]:
+    """Argument type: teacher policies such as `exact,refreshed(every=10)`, split at commas outside brackets."""
+    try:
+        return [TeacherPolicy.parse(part) for part in re.findall(r"[^,(]+(?:\([^)]*\))?", text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -13,36 +13,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fastadaad.models import load_model
 from fastadaad.run_config import RunConfig
 from fastadaad.training.build import distiller_of, resolve_device
 from fastadaad.training.distiller import Distiller
 from fastadaad.training.optimizers import make_optimizer
+from fastadaad.training.synthetic import LEARNING_RATE, images_of, random_networks
 
 MULTIPLE = 8  # step of the search; tensor cores want multiples of 8
 GIB = 2**30
 # A smaller rise of the process's peak means nothing: allocators keep and reuse memory.
 CLEAR_RISE = 64 * 2**20
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageKind:
-    """Shape and number of a data set's images, for a step on random images."""
-
-    channels: int
-    size: int
-    num_classes: int
-    num_images: int
-
-
-IMAGES = {
-    "digits": ImageKind(channels=1, size=8, num_classes=10, num_images=1437),
-    "fashion-mnist": ImageKind(channels=1, size=28, num_classes=10, num_images=60_000),
-    "cifar10": ImageKind(channels=3, size=32, num_classes=10, num_images=50_000),
-    "cifar100": ImageKind(channels=3, size=32, num_classes=100, num_images=50_000),
-    "tiny-imagenet": ImageKind(channels=3, size=64, num_classes=200, num_images=100_000),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +83,7 @@ def print_max_batch(config: RunConfig, console: Console) -> int:
 
 
 def _images_to_train_on(config: RunConfig) -> int:
-    if config.data.name not in IMAGES:
-        raise ValueError(
-            f"data set {config.data.name!r} is not one of {', '.join(IMAGES)}: its image size is not known"
-        )
-    available = IMAGES[config.data.name].num_images - config.data.validation_size
+    available = images_of(config).num_images - config.data.validation_size
     return min(config.data.num_samples or available, available)
 
 
@@ -156,9 +133,7 @@ def _clearly_rising(trials: Sequence[Trial]) -> bool:
 def time_steps(config: RunConfig, device: torch.device, batch_size: int) -> float:
     """Images per second of the second training step on random images; the first allocates and compiles."""
     distiller = _distiller(config, device)
-    kind = IMAGES[config.data.name]
-    x_natural = torch.rand(batch_size, kind.channels, kind.size, kind.size, device=device)
-    labels = torch.arange(batch_size, device=device) % kind.num_classes
+    x_natural, labels = images_of(config).batch(batch_size, device)
     _step(distiller, x_natural, labels)
     start = time.perf_counter()
     _step(distiller, x_natural, labels)
@@ -170,16 +145,8 @@ def _step(distiller: Distiller, x_natural: Tensor, labels: Tensor) -> None:
 
 
 def _distiller(config: RunConfig, device: torch.device) -> Distiller:
-    kind = IMAGES[config.data.name]
-
-    def network(name: str) -> torch.nn.Module:
-        return load_model(name, num_classes=kind.num_classes, in_channels=kind.channels).to(device)
-
-    student = network(config.student.name)
-    needs_teacher = config.method_row.needs_teacher
-    teacher = network(config.teacher.name) if needs_teacher and config.teacher is not None else None
-    # The smallest rate: random networks must not diverge into infinities, which would be slow.
-    optimizer = make_optimizer(student, replace(config.optim, learning_rate=1e-9))
+    student, teacher = random_networks(config, device)
+    optimizer = make_optimizer(student, replace(config.optim, learning_rate=LEARNING_RATE))
     return distiller_of(config, student, teacher, optimizer)
 
 

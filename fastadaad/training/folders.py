@@ -36,7 +36,7 @@ def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool) -> 
     if given is not None:
         folder = Path(given)
         if not (resume and holds_run(folder)):
-            _check_empty(folder)
+            check_empty(folder)
         return folder
     unfinished = _unfinished(config)
     stopped = [folder for folder in unfinished if not _is_trained_now(folder)]
@@ -46,10 +46,10 @@ def choose_run_folder(given: str | None, config: RunConfig, *, resume: bool) -> 
         advice = "add --resume to resume it" if folder in stopped else "another process trains it now"
         log.info(f"{folder} has the same run, {facts}: {advice}")
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    return _new_folder(f"{stamp}_{config.recipe}_{config.method}_seed{config.seed}")
+    return new_folder(f"{stamp}_{config.recipe}_{config.method}_seed{config.seed}")
 
 
-def _new_folder(name: str) -> Path:
+def new_folder(name: str) -> Path:
     """Makes a folder in runs/; a number tells runs apart that start in the same second."""
     folder, number = RUNS / name, 1
     while True:
@@ -102,11 +102,11 @@ def check_still_own(folder: Path, known: list[Path]) -> None:
         raise ValueError(f"{folder} holds another program's config.json: {remedy}")
 
 
-def _check_empty(folder: Path) -> None:
-    """Raises ValueError if the folder is a file or holds anything."""
+def check_empty(folder: Path, option: str = "--run-folder") -> None:
+    """Raises ValueError, which names the option, if the folder is a file or holds anything."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    remedy = "give another --run-folder, or move it away"
+    remedy = f"give another {option}, or move it away"
     if folder.is_dir() and holds_run(folder):
         facts = last_facts(folder) or "without a checkpoint"
         remedy = f"it has a run, {facts}; to resume it, add --resume; otherwise {remedy}"

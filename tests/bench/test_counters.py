@@ -12,11 +12,12 @@ from bench import memory, networks
 from bench.flops import network_cost
 from bench.launches import external_calls, host_synchronisations, operators_dispatched
 from bench.limits import convolution, convolutions
-from bench.memory import resident_growth, tensor_bytes
-from bench.networks import PAIRS, Program, Variant, reference_in, split_policies, variants_of
+from bench.networks import PAIRS, Program, Variant, reference_in, variants_of
 from bench.stages import STAGES, stage_milliseconds
 from fastadaad import InnerConfig
+from fastadaad.cli.arguments import policies as policies_of
 from fastadaad.runtime.precision import fp32_switches, tensor_cores
+from fastadaad.runtime.resident_memory import resident_growth, tensor_bytes
 from fastadaad.training.capturable_optimizer import CapturableOptimizer
 
 CPU = torch.device("cpu")
@@ -97,11 +98,11 @@ def test_a_slow_optimizer_shows_in_its_stage(mode):
 
 def test_policies_are_split_at_commas_outside_brackets():
     texts = ["refreshed(every=10)", "linearized(top=3,every=10)", "refreshed"]
-    assert [str(policy) for policy in split_policies(",".join(texts))] == texts
+    assert [str(policy) for policy in policies_of(",".join(texts))] == texts
 
 
 def test_variants_have_distinct_names():
-    policies = split_policies("refreshed(every=2)")
+    policies = policies_of("refreshed(every=2)")
     variants = list(variants_of("adaiad", ["eager", "compiled"], policies, ["fp32", "bf16"]))
     names = [variant.name for variant in variants]
     assert names[:3] == ["reference", "reference-no-loop", "reference-lean"]

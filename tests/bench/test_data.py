@@ -16,7 +16,7 @@ from bench.data_speed import Contest, Entrant
 from bench.data_table import speed_table, tables
 from bench.image_tree import TreeSpec
 from bench.readme import rows_of
-from bench.timing import conditions
+from bench.rows import conditions
 from fastadaad import recipes
 from fastadaad.data import load_dataset
 from fastadaad.data.image_decoding import decode

@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.flops import OUTER_PASSES, inner_teacher_passes, method_cost, network_cost, step_cost
-from bench.reference import REFERENCES
 from fastadaad import Distiller, InnerConfig, ThreatModel, load_model, methods
 from fastadaad.config import TeacherPolicy
+from fastadaad.training.plain_program import REFERENCES
 
 IMAGE = (3, 8, 8)
 BATCH_SIZE, NUM_STEPS = 4, 3

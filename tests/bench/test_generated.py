@@ -8,7 +8,7 @@ import pytest
 
 from bench import pretend
 from bench.generated_code import GeneratedCode, MachineCode
-from bench.timing import RESULTS
+from bench.rows import RESULTS
 
 NARROW = {
     "poi_fused_add_div_linf_step",  # images, whose three channels do not fill 128 bits

@@ -8,7 +8,7 @@ from bench.flops import network_cost
 from bench.gpu_model import Card, outputs_bytes, predict, product_s, shifted
 from bench.predict import AFTER as OVERHEAD
 from bench.predict import CARDS, CPU, CPU_OVERHEADS, card, of_recipe, rows_of
-from bench.timing import RESULTS
+from bench.rows import RESULTS
 from fastadaad import load_model
 from fastadaad.config import TeacherPolicy
 from fastadaad.recipes import RECIPES

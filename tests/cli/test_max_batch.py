@@ -13,6 +13,7 @@ from fastadaad.cli import max_batch
 from fastadaad.cli.max_batch import Trial, available_memory, extrapolated_batch, largest_batch, print_max_batch
 from fastadaad.data import load_dataset
 from fastadaad.run_config import DataConfig, OptimConfig
+from fastadaad.training.synthetic import IMAGES
 
 
 @pytest.mark.parametrize("limit", [8, 100, 1000, 5000])
@@ -104,7 +105,7 @@ def test_a_trial_runs_real_steps(settings):
 
 
 def test_the_table_of_image_sizes_agrees_with_a_data_set():
-    dataset, kind = load_dataset("digits"), max_batch.IMAGES["digits"]
+    dataset, kind = load_dataset("digits"), IMAGES["digits"]
     assert dataset.train_images.shape == (kind.num_images, kind.size, kind.size, kind.channels)
     assert len(dataset.class_names) == kind.num_classes
 

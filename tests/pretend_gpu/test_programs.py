@@ -83,6 +83,21 @@ def test_the_drop_in_keeps_its_callers_switches():
     assert 0 < (x_adv - x_natural).abs().max() <= 8 / 255 + 1e-6
 
 
+def test_benchmark_measures_captured_steps_and_their_share_of_the_cards_peak(tmp_path):
+    command = ["benchmark", "demo", *SMALL, "teacher.name=cnn-6-s1", "--batch-sizes", "4", "--rounds", "1"]
+    folder = tmp_path / "benchmark"
+    assert cli.main([*command, "--precisions", "bf16", "--modes", "graph", "--output", str(folder)]) == 0
+    written = rows(folder / "benchmark.csv")
+    assert [row["mode"] for row in written] == ["graph"]
+    for row in written:
+        assert row["status"] == row["plain_status"] == "measured"
+        tflops = 1e-3 * float(row["images_per_s"]) * float(row["gflop_per_image"])
+        assert float(row["of_peak"]) == pytest.approx(tflops / 312, rel=1e-2)  # the data sheet of the A100
+        assert float(row["peak_mib"]) > 0
+    assert "312 TFLOP/s in bf16" in (folder / "benchmark.md").read_text()
+    assert (folder / "benchmark.png").exists()
+
+
 def test_bench_step_writes_its_rows(tmp_path, monkeypatch):
     options = ["--device", "cuda", "--pair", "demo", "--batch-sizes", "4", "--num-steps", "2", "--rounds", "1"]
     options += ["--modes", "compiled,graph", "--no-details", "--output", str(tmp_path / "step.csv")]

@@ -12,8 +12,8 @@ import torch
 from networks import images_and_labels, student_and_teacher
 from torch import Tensor, nn
 
-from bench.reference import REFERENCES, Reference, reference_step, uniform_start
 from fastadaad import Distiller, InnerConfig, ThreatModel, methods, ops
+from fastadaad.training.plain_program import REFERENCES, Reference, reference_step, uniform_start
 
 NUM_STEPS = 20
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=0.1), step_size=0.03, num_steps=4)

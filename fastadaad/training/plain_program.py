@@ -1,4 +1,4 @@
-"""Training step of each method as in its authors' program: the baseline of `python -m bench step`.
+"""Training step of each method as in its authors' program, in plain torch: the baseline of `fastadaad benchmark`.
 
 The mathematics of `Distiller` in plain torch. The inner loop uses autograd through torch's losses with unfrozen
 networks, so that each inner step keeps activations for weight gradients that nothing reads. After the loop the student
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastadaad import InnerConfig
+from fastadaad.config import InnerConfig
 
 GAUSSIAN_START_SCALE = 0.001
 ADAAD_WEIGHT = 1.0  # lambda
@@ -124,10 +124,12 @@ def reference_inner_loop(reference: Reference, batch: Batch, inner: InnerConfig)
 
 
 def gaussian_start(x_natural: Tensor, epsilon: float) -> Tensor:
+    """Adds Gaussian noise of scale 0.001; unclipped."""
     return x_natural.detach() + GAUSSIAN_START_SCALE * torch.randn(x_natural.shape, device=x_natural.device)
 
 
 def uniform_start(x_natural: Tensor, epsilon: float) -> Tensor:
+    """Adds uniform noise of the ball, clipped to admissible pixels."""
     noise = torch.empty_like(x_natural).uniform_(-1, 1)
     return torch.clamp(x_natural.detach() + epsilon * noise, 0.0, 1.0)
 
@@ -253,7 +255,7 @@ def trust_one_by_one(teacher_logits: Tensor, labels: Tensor) -> Tensor:
     """
     trust = torch.ones(len(labels), device=labels.device)
     for i in range(len(labels)):
-        label_prob = F.softmax(teacher_logits, dim=1)[i][labels[i].item()]
+        label_prob = F.softmax(teacher_logits, dim=1)[i][int(labels[i].item())]
         trust[i] = label_prob.pow(INTROSPECTION_POWER).item()
     return trust
 

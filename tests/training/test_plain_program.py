@@ -1,4 +1,4 @@
-"""bench/reference.py: the mathematics of Distiller, with the repeated passes that its docstrings name."""
+"""Plain programs of the methods: the mathematics of Distiller, with the repeated passes that their docstrings name."""
 
 import copy
 import math
@@ -9,8 +9,8 @@ import torch
 from networks import NUM_CLASSES, images_and_labels, student_and_teacher
 from torch import Tensor, nn
 
-from bench.reference import ENTROPY_SCALE, LEANER, REFERENCES, TEMPERATURE, reference_step
 from fastadaad import Distiller, InnerConfig, ThreatModel, methods
+from fastadaad.training.plain_program import ENTROPY_SCALE, LEANER, REFERENCES, TEMPERATURE, reference_step
 
 K = 4
 INNER = InnerConfig(threat_model=ThreatModel(epsilon=0.1), step_size=0.03, num_steps=K)

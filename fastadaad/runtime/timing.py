@@ -1,26 +1,17 @@
-"""Timing protocol of all benchmarks: variants alternate in one process; rows have p20, p50, p80 and hardware."""
+"""Timing protocol of all benchmarks: variants alternate in one process; measurements have p20, p50 and p80."""
 
-import csv
 import dataclasses
-import datetime
-import importlib.metadata
-import platform
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from fastadaad.runtime import machine_cache
-
-RESULTS = Path(__file__).parent / "results"
 _CACHE_BYTES = 256 * 2**20  # more than the L2 cache of any current GPU
 _MIN_SAMPLE_S = 2e-3  # a sample on the CPU repeats its variant for at least this long
 
 Variants = Mapping[str, Callable[[], object]]
+Sampler = Callable[[str, Callable[[], object]], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +75,10 @@ def rotated(names: list[str], number: int) -> list[str]:
     return names[shift:] + names[:shift]
 
 
-def _cpu_sampler(variants: Variants):
+def _cpu_sampler(variants: Variants) -> Sampler:
     """Sampler that uses the host's clock; a sample is the mean over the calls that fill _MIN_SAMPLE_S."""
 
-    def seconds(run, repeats):
+    def seconds(run: Callable[[], object], repeats: int) -> float:
         start = time.perf_counter()
         for _ in range(repeats):
             run()
@@ -95,13 +86,13 @@ def _cpu_sampler(variants: Variants):
 
     repeats = {name: max(1, round(_MIN_SAMPLE_S / seconds(run, 1))) for name, run in variants.items()}
 
-    def sample(name, run):
+    def sample(name: str, run: Callable[[], object]) -> float:
         return 1e3 * seconds(run, repeats[name]) / repeats[name]
 
     return sample
 
 
-def _cuda_sampler(device: torch.device):
+def _cuda_sampler(device: torch.device) -> Sampler:
     """Sampler that uses CUDA events and waits for each sample.
 
     Queued samples would hide the launches of one behind the kernels of the one before. Clearing the L2 cache first
@@ -109,7 +100,7 @@ def _cuda_sampler(device: torch.device):
     """
     cache = torch.empty(_CACHE_BYTES, dtype=torch.uint8, device=device)
 
-    def sample(name, run):
+    def sample(name: str, run: Callable[[], object]) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         cache.zero_()
         start.record()
@@ -119,70 +110,3 @@ def _cuda_sampler(device: torch.device):
         return start.elapsed_time(end)
 
     return sample
-
-
-def hardware(device: torch.device) -> str:
-    """CPU model, or name and driver version of the GPU."""
-    if device.type == "cuda":
-        return machine_cache.hardware(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
-
-
-def commit_of(folder: Path) -> str:
-    """Commit of the repository around `folder`, with -dirty if tracked files other than results have changed."""
-    commit = _git(folder, "describe", "--always", "--abbrev=12") or "unknown"
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)bench/results")
-    return f"{commit}-dirty" if changed else commit
-
-
-def _git(folder: Path, *command: str) -> str:
-    return subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True).stdout.strip()
-
-
-def conditions(device: torch.device) -> dict[str, object]:
-    """Conditions of a measurement: command, hardware, threads, versions, commit and date, the columns of every row."""
-    arguments = [Path(sys.argv[0]).parent.name, *sys.argv[1:]] if sys.argv[0].endswith("__main__.py") else sys.argv
-    return {
-        "command": " ".join(["python", "-m", *arguments]),
-        "hardware": hardware(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "triton": _version("triton"),
-        "python": platform.python_version(),
-        "commit": commit_of(Path(__file__).parent),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, object]], device: torch.device | None) -> None:
-    """Appends rows to a CSV file.
-
-    Args:
-        path: The file; it is created if missing.
-        rows: Rows with equal columns.
-        device: Device of the measurement, whose conditions() each row gets; None for computed rows.
-
-    Raises:
-        ValueError: The file's header has other columns.
-    """
-    rows = [{**row, **(conditions(device) if device is not None else {})} for row in rows]
-    columns = list(rows[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    exists = path.exists()
-    if exists and (header := path.read_text().partition("\n")[0].split(",")) != columns:
-        raise ValueError(f"{path}: its columns are {header}, not {columns}; move the file or write to another one")
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        if not exists:
-            writer.writeheader()
-        writer.writerows(rows)

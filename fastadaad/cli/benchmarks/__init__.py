@@ -1,0 +1,1 @@
+"""Training steps of a recipe, timed beside the plain program of its method."""
