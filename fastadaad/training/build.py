@@ -1,6 +1,7 @@
 """Builds what a run's configuration names: device, mode, networks and training step."""
 
 import logging
+import textwrap
 from typing import cast
 
 import torch
@@ -45,9 +46,8 @@ def resolve_device(name: str) -> torch.device:
         return probe.device
     except (RuntimeError, AssertionError) as error:
         other = "cuda" if name == "gpu" else "cpu"
-        raise ValueError(
-            f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try device={other}"
-        ) from error
+        reason = textwrap.shorten(str(error).splitlines()[0], 80, placeholder=" ...")  # torch lists all kinds
+        raise ValueError(f"device {name!r} cannot be used ({reason}): try device={other}") from error
 
 
 def checked_mode(mode: Mode, device: torch.device) -> Mode:

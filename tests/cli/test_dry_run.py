@@ -47,6 +47,20 @@ def test_the_plan_lists_each_student_and_writes_nothing(tmp_path, monkeypatch, c
     assert [*tmp_path.iterdir()] == []
 
 
+def test_the_plan_needs_no_file_of_the_teacher_and_names_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    words = ["compare", "demo", "--methods", "pgd-at,adaad,trades", "--dry-run", "teacher.checkpoint=big.pt"]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert out.count(" to do ") == 3
+    assert out.count("The teacher's file big.pt does not exist yet: its students count as to do.") == 1
+    Path("big.pt").touch()
+    assert cli.main(words) == 0
+    assert "does not exist yet" not in capsys.readouterr().out
+    assert cli.main([word for word in words if word != "--dry-run"]) == 2  # a training needs it
+
+
 def test_a_data_set_of_unknown_size_has_no_hours():
     config = override(recipes.get("cifar10-rn18", method="pgd-at"), ["data.name=folder", "data.root=pets"])
     assert (least_hours(config, "A100"), least_gib(config)) == (None, None)

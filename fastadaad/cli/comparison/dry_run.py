@@ -14,8 +14,10 @@ from fastadaad.cli.comparison.experiment import Experiment
 from fastadaad.config import Precision, TeacherPolicy
 from fastadaad.inner.compile_choice import forward_flops
 from fastadaad.models import load_model
+from fastadaad.models.shipped import checkpoint_path
 from fastadaad.run_config import RunConfig
 from fastadaad.runtime.peak_rates import peak_tflops
+from fastadaad.runtime.text import print_line
 from fastadaad.training.checkpoint import checkpoint_paths
 
 CARDS = ("A100", "H100")
@@ -90,7 +92,18 @@ def least_gib(config: RunConfig) -> float | None:
     return (4 * numbers + num_images * math.prod(shape)) / 2**30
 
 
-def _state(experiment: Experiment) -> str:
+def missing_teacher(config: RunConfig) -> str | None:
+    """Returns the file of the teacher of a student, if it needs one and the file does not exist yet."""
+    if not config.method_row.needs_teacher or config.teacher is None or config.teacher.checkpoint is None:
+        return None
+    path = checkpoint_path(config.teacher.checkpoint)
+    return None if path.exists() else str(path)
+
+
+def _state(config: RunConfig, folder: Path) -> str:
+    if missing_teacher(config):
+        return "to do"  # an experiment is recognised by the contents of its teacher
+    experiment = Experiment(config, folder / "experiments", label=config.method)
     if experiment.is_finished:
         return "finished"
     if experiment.training is not None:
@@ -112,7 +125,7 @@ def print_plan(configs: Sequence[RunConfig], folder: Path, console: Console) -> 
         table.add_column(column, justify="left" if column in columns[:4] else "right")
     sums = dict.fromkeys(CARDS, 0.0)
     for config in configs:
-        state = _state(Experiment(config, folder / "experiments", label=config.method))
+        state = _state(config, folder)
         hours = {card: least_hours(config, card) for card in CARDS}
         gib = least_gib(config)
         if state in ("to do", "begun"):
@@ -122,6 +135,8 @@ def print_plan(configs: Sequence[RunConfig], folder: Path, console: Console) -> 
     table.add_section()
     table.add_row("not trained yet", "", "", "", *map(_range, sums.values()), "")
     console.print(table)
+    for path in dict.fromkeys(filter(None, map(missing_teacher, configs))):
+        print_line(console, f"The teacher's file {path} does not exist yet: its students count as to do.")
     console.print(
         "Left out: the bandwidth of the memory, which bounds small students such as mobilenet-v2 without a teacher in "
         "the inner loop; evaluation; the memory of activations, which fastadaad doctor --max-batch RECIPE measures. A "
