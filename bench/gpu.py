@@ -1,18 +1,21 @@
 """Measures training steps on a GPU, and compares them with the model of gpu_model.py: `python -m bench gpu`.
 
-Writes CSV files, tables.md and step.png to bench/results/gpu. `--estimate A100` only predicts how long that takes.
+Writes the folders of `fastadaad benchmark`, tables.md and step.png to bench/results/gpu.
+`--estimate A100` only predicts how long that takes.
 """
 
 import argparse
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from fastadaad import cli
 from fastadaad.evaluation.plots import COLORS, MARKERS, new_figure
 
 from . import step
-from .gpu_plan import PLAN, minutes, predicted_images_per_s
+from .gpu_plan import PLAN, Run, minutes, predicted_images_per_s
 from .predict import CARDS
 from .readme import Row, markdown, rows_of
 from .rows import RESULTS
@@ -77,14 +80,39 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     figure.savefig(path, dpi=120)
 
 
+def measured_rows(folder: Path, run: Run) -> list[Row]:
+    """Returns the rows of a run in the columns of `python -m bench step`; an empty list if it was not made."""
+    if run.details:
+        return rows_of(folder / f"{run.name}.csv")
+    rows = []
+    for row in rows_of(folder / run.name / "benchmark.csv"):
+        columns = {**row, "pair": run.pair, "batch_shape": f"{row['batch_size']}x3x32x32"}
+        plain = {"variant": "reference", "images_per_s": row["plain_images_per_s"], "ratio_p50": "1.0"}
+        policy = "" if row["policy"] == "exact" else f" {row['policy']}"
+        own = {"variant": f"distiller-{row['mode']}{policy}", "ratio_p50": row["speedup_p50"]}
+        rows += [columns | plain] if row["policy"] == "exact" else []
+        rows.append(columns | own)
+    return [row for row in rows if row["images_per_s"]]  # others did not fit into memory
+
+
 def report(folder: Path) -> None:
-    """Writes tables.md and step.png from the CSV files of a folder."""
-    names = dict.fromkeys(run.file for run in PLAN)
-    rows = {name: rows_of(folder / f"{name}.csv") for name in names if (folder / f"{name}.csv").exists()}
+    """Writes tables.md and step.png from the rows in a folder."""
+    found = {run.name: measured_rows(folder, run) for run in PLAN}
+    rows = {name: of_run for name, of_run in found.items() if of_run}
     sections = [f"## {name}\n\n{table(of_name)}\n" for name, of_name in rows.items()]
     (folder / "tables.md").write_text("\n".join(["# Measured training steps, and their predictions\n", *sections]))
-    if rows.get("batch"):
-        draw(folder / "step.png", rows["batch"])
+    if "batch-paper" in rows:
+        draw(folder / "step.png", rows["batch-paper"])
+
+
+def measure(run: Run, folder: Path) -> None:
+    """Makes one run in place of an earlier one. Raises SystemExit if `fastadaad benchmark` fails."""
+    if run.details:
+        step.main([*run.arguments, "--rewrite", "--output", str(folder / f"{run.name}.csv")])
+        return
+    shutil.rmtree(folder / run.name, ignore_errors=True)
+    if code := cli.main([*run.arguments, "--output", str(folder / run.name)]):
+        raise SystemExit(code)
 
 
 def main(argv: list[str]) -> None:
@@ -100,8 +128,6 @@ def main(argv: list[str]) -> None:
     if not options.draw:
         if not torch.cuda.is_available():
             raise SystemExit("no CUDA device: run it on a machine with a GPU, or use --estimate A100")
-        for name in {run.file for run in PLAN}:
-            (options.output / f"{name}.csv").unlink(missing_ok=True)
         for run in PLAN:
-            step.main([*run.arguments, "--output", str(options.output / f"{run.file}.csv")])
+            measure(run, options.output)
     report(options.output)

@@ -1,71 +1,81 @@
 """Runs of `make bench-gpu`: what is measured on a GPU, and how long that takes by the model."""
 
 from dataclasses import dataclass
+from itertools import product
 
-from fastadaad.cli.arguments import policies
+from fastadaad.cli.benchmarks.measuring import WARMUP
 from fastadaad.config import TeacherPolicy
 
 from .flops import network_cost
 from .gpu_model import predict, shifted
-from .networks import PAIRS, variants_of
+from .networks import PAIRS
 from .predict import AFTER, ERROR, card
 
+METHOD, NUM_STEPS = "adaad", 10
 POLICY = "refreshed(every=5)"
 BATCH_SIZES = (128, 256, 512, 1024)
 COMPILE_S = 60.0  # of one variant on one core of a server: assumed
 REFERENCE_FACTOR = 1.5  # time of the authors' program over ours at equal arithmetic: assumed
 
 
+# Recipe of `fastadaad benchmark` with the networks of a pair.
+RECIPES = {"cifar": ("cifar10-rn18", "teacher.name=wrn-16-4"), "paper": ("cifar10-rn18",)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One call of `python -m bench step` on a GPU; `file` is its CSV file's name."""
+    """One call of `fastadaad benchmark` on a GPU, or with details of `python -m bench step`."""
 
     file: str
     pair: str
     precisions: tuple[str, ...]
     modes: tuple[str, ...] = ("graph",)
-    methods: tuple[str, ...] = ("adaad",)
-    policies: str = ""
+    policies: tuple[str, ...] = ("exact",)
     batch_sizes: tuple[int, ...] = ()
     rounds: int = 5
     details: bool = False
 
     @property
+    def name(self) -> str:
+        """Name of the folder of `fastadaad benchmark`, and without .csv of the file of `python -m bench step`."""
+        return f"{self.file}-{self.pair}"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.batch_sizes or (PAIRS[self.pair].batch_size,)
+
+    @property
     def arguments(self) -> list[str]:
-        """Arguments of `python -m bench step`, without the folder of the file."""
-        words = ["--device", "cuda", "--pair", self.pair, "--modes", ",".join(self.modes)]
-        words += ["--precisions", ",".join(self.precisions), "--rounds", str(self.rounds)]
-        words += [word for method in self.methods for word in ("--method", method)]
-        words += ["--policies", self.policies] if self.policies else []
-        words += ["--batch-sizes", ",".join(map(str, self.batch_sizes))] if self.batch_sizes else []
-        return words if self.details else [*words, "--no-details"]
+        """Arguments of the command, without the place of its files."""
+        lists = ["--precisions", ",".join(self.precisions), "--modes", ",".join(self.modes)]
+        lists += ["--batch-sizes", ",".join(map(str, self.sizes)), "--rounds", str(self.rounds)]
+        if self.details:
+            return ["--device", "cuda", "--pair", self.pair, *lists]
+        return ["benchmark", *RECIPES[self.pair], "device=cuda", *lists, "--policies", ",".join(self.policies)]
 
 
 PLAN = (
-    # Equal arithmetic on both sides, then each side's default.
+    # Both sides in the same arithmetic.
     Run(file="precision", pair="cifar", precisions=("fp32", "tf32", "bf16"), rounds=10),
     Run(file="precision", pair="paper", precisions=("fp32", "tf32", "bf16"), rounds=3),
-    Run(file="batch", pair="paper", precisions=("bf16",), policies=POLICY, batch_sizes=BATCH_SIZES, rounds=3),
+    Run(
+        file="batch", pair="paper", precisions=("bf16",), policies=("exact", POLICY), batch_sizes=BATCH_SIZES, rounds=3
+    ),
     Run(file="modes", pair="cifar", precisions=("bf16",), modes=("eager", "compiled", "graph"), details=True),
 )
 
 
 def seconds(run: Run, name: str) -> float:
-    """Predicts the seconds of a run on a card, with compiling."""
+    """Predicts the seconds of a run on a card, with compiling and with the plain program beside each step."""
     pair, total = PAIRS[run.pair], 0.0
-    student, teacher = (network_cost(network, pair.image_shape) for network in pair.networks("cpu"))
-    for method in run.methods:
-        chosen = policies(run.policies) if run.policies else []
-        variants = [*variants_of(method, [*run.modes], chosen, [*run.precisions], device_type="cuda")]
-        for batch_size in run.batch_sizes or (pair.batch_size,):
-            for variant in variants:
-                precision = "tf32" if variant.precision == "default" else variant.precision  # torch's own setting
-                step = predict(
-                    card(name, precision), AFTER, method, student, teacher, 10, variant.policy, batch_size
-                ).step_s
-                steps = run.rounds + 3 * run.details
-                total += steps * step * (REFERENCE_FACTOR if variant.is_reference else 1.0)
-                total += 0.0 if variant.is_reference or variant.mode == "eager" else COMPILE_S
+    costs = [network_cost(network, pair.image_shape) for network in pair.networks("cpu")]
+    steps = run.rounds + WARMUP + 1 + 3 * run.details
+    for size, precision, mode, policy in product(run.sizes, run.precisions, run.modes, run.policies):
+        exact, own = (
+            predict(card(name, precision), AFTER, METHOD, *costs, NUM_STEPS, TeacherPolicy.parse(text), size).step_s
+            for text in ("exact", policy)
+        )
+        total += steps * (own + REFERENCE_FACTOR * exact) + COMPILE_S * (mode != "eager")
     return total
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu, gpu_plan, step
+from bench import gpu, step
 from bench.gpu import card_of, draw, table, verdict
 from bench.gpu_plan import PLAN, minutes, predicted_images_per_s
-from bench.networks import Variant
+from bench.networks import PAIRS, Variant, variants_of
+from fastadaad import cli, recipes
 from fastadaad.config import TeacherPolicy
+from fastadaad.config_io import override
 
 
 def row(images_per_s: float, batch_size: int = 128, **changes: str) -> dict[str, str]:
@@ -24,18 +26,38 @@ def test_the_plan_fits_into_half_an_hour_on_an_a100():
     assert minutes("A100") < 30
 
 
-def test_the_plan_consists_of_commands_that_bench_step_understands():
+def test_the_plan_consists_of_commands_that_parse():
     for run in PLAN:
-        options = step._parse(run.arguments)
-        assert options.pair == [run.pair]
+        options = step._parse(run.arguments) if run.details else cli.parse(run.arguments)
         assert options.precisions == [*run.precisions]
+        assert options.batch_sizes == [*run.sizes]
         assert options.rounds == run.rounds
-    policies = [policy for run in PLAN for policy in step._parse(run.arguments).policies]
-    assert policies == [TeacherPolicy.parse("refreshed(every=5)")]
+        if not run.details:
+            config = override(recipes.get(options.recipe), options.overrides)
+            pair = PAIRS[run.pair]
+            assert (config.student.name, config.teacher.name, config.device) == (pair.student, pair.teacher, "cuda")
+            assert [str(policy) for policy in options.policies] == [*run.policies]
+
+
+def test_rows_of_the_command_get_the_columns_of_the_table(tmp_path: Path):
+    run = PLAN[2]
+    likely = predicted_images_per_s("A100", row(1, pair="paper"))["likely"]
+    common = {"method": "adaad", "num_steps": "10", "batch_size": "128", "precision": "bf16", "mode": "graph"}
+    common |= {"hardware": "NVIDIA A100-SXM4-80GB, driver 580", "plain_images_per_s": "20", "speedup_p50": "3"}
+    cells = [{"policy": "exact", "images_per_s": likely}, {"policy": "refreshed(every=5)", "images_per_s": ""}]
+    (tmp_path / run.name).mkdir()
+    with open(tmp_path / run.name / "benchmark.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [*common, *cells[0]])
+        writer.writeheader()
+        writer.writerows(common | found for found in cells)
+    plain, ours = gpu.measured_rows(tmp_path, run)  # the policy did not fit into memory
+    assert (plain["variant"], plain["images_per_s"], plain["ratio_p50"]) == ("reference", "20", "1.0")
+    assert (ours["variant"], ours["ratio_p50"]) == ("distiller-graph", "3")
+    assert table([ours]).endswith("| inside |")
 
 
 def test_a_policy_runs_in_the_last_precision():
-    variants = gpu_plan.variants_of("adaad", ["graph"], [TeacherPolicy.parse("refreshed(every=5)")], ["fp32", "bf16"])
+    variants = variants_of("adaad", ["graph"], [TeacherPolicy.parse("refreshed(every=5)")], ["fp32", "bf16"])
     assert [*variants][-1] == Variant(mode="graph", policy=TeacherPolicy.parse("refreshed(every=5)"), precision="bf16")
 
 
@@ -66,13 +88,15 @@ def test_the_table_compares_only_what_the_model_knows():
 
 @pytest.mark.slow
 def test_the_report_has_tables_and_a_picture(tmp_path: Path):
-    rows = [row(2000 * size**0.1, size) for size in (128, 256)]
-    with open(tmp_path / "batch.csv", "w", newline="") as file:
+    added = {"plain_images_per_s": "300", "speedup_p50": "3"}
+    rows = [row(2000 * size**0.1, size) | {"batch_size": f"{size}"} | added for size in (128, 256)]
+    (tmp_path / "batch-paper").mkdir()
+    with open(tmp_path / "batch-paper" / "benchmark.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0]])
         writer.writeheader()
         writer.writerows(rows)
     gpu.main(["--draw", "--output", str(tmp_path)])
-    assert "## batch" in (tmp_path / "tables.md").read_text()
+    assert "## batch-paper" in (tmp_path / "tables.md").read_text()
     assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
 
 
