@@ -88,9 +88,14 @@ def _convolution(
 
 
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *arguments: object) -> tuple[Tensor | None, ...]:
-    mask = arguments[-1]
-    results = x, weight, weight[:, 0, 0, 0]
-    return tuple(torch.empty_like(result) if wanted else None for result, wanted in zip(results, mask, strict=True))
+    """Allocates the wanted gradients, those of images and weights in the layout that cuDNN would choose."""
+    of_input, of_weight, of_bias = arguments[-1]
+    layout = torch._C._conv_determine_backend_memory_format(x, weight, torch._C._ConvBackend.Cudnn)
+    return (
+        torch.empty_like(x, memory_format=layout) if of_input else None,
+        torch.empty_like(weight, memory_format=layout) if of_weight else None,
+        weight.new_empty(len(weight)) if of_bias else None,
+    )
 
 
 def _batch_norm(x: Tensor, weight: Tensor, *_: object) -> tuple[Tensor, ...]:

@@ -61,7 +61,7 @@ class TrainingData:
         return self.dataset.statistics or channel_statistics(self.dataset.train_images)
 
     def fitting_threads(self, device: torch.device) -> AbstractContextManager[None]:
-        """Context in which a command works on these images with networks on `device`: see runtime/threads.py."""
+        """Context in which a command works on these images with networks on `device`: see runtime/torch_settings.py."""
         height, width, _ = image_shape(self.dataset.train_images)
         return fitting_threads(height, width, device)
 
