@@ -14,12 +14,17 @@ LEARNING_RATE = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class ImageKind:
-    """Shape and number of a data set's images, for a step on random images."""
+    """Shape and number of a data set's training images."""
 
     channels: int
     size: int
     num_classes: int
     num_images: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all images as uint8."""
+        return self.num_images * self.channels * self.size**2
 
     def batch(self, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Returns random images [B, C, H, W] in [0, 1] and labels [B], which come in turn."""
@@ -27,6 +32,7 @@ class ImageKind:
         return x_natural, torch.arange(batch_size, device=device) % self.num_classes
 
 
+# Data sets whose sizes are known without reading them.
 IMAGES = {
     "digits": ImageKind(channels=1, size=8, num_classes=10, num_images=1437),
     "fashion-mnist": ImageKind(channels=1, size=28, num_classes=10, num_images=60_000),

@@ -19,16 +19,9 @@ from fastadaad.run_config import RunConfig
 from fastadaad.runtime.peak_rates import peak_tflops
 from fastadaad.runtime.text import print_line
 from fastadaad.training.checkpoint import checkpoint_paths
+from fastadaad.training.synthetic import IMAGES
 
 CARDS = ("A100", "H100")
-# Training images, image shape [C, H, W] and classes of the data sets whose sizes are known without reading them.
-SIZES = {
-    "digits": (1437, (1, 8, 8), 10),
-    "fashion-mnist": (60_000, (1, 28, 28), 10),
-    "cifar10": (50_000, (3, 32, 32), 10),
-    "cifar100": (50_000, (3, 32, 32), 100),
-    "tiny-imagenet": (100_000, (3, 64, 64), 200),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +35,10 @@ class Network:
 @cache
 def network(name: str, data: str) -> Network:
     """Counts a network on the meta device, which holds no values."""
-    _, shape, num_classes = SIZES[data]
+    images = IMAGES[data]
     with torch.device("meta"):
-        model = load_model(name, num_classes, in_channels=shape[0])
-        flops = forward_flops(model, torch.empty(1, *shape))
+        model = load_model(name, images.num_classes, in_channels=images.channels)
+        flops = forward_flops(model, torch.empty(1, images.channels, images.size, images.size))
     return Network(flops=flops, parameters=sum(parameter.numel() for parameter in model.parameters()))
 
 
@@ -63,7 +56,7 @@ def least_hours(config: RunConfig, card: str) -> float | None:
     Passes for batch-norm's statistics alone are left out. None: the size of the data set is not known.
     """
     rates = peak_tflops(card)
-    if config.data.name not in SIZES or rates is None:
+    if config.data.name not in IMAGES or rates is None:
         return None
     steps = config.inner.num_steps
     student = network(config.student.name, config.data.name)
@@ -72,7 +65,8 @@ def least_hours(config: RunConfig, card: str) -> float | None:
         through = teacher_passes(config.teacher.policy, steps) if config.method_row.through_teacher else 0
         teacher = network(config.teacher.name, config.data.name)
         seconds += (through + 1) * teacher.flops / _rate(rates, config.precision.teacher)
-    num_images = min(config.data.num_samples or math.inf, SIZES[config.data.name][0] - config.data.validation_size)
+    all_but_validation = IMAGES[config.data.name].num_images - config.data.validation_size
+    num_images = min(config.data.num_samples or all_but_validation, all_but_validation)
     return config.optim.epochs * num_images * seconds / 3600
 
 
@@ -83,13 +77,13 @@ def _rate(rates: dict[Precision, float], precision: Precision) -> float:
 
 def least_gib(config: RunConfig) -> float | None:
     """GiB of weights, gradients and momentum in fp32, and of the data set as uint8; None: its size is not known."""
-    if config.data.name not in SIZES:
+    if config.data.name not in IMAGES:
         return None
-    num_images, shape, _ = SIZES[config.data.name]
+    images = IMAGES[config.data.name]
     numbers = 3 * network(config.student.name, config.data.name).parameters
     if config.method_row.needs_teacher and config.teacher is not None:
         numbers += network(config.teacher.name, config.data.name).parameters
-    return (4 * numbers + num_images * math.prod(shape)) / 2**30
+    return (4 * numbers + images.num_bytes) / 2**30
 
 
 def missing_teacher(config: RunConfig) -> str | None:
