@@ -113,14 +113,16 @@ def measure_kl(base: RunConfig, student: Path) -> None:
 
 
 def draw() -> None:
-    """Draws the pictures and writes the tables of docs/performance.md."""
+    """Draws the pictures and writes the tables of docs/performance.md; those of long trainings if there are rows."""
     lines = policy_lines(RESULTS)
     docs = RESULTS.parents[1] / "docs"
     plot(docs / "policies.png", lines)
-    long_table.plot(docs / "policies-long.png", rows_of(RESULTS / "policies-long-curves.csv"))
     page = docs / "performance.md"
     text = rewritten(page.read_text(), table(lines))
-    page.write_text(rewritten(text, long_table.block(RESULTS), "long"))
+    if curves := rows_of(RESULTS / "policies-long-curves.csv"):
+        long_table.plot(docs / "policies-long.png", curves)
+        text = rewritten(text, long_table.block(RESULTS), "long")
+    page.write_text(text)
 
 
 def measure_accuracy(chosen: Table, suffix: str, options: argparse.Namespace) -> None:
