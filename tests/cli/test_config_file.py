@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -93,6 +94,15 @@ DEEP = "a: " + "[" * 600
 LAUGHS = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 20))
 
 
+@pytest.fixture
+def usual_recursion_limit():
+    """Restores Python's own limit for a test: torch.compile raises it for the rest of the process."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -118,6 +128,7 @@ LAUGHS = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in ran
         ("recipe: demo\nseed: &s [*s]", "mine.yaml: seed is '[[]]': give a whole number"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("usual_recursion_limit")
 def test_a_broken_file_is_named_in_one_line(capsys, content, message):
     Path("mine.yaml").write_text(content)
     assert cli.main(["train", "--config", "mine.yaml", "--print-config"]) == 2

@@ -174,6 +174,7 @@ def test_a_network_whose_own_names_begin_with_net_is_filled(tmp_path):
 
 
 def test_a_checkpoint_of_the_lightning_example(tmp_path):
+    """The teacher is no submodule of the example, so the student is the only network."""
     pl = pytest.importorskip("pytorch_lightning")
     from digits import robust_teacher
     from lightning_module import RobustDistillation
@@ -188,9 +189,9 @@ def test_a_checkpoint_of_the_lightning_example(tmp_path):
     trainer.strategy.connect(RobustDistillation(student, teacher, "adaad", inner))
     trainer.save_checkpoint(tmp_path / "w.ckpt", weights_only=False)
     x = torch.rand(4, 1, 8, 8)
-    for name, prefix, original in (("cnn-16-s1", "student", student), ("cnn-72-s1", "teacher", teacher)):
-        read = load_model(name, in_channels=1, checkpoint=tmp_path / "w.ckpt", prefix=prefix)
-        assert torch.equal(read.eval()(x), original.eval()(x))
+    for prefix in ("student", None):
+        read = load_model("cnn-16-s1", in_channels=1, checkpoint=tmp_path / "w.ckpt", prefix=prefix)
+        assert torch.equal(read.eval()(x), student.eval()(x))
 
 
 # robustness
