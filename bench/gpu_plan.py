@@ -68,7 +68,7 @@ PLAN = (
 def seconds(run: Run, name: str) -> float:
     """Predicts the seconds of a run on a card, with compiling and with the plain program beside each step."""
     pair, total = PAIRS[run.pair], 0.0
-    costs = [network_cost(network, pair.image_shape) for network in pair.networks("cpu")]
+    costs = [network_cost(network, pair.image_shape) for network in pair.networks("meta")]
     steps = run.rounds + WARMUP + 1 + 3 * run.details
     for size, precision, mode, policy in product(run.sizes, run.precisions, run.modes, run.policies):
         exact, own = (
@@ -93,7 +93,7 @@ def predicted_images_per_s(name: str, row: dict[str, str]) -> dict[str, float]:
     """
     pair = PAIRS[row["pair"]]
     batch_size = int(row["batch_shape"].split("x")[0])
-    student, teacher = (network_cost(network, pair.image_shape) for network in pair.networks("cpu"))
+    student, teacher = (network_cost(network, pair.image_shape) for network in pair.networks("meta"))
     mode = "graph" if row["mode"] == "graph" else "compiled"
     policy = TeacherPolicy.parse(row["policy"])
     arguments = AFTER, row["method"], student, teacher, int(row["num_steps"]), policy, batch_size

@@ -11,6 +11,8 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
+import torch
+
 from fastadaad import load_model, recipes
 from fastadaad.config import TeacherPolicy
 from fastadaad.run_config import RunConfig
@@ -70,7 +72,9 @@ def best_images_per_s(cost: StepCost, device: Device, precision: str) -> float:
 @cache
 def _cost_of(name: str, data: str) -> NetworkCost:
     shape = SHAPES[data]
-    return network_cost(load_model(name, NUM_CLASSES.get(data, 10), in_channels=shape[0]), shape)
+    with torch.device("meta"):  # weights are not needed
+        network = load_model(name, NUM_CLASSES.get(data, 10), in_channels=shape[0])
+    return network_cost(network, shape)
 
 
 def network_costs(config: RunConfig) -> tuple[NetworkCost, NetworkCost | None]:
