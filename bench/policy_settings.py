@@ -17,7 +17,7 @@ class Setting:
     overrides: tuple[str, ...] = ()
     """Changes of the inner search."""
     note: str = ""
-    """What the overrides change, in a few words."""
+    """The changes in a few words, for the table."""
     method: str = "adaad"
 
     @property

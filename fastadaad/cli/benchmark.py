@@ -129,5 +129,5 @@ def _result(row: "Row") -> str:
         return str(row["status"])
     text = f"{row['images_per_s']:,} images/s"
     if row["speedup_p50"] == "":
-        return f"{text}, the plain loop is out of memory"
+        return f"{text}, the plain loop: {row['plain_status']}"
     return f"{text}, {row['speedup_p50']:.2f} times the plain loop"

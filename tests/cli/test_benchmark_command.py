@@ -166,6 +166,23 @@ def test_a_side_that_does_not_fit_is_marked(monkeypatch, capsys, side):
     assert row[kept] > 0
 
 
+def test_a_step_that_fits_only_alone_is_measured_without_the_plain_one(monkeypatch):
+    calls = []
+
+    def fits_alone(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:  # beside the plain program
+            raise torch.cuda.OutOfMemoryError("no room")
+        return fast_program(*arguments)
+
+    config, _ = comparable(tiny())
+    monkeypatch.setattr(measuring, "fast_program", fits_alone)
+    row = Measuring(config=config, device=CPU, rounds=1).row(cell())
+    assert (row["status"], row["plain_status"]) == ("measured", "no room beside ours")
+    assert row["images_per_s"] > 0
+    assert row["plain_images_per_s"] == row["speedup_p50"] == ""
+
+
 def test_the_estimate_follows_the_finished_cells(monkeypatch):
     config, _ = comparable(tiny())
     meter = Measuring(config=config, device=CPU, rounds=1)

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from fastadaad.cli.benchmarks.measuring import OUT_OF_MEMORY, Row
+from fastadaad.cli.benchmarks.measuring import MEASURED, Row
 from fastadaad.cli.benchmarks.picture import draw
 from fastadaad.runtime.files import write_output
 
@@ -36,7 +36,7 @@ def _memory(row: Row) -> str:
 
 
 def _or_status(row: Row, column: str, form: str, status: str) -> str:
-    return OUT_OF_MEMORY if row[status] == OUT_OF_MEMORY else _figure(row[column], form)
+    return _figure(row[column], form) if row[status] == MEASURED else str(row[status])
 
 
 # Head of a column -> its text in a row.

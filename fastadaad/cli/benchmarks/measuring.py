@@ -29,7 +29,9 @@ from fastadaad.training.synthetic import images_of, random_networks
 MIB = 2**20
 # Steps before the measured ones: the first compiles and measures a layout, the second runs as all others do.
 WARMUP = 2
-OUT_OF_MEMORY = "out of memory"
+# Statuses of a side.
+MEASURED, OUT_OF_MEMORY = "measured", "out of memory"
+NOT_BESIDE = "no room beside ours"  # of the plain one, which fits alone
 # Images of the plain step that the first estimate rests on.
 NUM_PROBED = 8
 ASSUMED_GAIN = 1.5  # of the fast side over the plain one in the first estimate
@@ -168,8 +170,14 @@ class Measuring:
 
     def _row(self, cell: Cell) -> Row:
         torch.compiler.reset()  # drops the graphs of the cell before: torch.compile keeps only a few per function
-        plain, plain_bytes = built(lambda: plain_program(self.config, cell, self.device), self.device)
-        fast, fast_bytes = built(lambda: fast_program(self.config, cell, self.device), self.device)
+        plain, plain_bytes = self._built(plain_program, cell)
+        fits_alone = plain is not None
+        fast, fast_bytes = self._built(fast_program, cell)
+        if fast is None and plain is not None:
+            plain = None  # makes room: ours may fit alone
+            fast, fast_bytes = self._built(fast_program, cell)
+            if fast is None:
+                plain, plain_bytes = self._built(plain_program, cell)
         sides = {name: side for name, side in (("plain", plain), ("fast", fast)) if side is not None}
         timings = self._timings(sides)
         ours = Side(milliseconds=timings.get("fast"), peak_bytes=fast_bytes)
@@ -182,14 +190,17 @@ class Measuring:
             "precision": cell.precision,
             "policy": str(cell.policy),
             "mode": cell.mode,
-            "status": "measured" if ours.milliseconds else OUT_OF_MEMORY,
-            "plain_status": "measured" if theirs.milliseconds else OUT_OF_MEMORY,
+            "status": MEASURED if ours.milliseconds else OUT_OF_MEMORY,
+            "plain_status": MEASURED if theirs.milliseconds else NOT_BESIDE if fits_alone else OUT_OF_MEMORY,
             **ours.columns("", cell.batch_size),
             **theirs.columns("plain_", cell.batch_size),
             **speedup,
             **self._rates(cell, fast, timings.get("fast")),
             "rounds": self.rounds,
         }
+
+    def _built(self, make: Callable[..., Program], cell: Cell) -> tuple[Program | None, int | None]:
+        return built(lambda: make(self.config, cell, self.device), self.device)
 
     def _timings(self, sides: dict[str, Program]) -> dict[str, list[float]]:
         """Returns the milliseconds of each side, without the plain one if both together do not fit."""

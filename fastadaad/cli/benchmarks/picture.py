@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from fastadaad.cli.benchmarks.measuring import OUT_OF_MEMORY, Row
+from fastadaad.cli.benchmarks.measuring import MEASURED, Row
 from fastadaad.evaluation.plots import COLORS, DPI, new_figure
 
 PLAIN, PLAIN_COLOR = "plain loop", "#9A9A9A"
@@ -59,7 +59,7 @@ def _bars(
     label: str,
     prefix: str = "",
 ) -> None:
-    """Draws one series, a bar per batch size; `out of memory` is written at the place of its bar."""
+    """Draws one series, a bar per batch size; `out of memory` and the like stand at the place of a bar."""
     width = 0.8 / (num_names + 1)
     color = PLAIN_COLOR if label == PLAIN else COLORS[(number - 1) % len(COLORS)]
     for position, (row, size) in enumerate(zip(rows, sizes, strict=True)):
@@ -67,9 +67,9 @@ def _bars(
         shown = label if position == 0 else "_"
         if row is None:  # the cell was not measured, as the benchmark was interrupted
             axes.bar(x, 0, width, color=color, label=shown)
-        elif row[f"{prefix}status"] == OUT_OF_MEMORY:
+        elif (status := str(row[f"{prefix}status"])) != MEASURED:
             axes.bar(x, 0, width, color=color, label=shown)
-            axes.text(x, 0, OUT_OF_MEMORY, rotation=90, ha="center", va="bottom", fontsize="x-small")
+            axes.text(x, 0, status, rotation=90, ha="center", va="bottom", fontsize="x-small")
         else:
             slow, median, fast = (1e3 * size / float(str(row[f"{prefix}{key}_ms"])) for key in ("p80", "p50", "p20"))
             error = [[median - slow], [fast - median]]
