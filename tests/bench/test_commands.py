@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from bench import __main__ as command_line
-from bench import evaluate, ops, readme, roofline, step, time_to_accuracy
+from bench import evaluate, ops, readme, roofline, run, step, time_to_accuracy
 from bench.flops import StepCost
 from bench.roofline import Device, best_images_per_s
 from fastadaad.recipes import RECIPES
@@ -75,6 +75,19 @@ def test_step_measures_and_writes_rows(tmp_path):
         assert float(row["gflop_per_s"]) == pytest.approx(gflop_per_s, rel=0.1, abs=0.02)
         assert row["n"] == "1"
     assert [float(row["ratio_p50"]) for row in rows if row["variant"] == "reference"] == [1.0, 1.0]
+
+
+def test_a_teacher_alone_gets_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluation.num_images=40", "evaluation.attacks=[natural,fgsm]", "--output", "rows.csv"]
+    run.main(["teacher", "demo", *words])
+    with open("rows.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["student"], row["method"], row["attack"]) for row in rows] == [
+        ("cnn-72-s1", "teacher", "natural"),
+        ("cnn-72-s1", "teacher", "fgsm"),
+    ]
+    assert float(rows[0]["accuracy"]) > 0.9
 
 
 @pytest.mark.slow
