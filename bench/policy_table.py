@@ -7,14 +7,10 @@ from pathlib import Path
 
 from fastadaad.evaluation.plots import COLORS, MARKERS, new_figure
 
+from .policy_settings import Setting
 from .readme import Row, markdown, rows_of
 
 ATTACKS = ("natural", "pgd20", "autoattack")
-
-
-def label(policy: str, precision: str) -> str:
-    """Name of a setting; `precision` is the teacher's."""
-    return policy if precision == "fp32" else f"{policy}, teacher {precision}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +25,7 @@ class Line:
 
     @property
     def name(self) -> str:
-        return label(self.policy, self.precision)
+        return Setting(policy=self.policy, teacher_precision=self.precision).name
 
     def mean(self, attack: str) -> float:
         return statistics.fmean(self.accuracies[attack])
