@@ -140,8 +140,8 @@ def step_cost(
     student: NetworkCost,
     teacher: NetworkCost | None,
     num_steps: int,
-    teacher_forwards: int,
-    teacher_backwards: int,
+    teacher_forwards: float,
+    teacher_backwards: float,
     *,
     outer: OuterPasses = OUTER_PASSES["adaad"],
     batch_size: int = 128,
@@ -155,8 +155,8 @@ def step_cost(
         student: Forward pass of the student.
         teacher: Forward pass of the teacher, if the method has one.
         num_steps: Inner steps.
-        teacher_forwards: Forward passes of the teacher in the inner loop.
-        teacher_backwards: Backward passes of the teacher in the inner loop.
+        teacher_forwards: Forward passes of the teacher in the inner loop, or their mean over a training.
+        teacher_backwards: Backward passes of the teacher in the inner loop, or their mean.
         outer: Passes outside the inner loop.
         batch_size: Images of a batch, which share the weights.
         element_bytes: Bytes of a number.

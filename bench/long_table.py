@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastadaad.config import TeacherPolicy
 from fastadaad.evaluation.plots import COLORS, MARKERS, new_figure
 
-from .flops import method_cost, network_cost
+from .flops import OUTER_PASSES, network_cost, step_cost
 from .networks import PAIRS
 from .policy_settings import LONG, Setting
 from .policy_table import ATTACKS
@@ -61,30 +60,44 @@ def accuracies_of(rows: Sequence[Row], attack: str) -> dict[str, dict[str, float
     return found
 
 
-def computed_gain(setting: Setting, pair_name: str = COMPUTED_PAIR) -> float:
-    """Returns FLOPs of a step of exact over those of a setting, on the networks of a pair."""
+def computed_gain(setting: Setting, teacher_runs: float, pair_name: str = COMPUTED_PAIR) -> float:
+    """Returns FLOPs of a step of exact over those of a setting, on the networks of a pair.
+
+    Args:
+        setting: Method and steps of the search.
+        teacher_runs: Passes of the teacher in a search, forward and backward.
+        pair_name: Networks that are counted.
+    """
     pair = PAIRS[pair_name]
     costs = [network_cost(network, pair.image_shape) for network in pair.networks("meta")]
 
-    def flops(one: Setting) -> float:
-        steps, policy = LONG.config(one, seed=0).inner.num_steps, TeacherPolicy.parse(one.policy)
-        return method_cost(one.method, *costs, steps, policy).flops
+    def flops(one: Setting, runs: float) -> float:
+        steps = LONG.config(one, seed=0).inner.num_steps
+        return step_cost(*costs, steps, runs, runs, outer=OUTER_PASSES[one.method]).flops
 
-    return flops(LONG.settings[0]) / flops(setting)
+    exact = LONG.settings[0]
+    return flops(exact, LONG.config(exact, seed=0).inner.num_steps) / flops(setting, teacher_runs)
+
+
+def runs_of(rows: Sequence[Row], setting: Setting) -> float:
+    """Returns the mean number of teacher runs in a search, over the seeds of a setting."""
+    return statistics.fmean(float(row["teacher_runs"]) for row in rows if row["setting"] == setting.name)
 
 
 def table(rows: Sequence[Row], speeds: Sequence[Row]) -> str:
     """Returns Markdown with a line per setting that has accuracies."""
-    columns = ("search", "times exact, measured", "computed for a ratio of 48", *ATTACKS)
+    columns = ("search", "times exact, measured", "teacher runs", "times exact at ratio 48, computed", *ATTACKS)
     by_attack = {attack: accuracies_of(rows, attack) for attack in ATTACKS}
     measured = {row["setting"]: float(row["times_exact_p50"]) for row in speeds}
     exact, lines = LONG.settings[0], []
     for setting in LONG.settings:
         name = setting.name
         if all(name in found for found in by_attack.values()):
+            runs = runs_of(rows, setting)
             cells = [f"`{setting.policy}`" + (f", {setting.note}" if setting.note else "")]
             cells = cells if setting.method == exact.method else [f"`{setting.method}`, no teacher"]
-            cells += [f"{measured[name]:.2f}" if name in measured else "", f"{computed_gain(setting):.1f}"]
+            cells += [f"{measured[name]:.2f}" if name in measured else "", f"{runs:.1f}"]
+            cells.append(f"{computed_gain(setting, runs):.1f}")
             for attack in ATTACKS:
                 paired = Paired.of(by_attack[attack][name], by_attack[attack][exact.name])
                 cells.append(paired.cell(with_difference=setting is not exact))

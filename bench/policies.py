@@ -6,6 +6,8 @@ otherwise idle machine; `--draw` makes the picture and the table.
 """
 
 import argparse
+import math
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +64,7 @@ def experiments_of(
 def rows(experiments: Sequence[tuple[Setting, Experiment]]) -> Iterator[dict[str, object]]:
     """Yields one row per experiment and attack."""
     for setting, experiment in experiments:
-        config = experiment.config
+        config, runs = experiment.config, teacher_runs(experiment)
         for result in experiment.results:
             yield {
                 "recipe": config.recipe,
@@ -73,8 +75,17 @@ def rows(experiments: Sequence[tuple[Setting, Experiment]]) -> Iterator[dict[str
                 "teacher_precision": setting.teacher_precision,
                 "seed": config.seed,
                 "epochs": config.optim.epochs,
+                "teacher_runs": runs,
                 **columns(result),
             }
+
+
+def teacher_runs(experiment: Experiment) -> float:
+    """Returns the mean number of teacher runs in a search, over the epochs: a probe may have shortened the interval."""
+    if experiment.config.teacher is None:
+        return 0.0
+    steps, epochs = experiment.config.inner.num_steps, rows_of(experiment.folder / "metrics.csv")
+    return round(statistics.fmean(math.ceil(steps / int(epoch["query_interval"] or 1)) for epoch in epochs), 2)
 
 
 def columns(result: AttackResult) -> dict[str, object]:
@@ -83,7 +94,7 @@ def columns(result: AttackResult) -> dict[str, object]:
 
 
 def curve_rows(experiments: Sequence[tuple[Setting, Experiment]]) -> Iterator[dict[str, object]]:
-    """Yields the accuracies on the validation split and the policy's last probe, by setting, seed and epoch."""
+    """Yields the accuracies on the validation split, the policy's last probe and interval, by setting, seed, epoch."""
     for setting, experiment in experiments:
         share = ""
         for row in rows_of(experiment.folder / "metrics.csv"):
@@ -96,6 +107,7 @@ def curve_rows(experiments: Sequence[tuple[Setting, Experiment]]) -> Iterator[di
                     "natural": row["natural_accuracy"],
                     "robust": row["robust_accuracy"],
                     "policy_kl_share": share,
+                    "query_interval": row["query_interval"],
                 }
 
 
