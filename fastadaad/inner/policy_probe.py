@@ -2,7 +2,8 @@
 
 The error of the substitute (teacher_error.py) is free, but says little about the images that were found: the closer the
 student is to its teacher, the more of the kl's gradient is a small difference of two large ones, and a stale one wins.
-The probe runs the exact search beside the policy's, on a few images of some batches.
+The probe runs an exact search beside the policy's, from the same start on a few images of some batches. It comes before
+the student learns from the batch: afterwards student and teacher agree better at the images of the step than elsewhere.
 """
 
 import warnings
@@ -16,10 +17,10 @@ from fastadaad.inner.maximizer import InnerMaximizer
 from fastadaad.inner.search import tape_vjp
 from fastadaad.inner.start import start_point
 from fastadaad.inner.teacher_error import intervals
-from fastadaad.inner.teacher_policies import query_exactly
+from fastadaad.inner.teacher_policies import POLICIES, query_exactly
 from fastadaad.runtime.distributed import ProcessGroup
 
-INTERVAL = 100  # steps between two probes
+INTERVAL = 100  # training steps from one probe to the next
 NUM_IMAGES = 32
 # Share of the exact search's kl below which the policy queries the teacher more often.
 LEAST_SHARE = 0.8
@@ -39,16 +40,16 @@ class PolicyProbe:
         """Share of the exact search's kl in the last probe; None: there was none."""
 
     def is_due(self, num_steps: int) -> bool:
-        """Returns True if the policy is probed after `num_steps` training steps."""
-        return self.maximizer.teacher_policy.kind != "exact" and num_steps % INTERVAL == 0
+        """Returns True if the policy is probed before the training step that follows `num_steps` others."""
+        return self.maximizer.teacher_policy.kind != "exact" and (num_steps + 1) % INTERVAL == 0
 
-    def run(self, x_natural: Tensor, labels: Tensor | None, x_adv: Tensor) -> None:
-        """Compares x_adv [B, C, H, W] of the policy with an exact search on the first images. Waits for the device.
+    def run(self, x_natural: Tensor, labels: Tensor | None) -> None:
+        """Searches around the first images of a batch, by the policy and exactly. Waits for the device.
 
         Warns if the policy reaches too little, and shortens the interval of its queries.
         """
         first = slice(NUM_IMAGES)
-        sums = kl_sums(self.maximizer, x_natural[first], None if labels is None else labels[first], x_adv[first])
+        sums = kl_sums(self.maximizer, x_natural[first], None if labels is None else labels[first])
         self.process_group.all_reduce(sums)
         reached, exact = sums.tolist()
         self.share = reached / max(exact, torch.finfo(torch.float32).tiny)
@@ -68,17 +69,16 @@ class PolicyProbe:
             maximizer.query_interval = shorter[0]
 
 
-def kl_sums(maximizer: InnerMaximizer, x_natural: Tensor, labels: Tensor | None, x_adv: Tensor) -> Tensor:
-    """Sums kl(S(x), T(x)) over x_adv and over the images that an exact search finds.
+def kl_sums(maximizer: InnerMaximizer, x_natural: Tensor, labels: Tensor | None) -> Tensor:
+    """Sums kl(S(x), T(x)) over the images that the policy's search finds, and over those of an exact search.
 
-    The exact search has a start of its own, so that the caller's random numbers stay those without a probe. Student and
-    teacher are the search's copies, in eval mode.
+    Both begin at the same points, which take none of the caller's random numbers. Student and teacher are the search's
+    copies, in eval mode.
 
     Args:
         maximizer: Search whose method goes through the teacher.
         x_natural: Natural images, fp32 [B, C, H, W].
         labels: Class numbers [B], or None.
-        x_adv: Images [B, C, H, W] that the policy has found.
 
     Returns:
         Both sums, fp32 [2], on the device.
@@ -87,8 +87,13 @@ def kl_sums(maximizer: InnerMaximizer, x_natural: Tensor, labels: Tensor | None,
     with maximizer.networks(x_natural) as networks:
         search = replace(maximizer.new_search(networks, x_natural, labels), vjp=tape_vjp)
         exact = start_point(x_natural, maximizer.inner.start or maximizer.method.start, maximizer.inner, generator)
-        for step in search.steps():
+        found, policy, answer = exact.clone(), POLICIES[maximizer.teacher_policy.kind], None
+        for number, step in enumerate(search.steps()):
             query_exactly(step, exact)
+            if number % maximizer.query_interval == 0:
+                answer = policy.query(step, found)
+            else:
+                policy.reuse(step, found, answer)
         with torch.no_grad():
-            logits = [[network(x) for network in search.networks] for x in (x_adv, exact)]
+            logits = [[network(x) for network in search.networks] for x in (found, exact)]
     return torch.stack([ops.kl_grad(student, teacher)[0].sum() for student, teacher in logits])

@@ -295,6 +295,9 @@ class Distiller:
             if not self.student.training:
                 self.student.train()
             with frozen(*self._teachers), tensor_cores(self.precision, x_natural.device):
+                if self._policy_probe.is_due(self._num_steps):
+                    with kept_buffers(self.student):  # a student in train mode changes its statistics
+                        self._policy_probe.run(x_natural, labels)
                 if self._captured is None or self._has_new_hooks():
                     loss, x_adv = self._update(x_natural, labels, epoch, generator, self.optimizer)
                 else:
@@ -308,8 +311,6 @@ class Distiller:
                 self.averaged.num_averaged += 1
             if self.maximizer.teacher_policy.is_adaptive and self._num_steps % ADAPT_EVERY == 0:
                 self.read_teacher_error()
-            if self._policy_probe.is_due(self._num_steps):
-                self._policy_probe.run(x_natural, labels, x_adv)
             return StepResult(loss=loss, x_adv=x_adv, precision=self.precision)
 
     @property

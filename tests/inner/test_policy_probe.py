@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,11 +30,13 @@ def almost_the_teacher(teacher: nn.Module) -> nn.Module:
     return student
 
 
-def distiller_of(policy: str, make_student=almost_the_teacher) -> Distiller:
+def distiller_of(
+    policy: str, make_student=almost_the_teacher, *, learning_rate: float = 1e-6, inner: InnerConfig = INNER
+) -> Distiller:
     teacher = tiny_network(2, channels=8).eval()
     student = make_student(teacher)
-    optimizer = torch.optim.SGD(student.parameters(), lr=1e-6)
-    return Distiller(student, teacher, inner=INNER, optimizer=optimizer, teacher_policy=policy, layout="contiguous")
+    optimizer = torch.optim.SGD(student.parameters(), lr=learning_rate)
+    return Distiller(student, teacher, inner=inner, optimizer=optimizer, teacher_policy=policy, layout="contiguous")
 
 
 @pytest.fixture
@@ -46,10 +49,44 @@ def test_both_sums_are_those_of_a_plain_loop():
     student, teacher = distiller.student.eval(), distiller.teacher
     x_adv = distiller.maximizer(x, labels)
     exact = inner_loop(kl_to_teacher(student, teacher), x, x, **SEARCH)
-    reached, best = kl_sums(distiller.maximizer, x, labels, x_adv).tolist()
+    reached, best = kl_sums(distiller.maximizer, x, labels).tolist()
     assert reached == pytest.approx(len(x) * mean_kl(student, teacher, x_adv), rel=1e-3)
     assert best == pytest.approx(len(x) * mean_kl(student, teacher, exact), rel=1e-3)
     assert reached < 0.8 * best  # the stale gradient finds less in this student
+
+
+@pytest.mark.usefixtures("at_every_step")
+def test_the_student_is_probed_before_it_learns_from_the_batch():
+    distiller, (x, labels) = distiller_of("refreshed(every=10)", learning_rate=0.5), images_and_labels()
+    shares = []
+    for _ in range(2):
+        distiller.maximizer.query_interval = 10  # the probe shortens it
+        reached, exact = kl_sums(distiller.maximizer, x, labels).tolist()
+        shares.append(reached / exact)
+        distiller.step(x, labels)
+        assert distiller.policy_share == pytest.approx(shares[-1], rel=1e-4)
+    assert abs(shares[1] - shares[0]) > 0.05  # the update changes the share
+
+
+@pytest.mark.usefixtures("at_every_step")
+def test_a_policy_that_asks_in_every_step_reaches_all_of_the_exact_kl():
+    distiller, (x, labels) = distiller_of("directional(every=1)", learning_rate=0.5), images_and_labels()
+    for _ in range(2):
+        distiller.step(x, labels)
+        assert distiller.policy_share == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_probe_leaves_the_statistics_of_a_student_in_train_mode(monkeypatch):
+    """Each step of such a search is a pass of batch-norm in train mode, and changes its running statistics."""
+    inner, (x, labels), statistics = replace(INNER, student_eval=False), images_and_labels(), []
+    for interval in (1, 100):
+        monkeypatch.setattr(policy_probe, "INTERVAL", interval)
+        distiller = distiller_of("refreshed(every=2)", inner=inner)
+        distiller.step(x, labels)
+        statistics.append([buffer.clone() for buffer in distiller.student.buffers()])
+    assert statistics[0]
+    for probed, unprobed in zip(*statistics, strict=True):
+        torch.testing.assert_close(probed, unprobed, rtol=0, atol=0)
 
 
 @pytest.mark.usefixtures("at_every_step")

@@ -83,7 +83,7 @@ def error_of(kl_error: float, query_interval: int) -> TeacherError:
 @pytest.mark.parametrize(
     ("num_steps", "choices"),
     [
-        (1, [1]), (2, [2, 1]), (3, [3, 2, 1]), (7, [7, 6, 3, 2, 1]), (10, [10, 8, 4, 3, 2, 1]),
+        (1, [1]), (2, [2, 1]), (3, [3, 1]), (7, [7, 6, 3, 1]), (10, [10, 8, 4, 3, 1]),
         (20, [20, 16, 8, 6, 4, 1]),
     ],
 )  # fmt: skip
