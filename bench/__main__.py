@@ -10,6 +10,7 @@ from fastadaad.runtime.messages import messages_on
 BENCHMARKS = {
     "agreement": "pixels and kl of the search against those of the plain program with the same seed",
     "allocator": "training steps on the CPU with freed memory given back to the system and kept",
+    "border": "AdaAD against PGD-AT by number of training images and size of the student",
     "data": "images/s of the data engines, time that a training waits for data, pixel differences between engines",
     "evaluate": "a PGD evaluation against a plain loop of the usual libraries and against foolbox",
     "faults": "trainings that are killed or lose their disk, compared with an undisturbed run",
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "scaling": "efficiency of 8 to 512 GPUs, limited by communication: computed",
     "stems": "gradient signs in bf16 with the first convolution in fp32 or TF32",
     "step": "one training step of each method: Distiller against a plain restatement of its authors' program",
+    "tune": "a small search of each method's settings on the validation split",
 }
 
 

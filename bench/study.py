@@ -1,0 +1,66 @@
+"""Students of a study: trained and attacked in experiments kept on disk, so that several processes share the work."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from fastadaad.cli.comparison.experiment import Experiment, finish
+from fastadaad.run_config import RunConfig
+
+from .readme import rows_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One student of a study."""
+
+    columns: dict[str, object]
+    """Columns of its rows that say where it stands in the study."""
+    config: RunConfig
+
+
+Finished = Sequence[tuple[Cell, Experiment]]
+
+
+def finished(cells: Iterable[Cell], folder: Path) -> Finished:
+    """Trains and attacks the students that are not finished.
+
+    Args:
+        cells: The students.
+        folder: Folder of their experiments.
+    """
+    pairs = [(cell, Experiment(cell.config, folder, label=cell.config.method)) for cell in cells]
+    finish([experiment for _, experiment in pairs], Console())
+    return pairs
+
+
+def accuracy_rows(students: Finished) -> Iterator[dict[str, object]]:
+    """Yields a row per student with a column per attack: accuracy on the test images."""
+    for cell, experiment in students:
+        results = experiment.results
+        accuracies = {result.attack: round(result.accuracy, 4) for result in results}
+        yield _columns(cell) | accuracies | {"num_images": results[0].num_images}
+
+
+def validation_rows(students: Finished) -> Iterator[dict[str, object]]:
+    """Yields a row per student: accuracies on the validation split at its best epoch and at its last one."""
+    for cell, experiment in students:
+        epochs = {
+            int(row["epoch"]): row for row in rows_of(experiment.folder / "metrics.csv") if row["robust_accuracy"]
+        }
+        assert experiment.training is not None
+        best, last = experiment.training.best_epoch, max(epochs)
+        accuracies = {
+            f"{name}_{when}": round(float(epochs[epoch][f"{name}_accuracy"]), 4)
+            for when, epoch in (("best", best), ("last", last))
+            for name in ("natural", "robust")
+        }
+        yield _columns(cell) | {"best_epoch": best} | accuracies
+
+
+def _columns(cell: Cell) -> dict[str, object]:
+    config = cell.config
+    fixed = {"recipe": config.recipe, "student": config.student.name, "method": config.method, "seed": config.seed}
+    return fixed | {"epochs": config.optim.epochs} | cell.columns

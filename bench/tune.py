@@ -1,0 +1,77 @@
+"""A small search of each method's settings on the validation split: `python -m bench tune`.
+
+Every method has as many candidates, the first of which are the settings of its authors' program, and one training for
+each. Test images take no part.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fastadaad import recipes
+from fastadaad.config_io import override
+from fastadaad.recipes import RECIPES
+
+from .readme import Row
+from .rows import RESULTS, write_rows
+from .study import Cell, finished, validation_rows
+from .tables import print_rows
+
+LARGER_RADIUS = ("inner.threat_model.epsilon=10/255", "inner.step_size=2.5/255")
+BATCH_MEAN = ("method_options.kl_reduction=batchmean",)
+PROGRAM = ()
+
+# Changes of the recipe, by method.
+CANDIDATES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "pgd-at": (PROGRAM, LARGER_RADIUS, ("optim.weight_decay=2e-3",)),
+    "trades": (PROGRAM, LARGER_RADIUS, ("method_options.robustness_weight=3",)),
+    "ard": (PROGRAM, BATCH_MEAN, (*BATCH_MEAN, "method_options.temperature=5")),
+    "iad": (PROGRAM, LARGER_RADIUS, ("method_options.temperature=5",)),
+    "rslad": (PROGRAM, LARGER_RADIUS, BATCH_MEAN),
+    "akd": (PROGRAM, LARGER_RADIUS, ("method_options.teacher_weight=0.9",)),
+    "adaad": (PROGRAM, BATCH_MEAN, (*BATCH_MEAN, *LARGER_RADIUS)),
+    "adaiad": (PROGRAM, LARGER_RADIUS, ("method_options.temperature=1",)),
+    "saad": (PROGRAM, LARGER_RADIUS, ("method_options.igdm_weight=0",)),
+    "adaad+igdm": (PROGRAM, LARGER_RADIUS, ("method_options.igdm_weight=0.2",)),
+}
+SHOWN = ("method", "settings", "best_epoch", "natural_best", "robust_best", "score", "chosen")
+
+
+def cells_of(recipe: str, methods: Sequence[str], overrides: Sequence[str] = ()) -> Iterator[Cell]:
+    """Yields a student per candidate; `overrides` change all of them and come first."""
+    for method in methods:
+        base = override(recipes.get(recipe, method=method), [*overrides])
+        base = replace(
+            base, evaluation=replace(base.evaluation, attacks=("natural",))
+        )  # not read, but there must be one
+        for candidate in CANDIDATES[method]:
+            yield Cell(columns={"settings": " ".join(candidate)}, config=override(base, [*candidate]))
+
+
+def scored(rows: Sequence[Row | dict[str, object]]) -> list[dict[str, object]]:
+    """Returns the rows with `score`, the mean of natural and robust accuracy at the best epoch, and `chosen`."""
+    found = [dict(row, score=round((float(row["natural_best"]) + float(row["robust_best"])) / 2, 4)) for row in rows]
+    best = {row["method"]: max(r["score"] for r in found if r["method"] == row["method"]) for row in found}
+    return [dict(row, chosen="yes" if row["score"] == best[row["method"]] else "") for row in found]
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench tune", description=__doc__)
+    parser.add_argument("recipe", choices=RECIPES)
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="changes of all students")
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=[*CANDIDATES], help="default: all")
+    parser.add_argument("--folder", type=Path, default=Path("runs/tune"), help="default: %(default)s")
+    parser.add_argument("--work", action="store_true", help="share the work of another process; write no rows")
+    parser.add_argument("--output", type=Path, help="CSV file, overwritten; default: bench/results/RECIPE-tune.csv")
+    options = parser.parse_args(argv)
+    cells = cells_of(options.recipe, options.methods, options.overrides)
+    rows = scored([*validation_rows(finished(cells, options.folder))])
+    if options.work:
+        return
+    output = options.output or RESULTS / f"{options.recipe}-tune.csv"
+    output.unlink(missing_ok=True)
+    write_rows(output, rows, torch.device("cpu"))
+    print_rows(rows, SHOWN, "accuracy on the validation split")

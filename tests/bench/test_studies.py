@@ -1,0 +1,89 @@
+"""Studies of many students: the grid of `bench border`, the candidates of `bench tune`, and both up to their rows."""
+
+import csv
+from collections import Counter
+
+import pytest
+
+from bench import border, tune
+from fastadaad import methods
+
+SMALL = (
+    "student.name=cnn-4-s1",
+    "optim.epochs=2",
+    "evaluation.every_epochs=1",
+    "mode=eager",
+    "teacher_check=16",
+    "data.validation_size=16",
+    "data.num_samples=64",
+)
+
+
+def row(method: str, accuracy: float, *, student: str = "rescnn-8", images: str = "500", seed: str = "0"):
+    return {"student": student, "train_images": images, "seed": seed, "method": method, "natural": str(accuracy)}
+
+
+def test_a_gain_is_the_mean_difference_of_the_seeds_that_have_both_methods():
+    rows = [row("adaad", 0.50), row("pgd-at", 0.47), row("adaad", 0.60, seed="1"), row("pgd-at", 0.55, seed="1")]
+    rows += [row("adaad", 0.90, seed="2"), row("adaad", 0.7, images="2000"), row("pgd-at", 0.8, images="2000")]
+    ((student, by_count),) = border.gains(rows, "natural").items()
+    assert student == "rescnn-8"
+    assert by_count == pytest.approx({500: 4.0, 2000: -10.0})
+
+
+def test_every_student_of_the_border_sees_as_many_images():
+    cells = [*border.cells_of(border.NUM_IMAGES, border.STUDENTS, [0])]
+    assert len(cells) == 4 * 3 * 2
+    seen = {cell.config.data.num_samples: cell.config.data.num_samples * cell.config.optim.epochs for cell in cells}
+    assert seen == {500: 120_000, 2000: 120_000, 8000: 120_000, 50000: 200_000}  # at least four epochs
+    assert {cell.config.evaluation.threat_model.epsilon for cell in cells} == {8 / 255}
+
+
+def test_the_picture_of_the_border_is_drawn(tmp_path):
+    rows = [one | {"autoattack": one["natural"]} for one in (row("adaad", 0.5), row("pgd-at", 0.4))]
+    border.plot(tmp_path / "border.png", rows)
+    assert (tmp_path / "border.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_methods_are_tuned_with_the_same_budget():
+    assert set(tune.CANDIDATES) >= {"pgd-at", "trades", "ard", "iad", "rslad", "akd", "adaad", "adaiad", "adaad+igdm"}
+    assert set(map(len, tune.CANDIDATES.values())) == {3}
+    configs = [cell.config for cell in tune.cells_of("cifar10-small", [*tune.CANDIDATES])]
+    assert Counter(config.method for config in configs) == dict.fromkeys(tune.CANDIDATES, 3)
+    settings = [(c.method, str(c.inner), str(c.method_options), str(c.optim)) for c in configs]
+    assert len(set(settings)) == len(settings)  # no candidate repeats another one
+    for config in configs:
+        methods.get(config.method).with_options(**config.method_options)
+
+
+def test_the_candidate_with_the_best_mean_of_both_accuracies_is_chosen():
+    figures = [("adaad", 0.80, 0.40), ("adaad", 0.78, 0.44), ("pgd-at", 0.70, 0.41)]
+    rows = [{"method": m, "natural_best": natural, "robust_best": robust} for m, natural, robust in figures]
+    assert [(one["score"], one["chosen"]) for one in tune.scored(rows)] == [(0.6, ""), (0.61, "yes"), (0.555, "yes")]
+
+
+@pytest.mark.slow
+def test_border_writes_a_row_per_student(tmp_path, monkeypatch):
+    monkeypatch.setattr(border, "RECIPE", "demo")
+    path = tmp_path / "border.csv"
+    options = ["--train-images", "64", "--students", "cnn-4-s1", "--folder", str(tmp_path), "--output", str(path)]
+    border.main([*SMALL, "evaluation.attacks=[natural,pgd20]", "evaluation.num_images=8", *options])
+    with path.open() as file:
+        rows = [*csv.DictReader(file)]
+    assert [(r["method"], r["train_images"], r["num_images"]) for r in rows] == [
+        ("pgd-at", "64", "8"),
+        ("adaad", "64", "8"),
+    ]
+    assert all(0 <= float(r["pgd20"]) <= float(r["natural"]) <= 1 for r in rows)
+
+
+@pytest.mark.slow
+def test_tune_writes_the_validation_accuracies_of_each_candidate(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "CANDIDATES", {"pgd-at": ((), ("inner.num_steps=1",))})
+    path = tmp_path / "tune.csv"
+    tune.main(["demo", *SMALL, "--methods", "pgd-at", "--folder", str(tmp_path), "--output", str(path)])
+    with path.open() as file:
+        rows = [*csv.DictReader(file)]
+    assert [r["settings"] for r in rows] == ["", "inner.num_steps=1"]
+    assert "yes" in [r["chosen"] for r in rows]
+    assert all(float(r["robust_best"]) >= float(r["robust_last"]) for r in rows)  # the best epoch is that of robustness
