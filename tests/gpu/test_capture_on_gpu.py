@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastadaad import Distiller, InnerConfig, ThreatModel, methods, ops
 from fastadaad.config import TeacherPolicy
+from fastadaad.inner import policy_probe
 from fastadaad.inner.maximizer import MAX_CAPTURES, InnerMaximizer
 from fastadaad.runtime import machine_cache
 from fastadaad.runtime.cuda_graph import NUM_WARM_UP_RUNS, CapturedCall, run_on_two_streams
@@ -220,6 +221,12 @@ def test_replays_accumulate_the_error_of_a_teacher_policy():
     error, expected = (training.distiller.read_teacher_error() for training in (graph, eager))
     assert error.logit_error == pytest.approx(expected.logit_error, rel=1e-2)
     assert error.kl_error == pytest.approx(expected.kl_error, rel=5e-2)
+
+
+def test_a_probe_between_replays_changes_no_step(monkeypatch):
+    monkeypatch.setattr(policy_probe, "INTERVAL", EPOCH + 1)  # it waits for the host, as the first step of an epoch may
+    graph, eager = assert_same_training("adaad", teacher_policy="directional(every=3)")
+    assert graph.distiller.policy_share == pytest.approx(eager.distiller.policy_share, rel=1e-2)
 
 
 def test_the_default_precision_is_bf16_on_tensor_cores():
