@@ -89,7 +89,6 @@ LONG = Table(
             overrides=("inner.num_steps=3", "inner.step_factors=[3,1.5,0.75]"),
             note="3 shrinking steps",
         ),
-        Setting(policy="refreshed(every=3)"),
         Setting(policy="refreshed(every=10)"),
     ),
 )
