@@ -85,22 +85,21 @@ def runs_of(rows: Sequence[Row], setting: Setting) -> float:
 
 
 def table(rows: Sequence[Row], speeds: Sequence[Row]) -> str:
-    """Returns Markdown with a line per setting that has accuracies."""
-    columns = ("search", "times exact, measured", "teacher runs", "times exact at ratio 48, computed", *ATTACKS)
-    by_attack = {attack: accuracies_of(rows, attack) for attack in ATTACKS}
+    """Returns Markdown with a line per setting that has accuracies, and a column per attack of the rows."""
+    by_attack = {attack: found for attack in ATTACKS if (found := accuracies_of(rows, attack))}
+    columns = ("search", "times exact, measured", "teacher runs", "times exact at ratio 48, computed", *by_attack)
     measured = {row["setting"]: float(row["times_exact_p50"]) for row in speeds}
     exact, lines = LONG.settings[0], []
     for setting in LONG.settings:
         name = setting.name
-        if all(name in found for found in by_attack.values()):
+        if by_attack and all(name in found for found in by_attack.values()):
             runs = runs_of(rows, setting)
             cells = [f"`{setting.policy}`" + (f", {setting.note}" if setting.note else "")]
             cells = cells if setting.method == exact.method else [f"`{setting.method}`, no teacher"]
             cells += [f"{measured[name]:.2f}" if name in measured else "", f"{runs:.1f}"]
             cells.append(f"{computed_gain(setting, runs):.1f}")
-            for attack in ATTACKS:
-                paired = Paired.of(by_attack[attack][name], by_attack[attack][exact.name])
-                cells.append(paired.cell(with_difference=setting is not exact))
+            for found in by_attack.values():
+                cells.append(Paired.of(found[name], found[exact.name]).cell(with_difference=setting is not exact))
             lines.append(cells)
     return markdown(columns, lines)
 

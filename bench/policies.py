@@ -141,7 +141,10 @@ def measure_accuracy(chosen: Table, suffix: str, options: argparse.Namespace) ->
     """Trains and attacks the students that are not finished, and writes the rows of all."""
     seeds, device = [int(seed) for seed in options.seeds.split(",")], torch.device("cpu")
     measured: list[dict[str, object]] = []
-    for attacks, num_images in ((("natural", "pgd20"), None), (("autoattack",), options.autoattack_images)):
+    evaluations: list[tuple[tuple[str, ...], int | None]] = [(("natural", "pgd20"), None)]
+    if options.autoattack_images:
+        evaluations.append((("autoattack",), options.autoattack_images))
+    for attacks, num_images in evaluations:
         batch = experiments_of(chosen, seeds, attacks, num_images, options.folder, tuple(options.overrides))
         finish([experiment for _, experiment in batch], Console())
         measured += rows(batch)
@@ -159,7 +162,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="changes of all settings")
     parser.add_argument("--table", choices=TABLES, default="short", help="default: %(default)s")
     parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
-    parser.add_argument("--autoattack-images", type=int, default=1000, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--autoattack-images", type=int, default=1000, metavar="N", help="0: no AutoAttack; default: %(default)s"
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/policies"), help="default: %(default)s")
     parser.add_argument("--work", action="store_true", help="share the work of another process; write no rows")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the rows; default: bench/results")

@@ -33,6 +33,13 @@ def test_differences_are_paired_by_seed():
     assert pgd_at.split(" | ")[-3] == "80.00 (-2.00 ± 0.00)"
 
 
+def test_an_attack_without_rows_has_no_column():
+    rows = [row for row in accuracy_rows() if row["attack"] != "autoattack"]
+    heading, _, exact, *_ = table(rows, []).splitlines()
+    assert heading.endswith("| natural | pgd20 |")
+    assert exact.endswith("| 82.00 | 82.00 |")
+
+
 def test_one_seed_has_no_error():
     assert Paired.of({"0": 50.0}, {"0": 51.0, "1": 60.0}).cell(with_difference=True) == "50.00 (-1.00)"
     with pytest.raises(ValueError, match=r"no seed of \['2'\]"):
@@ -88,6 +95,10 @@ def test_the_comparison_runs_from_the_trainings_to_its_rows(tmp_path, monkeypatc
     assert [(row["setting"], row["epoch"]) for row in curves] == [
         (name, str(epoch)) for name in names for epoch in (1, 2)
     ]
+    command[command.index("--autoattack-images") + 1] = "0"
+    policies.main([*command, "--folder", str(tmp_path / "runs")])
+    with (tmp_path / "policies-long.csv").open() as file:
+        assert {row["attack"] for row in csv.DictReader(file)} == {"natural", "pgd20"}
 
 
 def test_runs_of_the_teacher_follow_the_interval_of_each_epoch(tmp_path):
