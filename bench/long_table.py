@@ -124,7 +124,7 @@ def plot(path: Path, curves: Sequence[Row]) -> None:
             means = [statistics.fmean(values) for values in epochs.values()]
             axes.plot([*epochs], means, color=color, marker=MARKERS[index % len(MARKERS)], markersize=4, label=name)
             axes.fill_between([*epochs], low, high, color=color, alpha=0.12, linewidth=0)
-        axes.set(xlabel="epoch", ylabel=f"{column} accuracy on the validation split (%)")
+        axes.set(xlabel="epoch", ylabel=f"{column} accuracy, validation (%)")
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=120)
