@@ -1,13 +1,17 @@
 """Whole programs on the pretend GPU, as a user starts them: they end, in each mode, and what they write is right."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from networks import images_and_labels, student_and_teacher, tiny_network
 
+import bench.data
+import bench.ops
 import bench.step
+from bench import data_contests
 from fastadaad import adaad_inner_loss, cli, evaluate
 from fastadaad.config import ThreatModel
 from fastadaad.runtime import machine_cache
@@ -106,3 +110,32 @@ def test_bench_step_writes_its_rows(tmp_path, monkeypatch):
     assert {row["precision"] for row in written} >= {"fp32", "tf32", "auto"}
     assert {row["mode"] for row in written} >= {"reference", "compiled", "graph"}
     assert all("Pretend A100" in row["hardware"] for row in written)
+
+
+def test_bench_ops_writes_rows_of_the_triton_kernels(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.ops, "NUM_CLASSES", (10,))
+    monkeypatch.setattr(bench.ops, "BATCHES_OF_IMAGES", ((2, 8),))
+    monkeypatch.setattr(bench.ops, "NUM_IMAGES", 16)
+    monkeypatch.setattr(bench.ops, "ROUNDS", 1)
+    bench.ops.main(["--device", "cuda", "--output", str(tmp_path / "ops.csv"), "--rewrite"])
+    written = rows(tmp_path / "ops.csv")
+    operations = {row["op"] for row in written}
+    assert operations == {"kl_grad", "cross_entropy_grad", "linf_step_", "l2_step_", "random_start_", "crop_flip"}
+    assert {row["op"] for row in written if row["implementation"] == "triton"} == operations
+    assert all("Pretend A100" in row["hardware"] and float(row["p50_us"]) > 0 for row in written)
+
+
+def test_bench_data_writes_its_rows(tmp_path, monkeypatch):
+    """Without DALI, whose kernels need a real driver."""
+    monkeypatch.setattr(data_contests, "ARRAY_BATCH", 4)
+    contest = data_contests.arrays
+
+    def without_dali(*arguments):
+        whole = contest(*arguments)
+        return replace(whole, entrants={name: one for name, one in whole.entrants.items() if name != "dali"})
+
+    monkeypatch.setattr(data_contests, "arrays", without_dali)
+    options = ["--parts", "arrays", "--rounds", "1", "--arrays", "48", "--workers", "1", "--device", "cuda"]
+    bench.data.main([*options, "--output", str(tmp_path / "data.csv"), "--rewrite"])
+    engines = [row["engine"] for row in rows(tmp_path / "data.csv")]
+    assert engines == ["resident", "torch", "DataLoader"]
