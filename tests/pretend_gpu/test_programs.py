@@ -9,9 +9,10 @@ import torch
 from networks import images_and_labels, student_and_teacher, tiny_network
 
 import bench.data
+import bench.gpu
 import bench.ops
 import bench.step
-from bench import data_contests
+from bench import data_contests, gpu_plan
 from fastadaad import adaad_inner_loss, cli, evaluate
 from fastadaad.config import ThreatModel
 from fastadaad.runtime import machine_cache
@@ -139,3 +140,16 @@ def test_bench_data_writes_its_rows(tmp_path, monkeypatch):
     bench.data.main([*options, "--output", str(tmp_path / "data.csv"), "--rewrite"])
     engines = [row["engine"] for row in rows(tmp_path / "data.csv")]
     assert engines == ["resident", "torch", "DataLoader"]
+
+
+def test_bench_gpu_measures_its_plan_and_reports(tmp_path, monkeypatch):
+    run = gpu_plan.Run(file="batch", pair="paper", precisions=("bf16",), batch_sizes=(4, 8), rounds=1)
+    monkeypatch.setattr(bench.gpu, "PLAN", (run,))
+    monkeypatch.setitem(gpu_plan.RECIPES, "paper", ("demo", "inner.num_steps=2"))
+    bench.gpu.main(["--output", str(tmp_path)])
+    table = (tmp_path / "tables.md").read_text()
+    assert [line.split(" | ")[1:3] for line in table.splitlines() if "distiller" in line] == [
+        ["4", "distiller-graph"],
+        ["8", "distiller-graph"],
+    ]
+    assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
