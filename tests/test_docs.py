@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import faults_kinds, faults_surroundings, hours
+from bench import faults_kinds, faults_surroundings, hours, long_table
 from bench import step as bench_step
 from bench.data_table import tables
 from bench.measures import measures_table
@@ -277,11 +277,30 @@ def test_gain_and_cost_of_the_cheapest_policy_match_the_pages():
         return statistics.fmean(cheap) - statistics.fmean(exact)
 
     times = f"{float(speeds['refreshed(every=10)', 'fp32']['times_exact_p50']):.1f} times as fast"
-    for page in (PAGES["performance.md"], PAGES["speed.md"], (ROOT / "README.md").read_text()):
+    for page in (PAGES["performance.md"], PAGES["speed.md"]):
         words = " ".join(page.split())
         assert times in words
         assert f"by {-change('natural'):.1f} points" in words
     assert change("pgd20") > 0  # robustness did not fall
+
+
+def test_the_table_of_long_trainings_matches_its_rows():
+    assert long_table.block(ROOT / "bench" / "results") in PAGES["performance.md"]
+
+
+def test_the_readme_has_the_gain_and_the_cost_of_the_policy_that_holds():
+    rows, speeds = rows_of("policies-long.csv"), rows_of("policies-long-speed.csv")
+    accuracies = long_table.accuracies_of(rows, "pgd20")
+    exact = accuracies.pop("exact")
+    paired = {name: long_table.Paired.of(found, exact) for name, found in accuracies.items() if name != "pgd-at"}
+    best = max(paired, key=lambda name: paired[name].difference)
+    assert best == "directional(every=4), smaller last steps"
+    (speed,) = [row["times_exact_p50"] for row in speeds if row["setting"] == best]
+    losses = sorted(-one.difference for name, one in paired.items() if name != best)
+    words = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{float(speed):.2f} times as fast as exact" in words
+    assert f"by {paired[best].difference:+.1f} ± {paired[best].error:.1f} points" in words
+    assert f"Other policies lose {losses[0]:.1f} to {losses[-1]:.1f} points" in words
 
 
 def test_the_survived_faults_match_their_rows():
@@ -340,7 +359,7 @@ JUDGED = {
 
 @pytest.mark.parametrize(("begin", "candidate"), JUDGED.items())
 def test_the_judge_of_the_policies_found_these_shares(begin, candidate):
-    lines = (ROOT / "docs" / "performance.md").read_text().splitlines()
+    lines = PAGES["performance.md"].partition("**What holds longer.**")[2].splitlines()
     (line,) = [line for line in lines if line.startswith(f"| {begin}")]
     rows = [row for row in rows_of("policies-judge.csv") if row["candidate"] == candidate and row["epsilon"] == "0.125"]
     shares = [f"{float(row['kl_of_exact']):.2f}" for row in rows]
