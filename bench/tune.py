@@ -44,9 +44,8 @@ def cells_of(recipe: str, methods: Sequence[str], overrides: Sequence[str] = ())
     """Yields a student per candidate; `overrides` change all of them and come first."""
     for method in methods:
         base = override(recipes.get(recipe, method=method), [*overrides])
-        base = replace(
-            base, evaluation=replace(base.evaluation, attacks=("natural",))
-        )  # not read, but there must be one
+        # Its result takes no part, but a configuration has one attack at least.
+        base = replace(base, evaluation=replace(base.evaluation, attacks=("natural",)))
         for candidate in CANDIDATES[method]:
             yield Cell(columns={"settings": " ".join(candidate)}, config=override(base, [*candidate]))
 

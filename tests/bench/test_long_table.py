@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+from small_runs import SMALL
 
 from bench import policies
 from bench.long_table import Paired, computed_gain, plot, table
@@ -71,16 +72,8 @@ def test_the_picture_is_drawn(tmp_path):
 
 @pytest.mark.slow
 def test_the_comparison_runs_from_the_trainings_to_its_rows(tmp_path, monkeypatch):
-    small = (
-        "student.name=cnn-4-s1",
-        "optim.epochs=2",
-        "evaluation.every_epochs=1",
-        "mode=eager",
-        "teacher_check=16",
-        "data.validation_size=16",
-    )
     settings = (Setting(), Setting(method="pgd-at"))
-    table = Table(recipe="demo", overrides=(*small, "data.num_samples=64"), settings=settings)
+    table = Table(recipe="demo", overrides=SMALL, settings=settings)
     monkeypatch.setitem(TABLES, "long", table)
     command = ["--table", "long", "--seeds", "0", "--autoattack-images", "1", "--output", str(tmp_path)]
     policies.main([*command, "--folder", str(tmp_path / "runs")])

@@ -4,19 +4,10 @@ import csv
 from collections import Counter
 
 import pytest
+from small_runs import SMALL
 
 from bench import border, tune
 from fastadaad import methods
-
-SMALL = (
-    "student.name=cnn-4-s1",
-    "optim.epochs=2",
-    "evaluation.every_epochs=1",
-    "mode=eager",
-    "teacher_check=16",
-    "data.validation_size=16",
-    "data.num_samples=64",
-)
 
 
 def row(method: str, accuracy: float, *, student: str = "rescnn-8", images: str = "500", seed: str = "0"):
