@@ -12,7 +12,7 @@ from .networks import PAIRS
 from .predict import AFTER, ERROR, card
 
 METHOD, NUM_STEPS = "adaad", 10
-POLICY = "refreshed(every=5)"
+POLICY = "directional(every=4)"
 BATCH_SIZES = (128, 256, 512, 1024)
 COMPILE_S = 60.0  # of one variant on one core of a server: assumed
 REFERENCE_FACTOR = 1.5  # time of the authors' program over ours at equal arithmetic: assumed

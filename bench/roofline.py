@@ -49,6 +49,7 @@ POLICIES = (
     "refreshed(every=8)",
     "refreshed(every=10)",
     "directional(every=3)",
+    "directional(every=4)",
     "linearized(top=3,every=10)",
 )
 NOT_SHOWN = ("kind", "student", "teacher", "method", "num_steps")  # the recipe determines them

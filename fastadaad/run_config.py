@@ -290,7 +290,7 @@ class EvaluationConfig:
     every_epochs: int = 1
     """Number of epochs between two evaluations on the validation split; the last epoch is always evaluated."""
     num_images: int | None = None
-    """Number of test images to evaluate on. Default: all."""
+    """Number of test images: the first ones, or evenly spaced ones of a set sorted by class. Default: all."""
 
     def __post_init__(self) -> None:
         check_numbers(self)

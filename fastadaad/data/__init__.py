@@ -8,7 +8,7 @@ from fastadaad.data.engines.resident import ResidentPipeline
 from fastadaad.data.mixing import Mixing
 from fastadaad.data.pipeline import Pipeline
 from fastadaad.data.sampling import Sampling
-from fastadaad.data.splits import split_validation, subset
+from fastadaad.data.splits import evaluation_subset, split_validation, subset
 
 __all__ = [
     "DATASETS",
@@ -20,6 +20,7 @@ __all__ = [
     "Pipeline",
     "ResidentPipeline",
     "Sampling",
+    "evaluation_subset",
     "load_dataset",
     "make_pipeline",
     "split_validation",

@@ -1,4 +1,4 @@
-"""Class-balanced subsets and validation splits of a data set: pure functions of (labels, seed)."""
+"""Subsets and validation splits of a data set: pure functions of the labels and a size or seed."""
 
 import torch
 from torch import Tensor
@@ -47,6 +47,24 @@ def split_validation(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tens
     is_train = torch.ones(len(labels), dtype=torch.bool)
     is_train[validation] = False
     return is_train.nonzero().squeeze(1), validation
+
+
+def evaluation_subset(labels: Tensor, num_images: int) -> Tensor:
+    """Chooses the test images of a shorter evaluation.
+
+    They are the first ones, as in RobustBench. A set that is sorted by class, as folders of images are, has only some
+    of the classes there: of it they are evenly spaced.
+
+    Args:
+        labels: int64 [M].
+        num_images: Size of the choice, at most M.
+
+    Returns:
+        Ascending indices, int64 [num_images].
+    """
+    first = torch.arange(num_images)
+    is_sorted = bool((labels.diff() >= 0).all())
+    return first * len(labels) // num_images if is_sorted else first
 
 
 def _stratified_order(labels: Tensor, seed: int) -> Tensor:

@@ -17,6 +17,7 @@ from fastadaad.data import (
     Mixing,
     Pipeline,
     Sampling,
+    evaluation_subset,
     load_dataset,
     make_pipeline,
     split_validation,
@@ -103,11 +104,11 @@ def training_data(config: RunConfig, device: torch.device, process_group: Proces
     train, validation = split_validation(dataset.train_labels, data.validation_size, config.seed)
     if data.num_samples is not None:
         train = train[subset(dataset.train_labels[train], data.num_samples, config.seed)]
-    test = torch.arange(len(dataset.test_labels))[: evaluation.num_images]
-    if evaluation.num_images is not None and evaluation.num_images > len(test):
-        log.warning(
-            f"evaluation.num_images is {evaluation.num_images:,}: the test set has {len(test):,} images, all used"
-        )
+    num_test = len(dataset.test_labels)
+    num_chosen = evaluation.num_images or num_test
+    if num_chosen > num_test:
+        log.warning(f"evaluation.num_images is {num_chosen:,}: the test set has {num_test:,} images, all used")
+    test = evaluation_subset(dataset.test_labels, min(num_chosen, num_test))
     images, labels, extra = _with_extra_images(data, dataset)
 
     def unaugmented(images: Images, labels: Tensor, samples: Tensor) -> Pipeline:

@@ -1,9 +1,9 @@
-"""Stratified subsets and validation splits."""
+"""Stratified subsets, validation splits, and the test images of a shorter evaluation."""
 
 import pytest
 import torch
 
-from fastadaad.data import split_validation, subset
+from fastadaad.data import evaluation_subset, split_validation, subset
 
 BALANCED = torch.arange(10).repeat_interleave(60)
 SKEWED = torch.tensor([0] * 700 + [1] * 200 + [2] * 97 + [4] * 3)[
@@ -47,3 +47,14 @@ def test_draw_within_a_class_is_uniform():
 def test_impossible_size_is_named(num_samples):
     with pytest.raises(ValueError, match=rf"num_samples {num_samples} is outside 0\.\.600"):
         subset(BALANCED, num_samples, seed=0)
+
+
+@pytest.mark.parametrize("num_images", [10, 50, 200, 600])
+def test_test_images_of_a_sorted_set_show_every_class(num_images):
+    chosen = evaluation_subset(BALANCED, num_images)
+    assert torch.equal(chosen, chosen.unique())
+    assert BALANCED[chosen].bincount(minlength=10).tolist() == [num_images // 10] * 10
+
+
+def test_test_images_of_another_set_are_the_first_ones():
+    assert evaluation_subset(SKEWED, 100).tolist() == list(range(100))
