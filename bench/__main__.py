@@ -11,6 +11,7 @@ BENCHMARKS = {
     "agreement": "pixels and kl of the search against those of the plain program with the same seed",
     "allocator": "training steps on the CPU with freed memory given back to the system and kept",
     "border": "AdaAD against PGD-AT by number of training images and size of the student",
+    "cifar10": "every method on CIFAR-10 at CPU scale, over several seeds",
     "data": "images/s of the data engines, time that a training waits for data, pixel differences between engines",
     "evaluate": "a PGD evaluation against a plain loop of the usual libraries and against foolbox",
     "faults": "trainings that are killed or lose their disk, compared with an undisturbed run",

@@ -21,22 +21,27 @@ class Cell:
     config: RunConfig
 
 
-Finished = Sequence[tuple[Cell, Experiment]]
+Students = Sequence[tuple[Cell, Experiment]]
 
 
-def finished(cells: Iterable[Cell], folder: Path) -> Finished:
+def students_of(cells: Iterable[Cell], folder: Path) -> Students:
+    """Returns each student with its experiment in a folder."""
+    return [(cell, Experiment(cell.config, folder, label=cell.config.method)) for cell in cells]
+
+
+def finished(cells: Iterable[Cell], folder: Path) -> Students:
     """Trains and attacks the students that are not finished.
 
     Args:
         cells: The students.
         folder: Folder of their experiments.
     """
-    pairs = [(cell, Experiment(cell.config, folder, label=cell.config.method)) for cell in cells]
-    finish([experiment for _, experiment in pairs], Console())
-    return pairs
+    students = students_of(cells, folder)
+    finish([experiment for _, experiment in students], Console())
+    return students
 
 
-def accuracy_rows(students: Finished) -> Iterator[dict[str, object]]:
+def accuracy_rows(students: Students) -> Iterator[dict[str, object]]:
     """Yields a row per student with a column per attack: accuracy on the test images."""
     for cell, experiment in students:
         results = experiment.results
@@ -44,7 +49,7 @@ def accuracy_rows(students: Finished) -> Iterator[dict[str, object]]:
         yield _columns(cell) | accuracies | {"num_images": results[0].num_images}
 
 
-def validation_rows(students: Finished) -> Iterator[dict[str, object]]:
+def validation_rows(students: Students) -> Iterator[dict[str, object]]:
     """Yields a row per student: accuracies on the validation split at its best epoch and at its last one."""
     for cell, experiment in students:
         epochs = {
@@ -58,6 +63,15 @@ def validation_rows(students: Finished) -> Iterator[dict[str, object]]:
             for name in ("natural", "robust")
         }
         yield _columns(cell) | {"best_epoch": best} | accuracies
+
+
+def curve_rows(students: Students) -> Iterator[dict[str, object]]:
+    """Yields a row per student and evaluated epoch: accuracies on the validation split."""
+    for cell, experiment in students:
+        for row in rows_of(experiment.folder / "metrics.csv"):
+            if row["robust_accuracy"]:
+                accuracies = {name: row[name] for name in ("natural_accuracy", "robust_accuracy")}
+                yield _columns(cell) | {"epoch": row["epoch"]} | accuracies
 
 
 def _columns(cell: Cell) -> dict[str, object]:

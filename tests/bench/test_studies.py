@@ -1,4 +1,4 @@
-"""Studies of many students: the grid of `bench border`, the candidates of `bench tune`, and both up to their rows."""
+"""Studies of many students: their grids and candidates, and `bench border`, `tune` and `cifar10` up to their rows."""
 
 import csv
 from collections import Counter
@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 from small_runs import SMALL
 
-from bench import border, tune
+from bench import border, cifar10, tune
+from bench.readme import Row
 from fastadaad import methods
 
 
@@ -51,6 +52,59 @@ def test_the_candidate_with_the_best_mean_of_both_accuracies_is_chosen():
     figures = [("adaad", 0.80, 0.40), ("adaad", 0.78, 0.44), ("pgd-at", 0.70, 0.41)]
     rows = [{"method": m, "natural_best": natural, "robust_best": robust} for m, natural, robust in figures]
     assert [(one["score"], one["chosen"]) for one in tune.scored(rows)] == [(0.6, ""), (0.61, "yes"), (0.555, "yes")]
+
+
+def result(method: str, seed: int, attack: str, accuracy: float) -> Row:
+    return {"student": "s", "method": method, "seed": str(seed), "attack": attack, "accuracy": str(accuracy)}
+
+
+def test_each_method_has_its_seeds():
+    cells = [*cifar10.cells_of(["rescnn-8", "cnn-8"], ["adaad", "ard"], 3, ["inner.step_size=0.02"])]
+    configs = [cell.config for cell in cells]
+    assert Counter((c.student.name, c.method) for c in configs) == {
+        ("rescnn-8", "adaad"): 3,
+        ("cnn-8", "adaad"): 3,
+        ("rescnn-8", "ard"): 2,
+        ("cnn-8", "ard"): 2,
+    }
+    assert [c.seed for c in configs] == sorted(c.seed for c in configs)  # a cut study has whole seeds
+    assert {c.inner.step_size for c in configs} == {0.02}
+    assert {c.method_options["kl_reduction"] for c in configs} == {"batchmean"}
+
+
+def test_the_table_of_methods_has_means_spreads_and_the_best_of_each_student_in_bold():
+    rows = [result("pgd-at", 0, "natural", 0.40), result("pgd-at", 1, "natural", 0.42)]
+    rows += [result("adaad", 0, "natural", 0.45), result("adaad", 1, "natural", 0.47)]
+    rows += [result("pgd-at", 0, "pgd20", 0.25), result("pgd-at", 1, "pgd20", 0.27), result("adaad", 0, "pgd20", 0.3)]
+    teacher = [{"student": "t", "attack": "natural", "accuracy": "0.649"}]
+    assert cifar10.table(rows, teacher).splitlines()[2:] == [
+        "| t | teacher | 1 | 64.9 |  |",
+        "| s | `pgd-at` | 2 | 41.0 ± 1.4 | **26.0 ± 1.4** |",
+        "| s | `adaad` | 2 | **46.0 ± 1.4** |  |",  # PGD-20 has not run on its second seed
+    ]
+
+
+def test_the_picture_of_the_methods_is_drawn(tmp_path):
+    row = {"student": "s", "method": "adaad", "seed": "0", "natural_accuracy": "0.5", "robust_accuracy": "0.3"}
+    cifar10.plot(tmp_path / "curves.png", [row | {"epoch": str(epoch)} for epoch in (1, 2)], "s")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_cifar10_writes_results_and_curves_of_what_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "RECIPE", "demo")
+    fixed = [*SMALL, "evaluation.attacks=[natural,pgd20]", "evaluation.num_images=8", "--students", "cnn-4-s1"]
+    fixed += ["--seeds", "1", "--folder", str(tmp_path), "--output", str(tmp_path)]
+    cifar10.main([*fixed, "--methods", "pgd-at"])
+    cifar10.main([*fixed, "--methods", "pgd-at,adaad", "--trained"])
+    with (tmp_path / cifar10.ROWS).open() as file:
+        rows = [*csv.DictReader(file)]
+    assert [(r["method"], r["attack"], r["num_images"]) for r in rows] == [
+        ("pgd-at", "natural", "8"),
+        ("pgd-at", "pgd20", "8"),
+    ]
+    with (tmp_path / cifar10.CURVES).open() as file:
+        assert [r["epoch"] for r in csv.DictReader(file)] == ["1", "2"]
 
 
 @pytest.mark.slow

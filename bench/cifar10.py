@@ -1,0 +1,148 @@
+"""Every method on CIFAR-10 at CPU scale: `python -m bench cifar10`.
+
+Students are trained and attacked in experiments kept on disk, so that several processes can share the work. `--draw`
+writes the tables of README.md and docs/results.md and the picture of the trainings.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fastadaad import recipes
+from fastadaad.cli.comparison.table import result_rows
+from fastadaad.config_io import override
+from fastadaad.evaluation.plots import plot_curves
+
+from .readme import Row, markdown, rewritten, rows_of
+from .rows import RESULTS, write_rows
+from .study import Cell, curve_rows, finished, students_of
+
+RECIPE = "cifar10-small"
+STUDENTS = ("rescnn-32", "cnn-32")
+NUM_SEEDS = {
+    "pgd-at": 3,
+    "trades": 2,
+    "ard": 2,
+    "iad": 2,
+    "rslad": 3,
+    "akd": 2,
+    "adaad": 3,
+    "adaiad": 3,
+    "saad": 2,
+    "adaad+igdm": 2,
+}
+DRAWN = ("pgd-at", "rslad", "adaad", "adaiad")
+ROWS, CURVES = "cifar10-small.csv", "cifar10-small-curves.csv"
+
+
+def cells_of(
+    students: Sequence[str], methods: Sequence[str], max_seeds: int, overrides: Sequence[str] = ()
+) -> Iterator[Cell]:
+    """Yields the students, all of one seed together; a method has at most `max_seeds`."""
+    for seed in range(max_seeds):
+        for student in students:
+            for method in methods:
+                if seed < NUM_SEEDS[method]:
+                    base = override(recipes.get(RECIPE, method=method), [*overrides])
+                    config = replace(base, seed=seed, student=replace(base.student, name=student))
+                    yield Cell(columns={}, config=config)
+
+
+def accuracies_of(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
+    """Returns the accuracies in %, by (student, method), attack and seed."""
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for row in rows:
+        by_attack = found.setdefault((row["student"], row["method"]), {})
+        by_attack.setdefault(row["attack"], {})[row["seed"]] = 100 * float(row["accuracy"])
+    return found
+
+
+def table(rows: Sequence[Row], teacher_rows: Sequence[Row]) -> str:
+    """Returns Markdown with a line per student and method: mean ± standard deviation over the seeds.
+
+    The best figure of each network is bold. An attack that has not run on every seed of a method is left out there.
+
+    Args:
+        rows: Results of the students.
+        teacher_rows: Results of the teacher, shown in the first line.
+    """
+    found = accuracies_of(rows)
+    attacks = list(dict.fromkeys(row["attack"] for row in rows))
+    means: dict[tuple[str, str], dict[str, float]] = {}  # of attacks that have run on every seed
+    for (student, method), by_attack in found.items():
+        for attack, accuracies in by_attack.items():
+            if len(accuracies) == max(map(len, by_attack.values())):
+                means.setdefault((student, attack), {})[method] = statistics.fmean(accuracies.values())
+    teacher = {row["attack"]: f"{100 * float(row['accuracy']):.1f}" for row in teacher_rows}
+    lines = [[teacher_rows[0]["student"], "teacher", "1", *[teacher.get(attack, "") for attack in attacks]]]
+    for (student, method), by_attack in found.items():
+        seeds = max(map(len, by_attack.values()))
+        cells = [student, f"`{method}`", str(seeds)]
+        for attack in attacks:
+            rivals = means.get((student, attack), {})
+            text = _mean_and_spread([*by_attack[attack].values()]) if method in rivals else ""
+            cells.append(f"**{text}**" if text and rivals[method] == max(rivals.values()) else text)
+        lines.append(cells)
+    return markdown(("network", "method", "seeds", *attacks), lines)
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"
+
+
+def plot(path: Path, curves: Sequence[Row], student: str) -> None:
+    """Draws the accuracies on the validation split over the epochs, a line per method of DRAWN.
+
+    Args:
+        path: PNG file.
+        curves: Rows with student, method, seed, epoch, natural_accuracy and robust_accuracy.
+        student: Network that is drawn.
+    """
+    runs: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for row in curves:
+        if row["student"] == student and row["method"] in DRAWN:
+            point = {name: float(row[name]) for name in ("epoch", "natural_accuracy", "robust_accuracy")}
+            runs.setdefault(row["method"], {}).setdefault(row["seed"], []).append(point)
+    plot_curves(path, {method: [*seeds.values()] for method, seeds in runs.items()}, title=f"CIFAR-10, {student}")
+
+
+def draw() -> None:
+    """Draws the picture and writes the tables."""
+    root = RESULTS.parents[1]
+    rows = rows_of(RESULTS / ROWS)
+    plot(root / "docs" / "cifar10.png", rows_of(RESULTS / CURVES), STUDENTS[0])
+    text = table(rows, rows_of(RESULTS / "cifar10-teacher.csv"))
+    for page in (root / "README.md", root / "docs" / "results.md"):
+        page.write_text(rewritten(page.read_text(), text, "cifar10"))
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench cifar10", description=__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="changes of all students")
+    names = {"type": lambda text: text.split(",")}
+    parser.add_argument("--students", default=[*STUDENTS], help=f"default: {','.join(STUDENTS)}", **names)
+    parser.add_argument("--methods", default=[*NUM_SEEDS], help="default: all", **names)
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="at most N of a method; default: %(default)s")
+    parser.add_argument("--folder", type=Path, default=Path("runs/cifar10"), help="default: %(default)s")
+    parser.add_argument("--work", action="store_true", help="share the work of another process; write no rows")
+    parser.add_argument("--trained", action="store_true", help="write the rows of what is there; train nothing")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the rows; default: bench/results")
+    parser.add_argument("--draw", action="store_true", help="write the tables and the picture of the rows instead")
+    options = parser.parse_args(argv)
+    if options.draw:
+        draw()
+        return
+    cells = cells_of(options.students, options.methods, options.seeds, options.overrides)
+    students = students_of(cells, options.folder) if options.trained else finished(cells, options.folder)
+    if options.work:
+        return
+    trained = [(cell, experiment) for cell, experiment in students if experiment.training]
+    rows = [{"recipe": RECIPE} | row for row in result_rows([experiment for _, experiment in trained])]
+    for name, own in ((ROWS, rows), (CURVES, [*curve_rows(trained)])):
+        (options.output / name).unlink(missing_ok=True)
+        write_rows(options.output / name, own, torch.device("cpu"))
