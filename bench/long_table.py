@@ -10,10 +10,11 @@ from fastadaad.evaluation.plots import COLORS, MARKERS, new_figure
 
 from .flops import OUTER_PASSES, network_cost, step_cost
 from .networks import PAIRS
-from .policy_settings import LONG, Setting
+from .policy_settings import TABLES, Setting, Table
 from .policy_table import ATTACKS
 from .readme import Row, markdown, rows_of
 
+TABLE_NAMES = ("long", "cifar10")
 COMPUTED_PAIR = "paper"  # the teacher has 48 times the student's FLOPs
 
 
@@ -60,10 +61,11 @@ def accuracies_of(rows: Sequence[Row], attack: str) -> dict[str, dict[str, float
     return found
 
 
-def computed_gain(setting: Setting, teacher_runs: float, pair_name: str = COMPUTED_PAIR) -> float:
+def computed_gain(chosen: Table, setting: Setting, teacher_runs: float, pair_name: str = COMPUTED_PAIR) -> float:
     """Returns FLOPs of a step of exact over those of a setting, on the networks of a pair.
 
     Args:
+        chosen: Table of the setting.
         setting: Method and steps of the search.
         teacher_runs: Passes of the teacher in a search, forward and backward.
         pair_name: Networks that are counted.
@@ -72,11 +74,11 @@ def computed_gain(setting: Setting, teacher_runs: float, pair_name: str = COMPUT
     costs = [network_cost(network, pair.image_shape) for network in pair.networks("meta")]
 
     def flops(one: Setting, runs: float) -> float:
-        steps = LONG.config(one, seed=0).inner.num_steps
+        steps = chosen.config(one, seed=0).inner.num_steps
         return step_cost(*costs, steps, runs, runs, outer=OUTER_PASSES[one.method]).flops
 
-    exact = LONG.settings[0]
-    return flops(exact, LONG.config(exact, seed=0).inner.num_steps) / flops(setting, teacher_runs)
+    exact = chosen.settings[0]
+    return flops(exact, chosen.config(exact, seed=0).inner.num_steps) / flops(setting, teacher_runs)
 
 
 def runs_of(rows: Sequence[Row], setting: Setting) -> float:
@@ -84,24 +86,30 @@ def runs_of(rows: Sequence[Row], setting: Setting) -> float:
     return statistics.fmean(float(row["teacher_runs"]) for row in rows if row["setting"] == setting.name)
 
 
-def table(rows: Sequence[Row], speeds: Sequence[Row]) -> str:
-    """Returns Markdown with a line per setting that has accuracies, and a column per attack of the rows."""
+def table(chosen: Table, rows: Sequence[Row], speeds: Sequence[Row]) -> str:
+    """Returns Markdown with a line per setting that has accuracies, and a column per attack of the rows.
+
+    Args:
+        chosen: Table of the settings.
+        rows: Accuracies.
+        speeds: Measured speeds; without any, the table has no column of them.
+    """
     by_attack = {attack: found for attack in ATTACKS if (found := accuracies_of(rows, attack))}
-    columns = ("search", "times exact, measured", "teacher runs", "times exact at ratio 48, computed", *by_attack)
-    measured = {row["setting"]: float(row["times_exact_p50"]) for row in speeds}
-    exact, lines = LONG.settings[0], []
-    for setting in LONG.settings:
+    measured = {row["setting"]: f"{float(row['times_exact_p50']):.2f}" for row in speeds}
+    exact, lines = chosen.settings[0], []
+    for setting in chosen.settings:
         name = setting.name
         if by_attack and all(name in found for found in by_attack.values()):
             runs = runs_of(rows, setting)
-            cells = [f"`{setting.policy}`" + (f", {setting.note}" if setting.note else "")]
-            cells = cells if setting.method == exact.method else [f"`{setting.method}`, no teacher"]
-            cells += [f"{measured[name]:.2f}" if name in measured else "", f"{runs:.1f}"]
-            cells.append(f"{computed_gain(setting, runs):.1f}")
+            text = f"`{setting.policy}`" + (f", {setting.note}" if setting.note else "")
+            cells = [text if setting.method == exact.method else f"`{setting.method}`, no teacher"]
+            cells += [measured.get(name, "")] if measured else []
+            cells += [f"{runs:.1f}", f"{computed_gain(chosen, setting, runs):.1f}"]
             for found in by_attack.values():
                 cells.append(Paired.of(found[name], found[exact.name]).cell(with_difference=setting is not exact))
             lines.append(cells)
-    return markdown(columns, lines)
+    speed = ("times exact, measured",) if measured else ()
+    return markdown(("search", *speed, "teacher runs", "times exact at ratio 48, computed", *by_attack), lines)
 
 
 def plot(path: Path, curves: Sequence[Row]) -> None:
@@ -130,6 +138,7 @@ def plot(path: Path, curves: Sequence[Row]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def block(results: Path) -> str:
-    """Returns the table of the rows in a folder."""
-    return table(rows_of(results / "policies-long.csv"), rows_of(results / "policies-long-speed.csv"))
+def block(results: Path, name: str) -> str:
+    """Returns the table called `name`, of the rows in a folder."""
+    rows, speeds = (rows_of(results / f"policies-{name}{suffix}.csv") for suffix in ("", "-speed"))
+    return table(TABLES[name], rows, speeds)

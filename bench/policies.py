@@ -131,9 +131,10 @@ def draw() -> None:
     plot(docs / "policies.png", lines)
     page = docs / "performance.md"
     text = rewritten(page.read_text(), table(lines))
-    if curves := rows_of(RESULTS / "policies-long-curves.csv"):
-        long_table.plot(docs / "policies-long.png", curves)
-        text = rewritten(text, long_table.block(RESULTS), "long")
+    for name in long_table.TABLE_NAMES:
+        if curves := rows_of(RESULTS / f"policies-{name}-curves.csv"):
+            long_table.plot(docs / f"policies-{name}.png", curves)
+            text = rewritten(text, long_table.block(RESULTS, name), name)
     page.write_text(text)
 
 
@@ -141,7 +142,7 @@ def measure_accuracy(chosen: Table, suffix: str, options: argparse.Namespace) ->
     """Trains and attacks the students that are not finished, and writes the rows of all."""
     seeds, device = [int(seed) for seed in options.seeds.split(",")], torch.device("cpu")
     measured: list[dict[str, object]] = []
-    evaluations: list[tuple[tuple[str, ...], int | None]] = [(("natural", "pgd20"), None)]
+    evaluations: list[tuple[tuple[str, ...], int | None]] = [(("natural", "pgd20"), chosen.num_images)]
     if options.autoattack_images:
         evaluations.append((("autoattack",), options.autoattack_images))
     for attacks, num_images in evaluations:

@@ -40,6 +40,8 @@ class Table:
     recipe: str
     overrides: tuple[str, ...]
     settings: tuple[Setting, ...]
+    num_images: int | None = None
+    """Test images under PGD-20; None for all."""
 
     def config(self, setting: Setting, seed: int, overrides: tuple[str, ...] = ()) -> RunConfig:
         """Returns the configuration of one student; `overrides` come last."""
@@ -72,6 +74,12 @@ SHORT = Table(
     ),
 )
 
+HOLDS = Setting(
+    policy="directional(every=4)",
+    overrides=("inner.step_factors=[1,1,1,1,1,1,1,0.5,0.5,0.25]",),
+    note="smaller last steps",
+)
+
 # The policies that the judge found best for the students of a long training, and the one that fails there.
 LONG = Table(
     recipe="fashion-mnist",
@@ -80,11 +88,7 @@ LONG = Table(
         Setting(),
         Setting(method="pgd-at"),
         Setting(policy="directional(every=3)"),
-        Setting(
-            policy="directional(every=4)",
-            overrides=("inner.step_factors=[1,1,1,1,1,1,1,0.5,0.5,0.25]",),
-            note="smaller last steps",
-        ),
+        HOLDS,
         Setting(
             overrides=("inner.num_steps=3", "inner.step_factors=[3,1.5,0.75]"),
             note="3 shrinking steps",
@@ -93,4 +97,12 @@ LONG = Table(
     ),
 )
 
-TABLES = {"short": SHORT, "long": LONG}
+# Exact and pgd-at are students of bench/cifar10.py too.
+CIFAR10 = Table(
+    recipe="cifar10-small",
+    overrides=("mode=compiled",),
+    settings=(Setting(), Setting(method="pgd-at"), HOLDS, Setting(policy="refreshed(every=10)")),
+    num_images=1000,
+)
+
+TABLES = {"short": SHORT, "long": LONG, "cifar10": CIFAR10}

@@ -27,7 +27,7 @@ def accuracy_rows() -> list[dict[str, str]]:
 def test_differences_are_paired_by_seed():
     """Seeds are far apart, and the differences close together: -1.0 and -0.5 have a standard error of 0.25."""
     speeds = [{"setting": DIRECTIONAL.name, "times_exact_p50": "2.1"}]
-    exact, pgd_at, directional = table(accuracy_rows(), speeds).splitlines()[2:]
+    exact, pgd_at, directional = table(LONG, accuracy_rows(), speeds).splitlines()[2:]
     assert exact.split(" | ")[-3:] == ["82.00", "82.00", "82.00 |"]
     assert directional.startswith("| `directional(every=3)` | 2.10 | 4.5 |")
     assert directional.split(" | ")[-3] == "81.25 (-0.75 ± 0.25)"
@@ -36,9 +36,10 @@ def test_differences_are_paired_by_seed():
 
 def test_an_attack_without_rows_has_no_column():
     rows = [row for row in accuracy_rows() if row["attack"] != "autoattack"]
-    heading, _, exact, *_ = table(rows, []).splitlines()
+    heading, _, exact, *_ = table(LONG, rows, []).splitlines()
     assert heading.endswith("| natural | pgd20 |")
     assert exact.endswith("| 82.00 | 82.00 |")
+    assert "measured" not in heading  # nor has a speed
 
 
 def test_one_seed_has_no_error():
@@ -54,9 +55,9 @@ def test_the_computed_gain_counts_the_teachers_passes():
     def cost(queries: float, steps: int = 10) -> float:
         return 2 * steps * student + 2 * queries * teacher + 4 * student + teacher
 
-    assert computed_gain(DIRECTIONAL, 4) == pytest.approx(cost(10) / cost(4), rel=0.01)
-    assert computed_gain(DIRECTIONAL, 6.5) == pytest.approx(cost(10) / cost(6.5), rel=0.01)
-    assert computed_gain(LONG.settings[4], 3) == pytest.approx(cost(10) / cost(3, steps=3), rel=0.01)
+    assert computed_gain(LONG, DIRECTIONAL, 4) == pytest.approx(cost(10) / cost(4), rel=0.01)
+    assert computed_gain(LONG, DIRECTIONAL, 6.5) == pytest.approx(cost(10) / cost(6.5), rel=0.01)
+    assert computed_gain(LONG, LONG.settings[4], 3) == pytest.approx(cost(10) / cost(3, steps=3), rel=0.01)
 
 
 def test_the_picture_is_drawn(tmp_path):

@@ -1,9 +1,14 @@
 """Settings of the teacher policies' tables: each a valid and distinct training."""
 
+from dataclasses import replace
+
 import pytest
 
-from bench.policy_settings import LONG, SHORT, TABLES, Setting
+from bench import cifar10
+from bench.policy_settings import CIFAR10, LONG, SHORT, TABLES, Setting
+from fastadaad import methods
 from fastadaad.config import TeacherPolicy
+from fastadaad.run_config import RunConfig, TeacherConfig
 from fastadaad.training.fingerprint import training_facts
 
 
@@ -13,6 +18,18 @@ def test_each_setting_is_a_distinct_training_with_a_valid_policy(table):
     assert len(set(facts)) == len(table.settings)
     policies = [setting.policy for setting in table.settings]
     assert [str(TeacherPolicy.parse(policy)) for policy in policies] == policies
+
+
+def test_exact_and_pgd_at_are_students_of_the_cifar10_table():
+    """One training serves both tables."""
+    cells = cifar10.cells_of(["rescnn-32"], ["adaad", "pgd-at"], 1, CIFAR10.overrides)
+    of_methods = [training_facts(replace(cell.config, teacher=_used(cell.config))) for cell in cells]
+    of_policies = [training_facts(CIFAR10.config(setting, seed=0)) for setting in CIFAR10.settings[:2]]
+    assert of_policies == of_methods
+
+
+def _used(config: RunConfig) -> TeacherConfig | None:
+    return config.teacher if methods.get(config.method).needs_teacher else None
 
 
 def test_only_the_teacher_has_another_precision():
