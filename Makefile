@@ -87,7 +87,7 @@ bench: setup-dev
 	$(BIN)/python -m bench roofline
 	$(BIN)/python -m bench policies --draw
 	$(BIN)/python -m bench data --draw
-	$(BIN)/python -m bench readme
+	$(BIN)/python -m bench speed
 
 # What it measures is in bench/gpu_plan.py; how long that takes: python -m bench gpu --estimate A100
 GPU := bench/results/gpu

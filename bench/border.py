@@ -17,7 +17,7 @@ from fastadaad.config_io import override
 from fastadaad.evaluation.plots import COLORS, MARKERS, new_figure
 from fastadaad.run_config import ModelConfig
 
-from .readme import Row, rows_of
+from .pages import Row, rows_of
 from .rows import RESULTS, write_rows
 from .study import Cell, accuracy_rows, finished
 

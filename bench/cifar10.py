@@ -17,7 +17,7 @@ from fastadaad.cli.comparison.table import result_rows
 from fastadaad.config_io import override
 from fastadaad.evaluation.plots import plot_curves
 
-from .readme import Row, markdown, rewritten, rows_of
+from .pages import Row, markdown, rewritten, rows_of
 from .rows import RESULTS, write_rows
 from .study import Cell, curve_rows, finished, students_of
 

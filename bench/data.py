@@ -17,7 +17,7 @@ from fastadaad.data import load_dataset
 from . import data_contests, data_memory, data_speed, data_wait
 from .data_table import beside, tables
 from .image_tree import TreeSpec, image_tree
-from .readme import rewritten
+from .pages import rewritten
 from .rows import RESULTS, write_rows
 from .tables import print_rows
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from .readme import Row, markdown, rows_of
+from .pages import Row, markdown, rows_of
 
 
 def spread(row: Row, column: str, digits: int, scale: float = 1.0) -> str:

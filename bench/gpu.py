@@ -16,8 +16,8 @@ from fastadaad.evaluation.plots import COLORS, MARKERS, new_figure
 
 from . import step
 from .gpu_plan import PLAN, Run, minutes, predicted_images_per_s
+from .pages import Row, markdown, rows_of
 from .predict import CARDS
-from .readme import Row, markdown, rows_of
 from .rows import RESULTS
 
 GPU = RESULTS / "gpu"

@@ -10,7 +10,7 @@ from fastadaad import recipes
 from fastadaad.config import TeacherPolicy
 from fastadaad.run_config import RunConfig
 
-from .readme import markdown
+from .pages import markdown
 from .roofline import DEVICES, best_images_per_s, recipe_cost
 
 STUDENTS = {"resnet18": "cifar10-rn18", "mobilenet-v2": "cifar10-mnv2"}

@@ -20,10 +20,10 @@ from fastadaad.run_config import ModelConfig, RunConfig
 from fastadaad.training.build import build_model, build_teacher
 from fastadaad.training.data import training_data
 
+from .pages import rows_of
 from .policy_candidates import CANDIDATES, EXACT, Candidate
 from .policy_plot import plot
 from .policy_students import EPOCHS, long_run, student_path, train
-from .readme import rows_of
 from .rows import RESULTS, write_rows
 from .tables import print_rows
 

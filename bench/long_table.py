@@ -10,9 +10,9 @@ from fastadaad.evaluation.plots import COLORS, MARKERS, new_figure
 
 from .flops import OUTER_PASSES, network_cost, step_cost
 from .networks import PAIRS
+from .pages import Row, markdown, rows_of
 from .policy_settings import TABLES, Setting, Table
 from .policy_table import ATTACKS
-from .readme import Row, markdown, rows_of
 
 TABLE_NAMES = ("long", "cifar10")
 COMPUTED_PAIR = "paper"  # the teacher has 48 times the student's FLOPs

@@ -18,7 +18,7 @@ from fastadaad.inner import folded_cache, folded_layers
 from fastadaad.runtime.timing import Spread, alternate, ratios
 
 from .networks import PAIRS, Pair, Program, Variant
-from .readme import Row, markdown
+from .pages import Row, markdown
 from .rows import RESULTS, write_rows
 from .tables import print_rows
 

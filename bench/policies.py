@@ -21,11 +21,11 @@ from fastadaad.run_config import RunConfig
 
 from . import long_table
 from .networks import PAIRS
+from .pages import rewritten, rows_of
 from .policy_kl import kl_rows
 from .policy_settings import TABLES, Setting, Table
 from .policy_speed import speed_rows
 from .policy_table import plot, policy_lines, table
-from .readme import rewritten, rows_of
 from .rows import RESULTS, write_rows
 
 SPEED_ROUNDS = 15
@@ -130,7 +130,7 @@ def draw() -> None:
     docs = RESULTS.parents[1] / "docs"
     plot(docs / "policies.png", lines)
     page = docs / "performance.md"
-    text = rewritten(page.read_text(), table(lines))
+    text = rewritten(page.read_text(), table(lines), "policies")
     for name in long_table.TABLE_NAMES:
         if curves := rows_of(RESULTS / f"policies-{name}-curves.csv"):
             long_table.plot(docs / f"policies-{name}.png", curves)

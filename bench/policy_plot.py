@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fastadaad.evaluation.plots import COLORS, LINES, MARKERS, new_figure
 
-from .readme import Row
+from .pages import Row
 
 
 def plot(path: Path, rows: Sequence[Row]) -> None:

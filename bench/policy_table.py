@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fastadaad.evaluation.plots import COLORS, MARKERS, new_figure
 
+from .pages import Row, markdown, rows_of
 from .policy_settings import Setting
-from .readme import Row, markdown, rows_of
 
 ATTACKS = ("natural", "pgd20", "autoattack")
 

@@ -20,7 +20,7 @@ from fastadaad.config import BatchNorm, TeacherPolicy
 
 from .communication import CLUSTERS, Cluster, all_reduce_seconds, messages
 from .flops import OUTER_PASSES, NetworkCost, method_cost, network_cost
-from .readme import rewritten, rows_of
+from .pages import rewritten, rows_of
 from .roofline import DEVICES, ELEMENT_BYTES, NUM_CLASSES, SHAPES, best_images_per_s
 from .rows import RESULTS, write_rows
 from .scaling_table import plot, tables

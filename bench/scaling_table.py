@@ -6,7 +6,7 @@ from typing import Any
 
 from fastadaad.evaluation.plots import COLORS, LINES, MARKERS, new_figure
 
-from .readme import Row, markdown
+from .pages import Row, markdown
 
 SHOWN_CLUSTER, DRAWN_RECIPE = "H100, InfiniBand NDR", "cifar10-rn18"
 SCALING_TITLES = {"weak": "128 images per GPU", "strong": "4,096 images in total"}

@@ -9,7 +9,7 @@ from rich.console import Console
 from fastadaad.cli.comparison.experiment import Experiment, finish
 from fastadaad.run_config import RunConfig
 
-from .readme import rows_of
+from .pages import rows_of
 
 
 @dataclass(frozen=True, kw_only=True)

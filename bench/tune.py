@@ -15,7 +15,7 @@ from fastadaad import recipes
 from fastadaad.config_io import override
 from fastadaad.recipes import RECIPES
 
-from .readme import Row
+from .pages import Row
 from .rows import RESULTS, write_rows
 from .study import Cell, finished, validation_rows
 from .tables import print_rows

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import readme
+from bench import speed
 from bench import step as bench_step
+from bench.pages import rewritten
 from fastadaad import cli, recipes
 from fastadaad.cli.comparison.compare import method_names
 from fastadaad.config_io import override
@@ -95,7 +96,7 @@ def test_the_table_of_systems_matches_its_rows():
 
 
 def test_the_tables_of_speed_are_up_to_date():
-    assert readme.rewritten(SPEED, readme.block()) == SPEED, "run python -m bench readme"
+    assert rewritten(SPEED, speed.block(), "speed") == SPEED, "run python -m bench speed"
 
 
 def test_the_tables_of_speed_match_the_last_rows():

@@ -5,8 +5,9 @@ import csv
 import pytest
 
 from bench import __main__ as command_line
-from bench import evaluate, ops, readme, roofline, run, step, time_to_accuracy
+from bench import evaluate, ops, roofline, run, speed, step, time_to_accuracy
 from bench.flops import StepCost
+from bench.pages import rewritten, rows_of
 from bench.roofline import Device, best_images_per_s
 from fastadaad.recipes import RECIPES
 
@@ -62,7 +63,7 @@ def test_step_measures_and_writes_rows(tmp_path):
     words += ["--rounds", "1", "--no-details", "--batch-sizes", "2,4", "--device", "cpu", "--output", str(path)]
     step.main([*words, "--rewrite"])
     step.main([*words, "--rewrite"])
-    rows = readme.rows_of(path)
+    rows = rows_of(path)
     assert [(row["batch_shape"], row["variant"]) for row in rows] == [
         (f"{size}x1x8x8", variant)
         for size in (2, 4)
@@ -95,7 +96,7 @@ def test_evaluations_of_the_same_images_are_timed(tmp_path):
     path = tmp_path / "evaluate.csv"
     words = ["--networks", "cnn-4", "--modes", "eager", "--batch-size", "50", "--num-steps", "3", "--rounds", "1"]
     evaluate.main([*words, "--natural-accuracy", "0.8", "--device", "cpu", "--output", str(path)])
-    rows = readme.rows_of(path)
+    rows = rows_of(path)
     assert [row["variant"] for row in rows] == ["plain loop", "foolbox", "evaluate-eager"]
     accuracies = [float(row["robust_accuracy"]) for row in rows]
     assert max(accuracies) <= 0.8
@@ -139,17 +140,17 @@ def test_time_to_accuracy_is_taken_from_the_first_epoch_that_reaches_it():
 
 
 @pytest.mark.slow
-def test_the_readme_command_changes_only_the_text_between_its_markers(tmp_path):
+def test_the_speed_command_changes_only_the_text_between_its_markers(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nafter\n")
     roofline.main(["--output", str(tmp_path / "roofline.csv")])
-    readme.main(["--page", str(page), "--results", str(tmp_path)])
+    speed.main(["--page", str(page), "--results", str(tmp_path)])
     once = page.read_text()
-    readme.main(["--page", str(page), "--results", str(tmp_path)])
+    speed.main(["--page", str(page), "--results", str(tmp_path)])
     assert page.read_text() == once
     assert once.startswith("before\n<!-- speed:begin -->\n\nComputed")
     assert once.endswith("<!-- speed:end -->\nafter\n")
     assert "old" not in once
     assert "| `exact` | 1143 | 1.0 |" in once
     with pytest.raises(ValueError, match="put the two lines"):
-        readme.rewritten("no markers", "")
+        rewritten("no markers", "", "speed")

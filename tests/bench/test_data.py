@@ -15,7 +15,7 @@ from bench import data, data_contests, data_loaders, data_memory, data_speed, da
 from bench.data_speed import Contest, Entrant
 from bench.data_table import speed_table, tables
 from bench.image_tree import TreeSpec
-from bench.readme import rows_of
+from bench.pages import rows_of
 from bench.rows import conditions
 from fastadaad import recipes
 from fastadaad.data import load_dataset

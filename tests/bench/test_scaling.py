@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench import scaling
 from bench.communication import CLUSTERS, Cluster, Link, all_reduce_seconds, messages, ring_seconds, tree_seconds
 from bench.flops import OUTER_PASSES
-from bench.readme import rows_of
+from bench.pages import rows_of
 from bench.scaling_table import plot, tables
 from fastadaad import Distiller, InnerConfig, ThreatModel, load_model
 from fastadaad.runtime.distributed import ProcessGroup

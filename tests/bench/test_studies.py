@@ -7,7 +7,7 @@ import pytest
 from small_runs import SMALL
 
 from bench import border, cifar10, tune
-from bench.readme import Row
+from bench.pages import Row
 from fastadaad import methods
 
 

@@ -1,32 +1,14 @@
-"""Rewrites the tables of docs/speed.md from the rows of bench/results: `python -m bench readme`."""
+"""Rewrites the tables of docs/speed.md from the rows of bench/results: `python -m bench speed`."""
 
 import argparse
-import csv
-from collections.abc import Iterable
 from pathlib import Path
 
+from .pages import Row, markdown, rewritten, rows_of
 from .rows import RESULTS
 
 PAGE = RESULTS.parents[1] / "docs" / "speed.md"
 MODES = ("eager", "compiled")
 ROOFLINE_RECIPE, ROOFLINE_PRECISION = "cifar10-rn18", "tf32"
-
-Row = dict[str, str]
-
-
-def rows_of(path: Path) -> list[Row]:
-    """Returns the rows of a CSV file; an empty list if it does not exist."""
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def markdown(columns: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """Returns a Markdown table; an empty string without lines."""
-    lines = [*lines]
-    rule = ["---"] * len([*columns])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *lines)) if lines else ""
 
 
 def _ratio(row: Row | None) -> str:
@@ -123,19 +105,9 @@ def block(results: Path = RESULTS) -> str:
     return "\n\n".join(f"{heading}\n\n{table}" for heading, table in sections if table)
 
 
-def rewritten(text: str, inside: str, name: str = "speed") -> str:
-    """Returns `text` with `inside` between the markers called `name`. Raises ValueError if a marker is missing."""
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, found_begin, rest = text.partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not found_begin or not found_end:
-        raise ValueError(f"the page has no {begin} ... {end}: put the two lines at the place of the tables")
-    return f"{before}{begin}\n\n{inside}\n\n{end}{after}"
-
-
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench readme", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench speed", description=__doc__)
     parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/speed.md")
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: bench/results")
     options = parser.parse_args(argv)
-    options.page.write_text(rewritten(options.page.read_text(), block(options.results)))
+    options.page.write_text(rewritten(options.page.read_text(), block(options.results), "speed"))
