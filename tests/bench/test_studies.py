@@ -8,7 +8,7 @@ from small_runs import SMALL
 
 from bench import border, cifar10, tune
 from bench.pages import Row
-from fastadaad import methods
+from fastadaad import methods, recipes
 
 
 def row(method: str, accuracy: float, *, student: str = "rescnn-8", images: str = "500", seed: str = "0"):
@@ -27,7 +27,9 @@ def test_every_student_of_the_border_sees_as_many_images():
     cells = [*border.cells_of(border.NUM_IMAGES, border.STUDENTS, [0])]
     assert len(cells) == 4 * 3 * 2
     seen = {cell.config.data.num_samples: cell.config.data.num_samples * cell.config.optim.epochs for cell in cells}
-    assert seen == {500: 120_000, 2000: 120_000, 8000: 120_000, 50000: 200_000}  # at least four epochs
+    assert seen == {500: 30_000, 2000: 30_000, 8000: 32_000, 50000: 50_000}  # whole epochs
+    recipe = recipes.get("cifar10-small")
+    assert recipe.data.num_samples * recipe.optim.epochs == 30_000
     assert {cell.config.evaluation.threat_model.epsilon for cell in cells} == {8 / 255}
 
 
