@@ -7,7 +7,7 @@ writes the tables of README.md and docs/results.md and the picture of the traini
 import argparse
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,37 +19,52 @@ from fastadaad.evaluation.plots import plot_curves
 
 from .pages import Row, markdown, rewritten, rows_of
 from .rows import RESULTS, write_rows
-from .study import Cell, curve_rows, finished, students_of
+from .study import LARGER_RADIUS, Cell, curve_rows, finished, students_of
 
 RECIPE = "cifar10-small"
 STUDENTS = ("rescnn-32", "cnn-32")
-NUM_SEEDS = {
-    "pgd-at": 3,
-    "trades": 2,
-    "ard": 2,
-    "iad": 2,
-    "rslad": 3,
-    "akd": 2,
-    "adaad": 3,
-    "adaiad": 3,
-    "saad": 2,
-    "adaad+igdm": 2,
+ADAAD_AT_LARGER_RADIUS, PGD_AT_LARGER_RADIUS = (f"{method} at 12/255" for method in ("adaad", "pgd-at"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of the table: a method, its number of seeds, and the changes of the recipe."""
+
+    method: str
+    num_seeds: int = 2
+    overrides: tuple[str, ...] = ()
+
+
+LINES = {
+    "pgd-at": Line(method="pgd-at", num_seeds=3),
+    PGD_AT_LARGER_RADIUS: Line(method="pgd-at", overrides=LARGER_RADIUS),
+    "trades": Line(method="trades"),
+    "ard": Line(method="ard"),
+    "iad": Line(method="iad"),
+    "rslad": Line(method="rslad", num_seeds=3),
+    "akd": Line(method="akd"),
+    "adaad": Line(method="adaad", num_seeds=3),
+    ADAAD_AT_LARGER_RADIUS: Line(method="adaad", num_seeds=3, overrides=LARGER_RADIUS),
+    "adaiad": Line(method="adaiad", num_seeds=3),
+    "saad": Line(method="saad"),
+    "adaad+igdm": Line(method="adaad+igdm"),
 }
-DRAWN = ("pgd-at", "rslad", "adaad", "adaiad")
+DRAWN = ("pgd-at", "rslad", "adaad", ADAAD_AT_LARGER_RADIUS)
 ROWS, CURVES = "cifar10-small.csv", "cifar10-small-curves.csv"
 
 
 def cells_of(
-    students: Sequence[str], methods: Sequence[str], max_seeds: int, overrides: Sequence[str] = ()
+    students: Sequence[str], lines: Sequence[str], max_seeds: int, overrides: Sequence[str] = ()
 ) -> Iterator[Cell]:
-    """Yields the students, all of one seed together; a method has at most `max_seeds`."""
+    """Yields the students of some lines, all of one seed together; a line has at most `max_seeds`."""
     for seed in range(max_seeds):
         for student in students:
-            for method in methods:
-                if seed < NUM_SEEDS[method]:
-                    base = override(recipes.get(RECIPE, method=method), [*overrides])
+            for name in lines:
+                line = LINES[name]
+                if seed < line.num_seeds:
+                    base = override(recipes.get(RECIPE, method=line.method), [*overrides, *line.overrides])
                     config = replace(base, seed=seed, student=replace(base.student, name=student))
-                    yield Cell(columns={}, config=config)
+                    yield Cell(columns={}, config=config, label=name)
 
 
 def accuracies_of(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
@@ -126,7 +141,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="changes of all students")
     names = {"type": lambda text: text.split(",")}
     parser.add_argument("--students", default=[*STUDENTS], help=f"default: {','.join(STUDENTS)}", **names)
-    parser.add_argument("--methods", default=[*NUM_SEEDS], help="default: all", **names)
+    parser.add_argument("--methods", default=[*LINES], help="lines of the table; default: all", **names)
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="at most N of a method; default: %(default)s")
     parser.add_argument("--folder", type=Path, default=Path("runs/cifar10"), help="default: %(default)s")
     parser.add_argument("--work", action="store_true", help="share the work of another process; write no rows")

@@ -11,6 +11,8 @@ from fastadaad.run_config import RunConfig
 
 from .pages import rows_of
 
+LARGER_RADIUS = ("inner.threat_model.epsilon=12/255", "inner.step_size=3/255")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -19,6 +21,12 @@ class Cell:
     columns: dict[str, object]
     """Columns of its rows that say where it stands in the study."""
     config: RunConfig
+    label: str = ""
+    """Name of its method in the rows, if the settings differ from those of the method's other students."""
+
+    @property
+    def name(self) -> str:
+        return self.label or self.config.method
 
 
 Students = Sequence[tuple[Cell, Experiment]]
@@ -26,7 +34,7 @@ Students = Sequence[tuple[Cell, Experiment]]
 
 def students_of(cells: Iterable[Cell], folder: Path) -> Students:
     """Returns each student with its experiment in a folder."""
-    return [(cell, Experiment(cell.config, folder, label=cell.config.method)) for cell in cells]
+    return [(cell, Experiment(cell.config, folder, label=cell.name)) for cell in cells]
 
 
 def finished(cells: Iterable[Cell], folder: Path) -> Students:
@@ -76,5 +84,5 @@ def curve_rows(students: Students) -> Iterator[dict[str, object]]:
 
 def _columns(cell: Cell) -> dict[str, object]:
     config = cell.config
-    fixed = {"recipe": config.recipe, "student": config.student.name, "method": config.method, "seed": config.seed}
+    fixed = {"recipe": config.recipe, "student": config.student.name, "method": cell.name, "seed": config.seed}
     return fixed | {"epochs": config.optim.epochs} | cell.columns

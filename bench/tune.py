@@ -17,10 +17,9 @@ from fastadaad.recipes import RECIPES
 
 from .pages import Row
 from .rows import RESULTS, write_rows
-from .study import Cell, finished, validation_rows
+from .study import LARGER_RADIUS, Cell, finished, validation_rows
 from .tables import print_rows
 
-LARGER_RADIUS = ("inner.threat_model.epsilon=10/255", "inner.step_size=2.5/255")
 ELEMENT_MEAN = ("method_options.kl_reduction=mean",)  # as the programs of ard, rslad and, on CIFAR-10, adaad
 RECIPE = ()
 
@@ -37,7 +36,7 @@ CANDIDATES: dict[str, tuple[tuple[str, ...], ...]] = {
     "saad": (RECIPE, LARGER_RADIUS, ("method_options.igdm_weight=0",)),
     "adaad+igdm": (RECIPE, LARGER_RADIUS, ("method_options.igdm_weight=0.2",)),
 }
-SHOWN = ("method", "settings", "best_epoch", "natural_best", "robust_best", "score", "chosen")
+SHOWN = ("method", "settings", "best_epoch", "natural_best", "robust_best", "chosen")
 
 
 def cells_of(recipe: str, methods: Sequence[str], overrides: Sequence[str] = ()) -> Iterator[Cell]:
@@ -50,11 +49,12 @@ def cells_of(recipe: str, methods: Sequence[str], overrides: Sequence[str] = ())
             yield Cell(columns={"settings": " ".join(candidate)}, config=override(base, [*candidate]))
 
 
-def scored(rows: Sequence[Row | dict[str, object]]) -> list[dict[str, object]]:
-    """Returns the rows with `score`, the mean of natural and robust accuracy at the best epoch, and `chosen`."""
-    found = [dict(row, score=round((float(row["natural_best"]) + float(row["robust_best"])) / 2, 4)) for row in rows]
-    best = {row["method"]: max(r["score"] for r in found if r["method"] == row["method"]) for row in found}
-    return [dict(row, chosen="yes" if row["score"] == best[row["method"]] else "") for row in found]
+def chosen(rows: Sequence[Row | dict[str, object]]) -> list[dict[str, object]]:
+    """Returns the rows with a column that marks each method's best: by robustness, which chooses the best epoch too."""
+    best: dict[object, float] = {}
+    for row in rows:
+        best[row["method"]] = max(best.get(row["method"], 0.0), float(row["robust_best"]))
+    return [dict(row, chosen="yes" if float(row["robust_best"]) == best[row["method"]] else "") for row in rows]
 
 
 def main(argv: list[str]) -> None:
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", type=Path, help="CSV file, overwritten; default: bench/results/RECIPE-tune.csv")
     options = parser.parse_args(argv)
     cells = cells_of(options.recipe, options.methods, options.overrides)
-    rows = scored([*validation_rows(finished(cells, options.folder))])
+    rows = chosen([*validation_rows(finished(cells, options.folder))])
     if options.work:
         return
     output = options.output or RESULTS / f"{options.recipe}-tune.csv"
