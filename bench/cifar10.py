@@ -15,7 +15,7 @@ import torch
 from fastadaad import recipes
 from fastadaad.cli.comparison.table import result_rows
 from fastadaad.config_io import override
-from fastadaad.evaluation.plots import plot_curves
+from fastadaad.evaluation.plots import figure_title, plot_curves
 
 from .pages import Row, markdown, rewritten, rows_of
 from .rows import RESULTS, write_rows
@@ -79,7 +79,7 @@ def accuracies_of(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, dict[s
 def table(rows: Sequence[Row], teacher_rows: Sequence[Row]) -> str:
     """Returns Markdown with a line per student and method: mean ± standard deviation over the seeds.
 
-    The best figure of each network is bold. An attack that has not run on every seed of a method is left out there.
+    The best figure of each network is bold. A figure of fewer seeds than the line has says of how many.
 
     Args:
         rows: Results of the students.
@@ -87,27 +87,26 @@ def table(rows: Sequence[Row], teacher_rows: Sequence[Row]) -> str:
     """
     found = accuracies_of(rows)
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
-    means: dict[tuple[str, str], dict[str, float]] = {}  # of attacks that have run on every seed
-    for (student, method), by_attack in found.items():
+    best: dict[tuple[str, str], float] = {}
+    for (student, _), by_attack in found.items():
         for attack, accuracies in by_attack.items():
-            if len(accuracies) == max(map(len, by_attack.values())):
-                means.setdefault((student, attack), {})[method] = statistics.fmean(accuracies.values())
+            best[student, attack] = max(statistics.fmean(accuracies.values()), best.get((student, attack), 0.0))
     teacher = {row["attack"]: f"{100 * float(row['accuracy']):.1f}" for row in teacher_rows}
     lines = [[teacher_rows[0]["student"], "teacher", "1", *[teacher.get(attack, "") for attack in attacks]]]
     for (student, method), by_attack in found.items():
         seeds = max(map(len, by_attack.values()))
-        cells = [student, f"`{method}`", str(seeds)]
-        for attack in attacks:
-            rivals = means.get((student, attack), {})
-            text = _mean_and_spread([*by_attack[attack].values()]) if method in rivals else ""
-            cells.append(f"**{text}**" if text and rivals[method] == max(rivals.values()) else text)
-        lines.append(cells)
+        figures = [_figure([*by_attack.get(attack, {}).values()], seeds, best[student, attack]) for attack in attacks]
+        lines.append([student, f"`{method}`", str(seeds), *figures])
     return markdown(("network", "method", "seeds", *attacks), lines)
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{spread}"
+def _figure(accuracies: Sequence[float], seeds: int, best: float) -> str:
+    if not accuracies:
+        return ""
+    mean = statistics.fmean(accuracies)
+    text = f"{mean:.1f}" + (f" ± {statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else "")
+    text = f"**{text}**" if mean == best else text
+    return text if len(accuracies) == seeds else f"{text} (of {len(accuracies)})"
 
 
 def plot(path: Path, curves: Sequence[Row], student: str) -> None:
@@ -123,7 +122,11 @@ def plot(path: Path, curves: Sequence[Row], student: str) -> None:
         if row["student"] == student and row["method"] in DRAWN:
             point = {name: float(row[name]) for name in ("epoch", "natural_accuracy", "robust_accuracy")}
             runs.setdefault(row["method"], {}).setdefault(row["seed"], []).append(point)
-    plot_curves(path, {method: [*seeds.values()] for method, seeds in runs.items()}, title=f"CIFAR-10, {student}")
+    evaluation = recipes.get(RECIPE).evaluation
+    title = figure_title(
+        f"students {student}", "CIFAR-10 (JPEG copy)", evaluation.threat_model, evaluation.validation_attack
+    )
+    plot_curves(path, {method: [*seeds.values()] for method, seeds in runs.items()}, title=title)
 
 
 def draw() -> None:
@@ -157,6 +160,8 @@ def main(argv: list[str]) -> None:
     if options.work:
         return
     trained = [(cell, experiment) for cell, experiment in students if experiment.training]
+    if not trained:
+        parser.error(f"no student of these settings is trained in {options.folder}: leave out --trained")
     rows = [{"recipe": RECIPE} | row for row in result_rows([experiment for _, experiment in trained])]
     for name, own in ((ROWS, rows), (CURVES, [*curve_rows(trained)])):
         (options.output / name).unlink(missing_ok=True)
