@@ -43,7 +43,11 @@ def main(argv: list[str]) -> None:
         print("usage: python -m bench NAME [options]", *lines, sep="\n", file=sys.stderr)
         raise SystemExit(0 if name in ("-h", "--help") else 2)
     with messages_on(Console()):
-        importlib.import_module(f"bench.{name}").main(options)
+        try:
+            importlib.import_module(f"bench.{name}").main(options)
+        except ValueError as error:  # a setting or file; its message names the remedy
+            print(f"python -m bench {name}: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ RECIPE = "cifar10-small"
 STUDENTS = ("rescnn-32", "cnn-32")
 ADAAD_AT_LARGER_RADIUS, PGD_AT_LARGER_RADIUS = (f"{method} at 12/255" for method in ("adaad", "pgd-at"))
 
+# These programs search with the student in train mode, which a compiled step cannot.
+TRAIN_MODE = ("mode=eager",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
@@ -39,10 +42,10 @@ LINES = {
     "pgd-at": Line(method="pgd-at", num_seeds=3),
     PGD_AT_LARGER_RADIUS: Line(method="pgd-at", overrides=LARGER_RADIUS),
     "trades": Line(method="trades"),
-    "ard": Line(method="ard"),
-    "iad": Line(method="iad"),
+    "ard": Line(method="ard", overrides=TRAIN_MODE),
+    "iad": Line(method="iad", overrides=TRAIN_MODE),
     "rslad": Line(method="rslad", num_seeds=3),
-    "akd": Line(method="akd"),
+    "akd": Line(method="akd", overrides=TRAIN_MODE),
     "adaad": Line(method="adaad", num_seeds=3),
     ADAAD_AT_LARGER_RADIUS: Line(method="adaad", num_seeds=3, overrides=LARGER_RADIUS),
     "adaiad": Line(method="adaiad", num_seeds=3),

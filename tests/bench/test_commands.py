@@ -22,7 +22,7 @@ def test_help(name, capsys):
 
 def test_an_unknown_name_lists_the_known_ones(capsys):
     with pytest.raises(SystemExit) as exit_:
-        command_line.main(["speed"])
+        command_line.main(["sped"])
     assert exit_.value.code == 2
     assert all(name in capsys.readouterr().err for name in ["roofline"])
 
@@ -137,6 +137,15 @@ def test_time_to_accuracy_is_taken_from_the_first_epoch_that_reaches_it():
     assert (row["seconds"], row["epoch"], row["best_robust_accuracy"], row["total_seconds"]) == (15.0, 3, 0.6, 20.0)
     missed = time_to_accuracy.result_row(metrics, 0.7)
     assert (missed["seconds"], missed["epoch"]) == ("", "")
+
+
+def test_a_wrong_setting_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main(["cifar10", "data.nosuch=1", "--trained"])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("python -m bench cifar10: ")
+    assert "nosuch" in line
 
 
 @pytest.mark.slow

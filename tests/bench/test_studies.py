@@ -78,6 +78,12 @@ def test_each_method_has_its_seeds():
     assert {c.method_options["kl_reduction"] for c in configs} == {"batchmean"}
 
 
+@pytest.mark.parametrize("name", cifar10.LINES)
+def test_each_line_can_be_trained_with_a_compiled_step_or_says_eager(name):
+    (cell,) = cifar10.cells_of(["cnn-4-s1"], [name], 1, ["mode=compiled"])
+    assert cell.config.mode == "eager" or cell.config.inner.student_eval
+
+
 def test_the_table_of_methods_has_means_spreads_and_the_best_of_each_student_in_bold():
     rows = [result("pgd-at", 0, "natural", 0.40), result("pgd-at", 1, "natural", 0.42)]
     rows += [result("adaad", 0, "natural", 0.45), result("adaad", 1, "natural", 0.47)]
