@@ -73,6 +73,20 @@ def test_the_splits_are_disjoint_balanced_and_a_function_of_the_seed(monkeypatch
     assert set(numbers_in(other.validation)) != set(validation)
 
 
+def test_a_short_evaluation_of_a_set_sorted_by_class_has_every_class(monkeypatch):
+    def sorted_dataset(name, **options) -> Dataset:
+        dataset = numbered_dataset(name)
+        return replace(dataset, test_labels=dataset.test_labels.sort().values)
+
+    monkeypatch.setattr(training_data_module, "load_dataset", sorted_dataset)
+    config = tiny_run()
+    config = replace(config, data=replace(config.data, num_samples=100, validation_size=40, batch_size=30))
+    config = replace(config, evaluation=replace(config.evaluation, num_images=8))
+    test = training_data(config, CPU).test
+    assert test.labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 3]  # 13, 13, 12 and 12 of 50
+    assert numbers_in(test) == [1000 + 50 * index // 8 for index in range(8)]
+
+
 def test_a_batch_that_cannot_be_split_over_the_ranks_is_refused():
     with pytest.raises(ValueError, match="batch_size is 64, the images of a step of all 3 ranks: give a multiple"):
         training_data(tiny_run(), CPU, ProcessGroup(rank=1, size=3))
