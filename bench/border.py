@@ -10,15 +10,13 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-import torch
-
 from fastadaad import recipes
 from fastadaad.config_io import override
 from fastadaad.evaluation.plots import COLORS, MARKERS, new_figure
 from fastadaad.run_config import ModelConfig
 
 from .pages import Row, rows_of
-from .rows import RESULTS, write_rows
+from .rows import RESULTS, replace_rows
 from .study import Cell, accuracy_rows, finished
 
 RECIPE = "cifar10-small"
@@ -100,5 +98,4 @@ def main(argv: list[str]) -> None:
     cells = cells_of(options.train_images, options.students, options.seeds, options.overrides)
     rows = [*accuracy_rows(finished(cells, options.folder))]
     if not options.work:
-        options.output.unlink(missing_ok=True)
-        write_rows(options.output, rows, torch.device("cpu"))
+        replace_rows(options.output, rows, ("student", "method", "seed", "train_images"))

@@ -1,7 +1,8 @@
 """Every method on CIFAR-10 at CPU scale: `python -m bench cifar10`.
 
-Students are trained and attacked in experiments kept on disk, so that several processes can share the work. `--draw`
-writes the tables of README.md and docs/results.md and the picture of the trainings.
+Students are trained and attacked in experiments kept on disk, so that several processes can share the work, and the
+rows of other students stay, so that the study can take several days. `--draw` writes the tables of README.md and
+docs/results.md and the picture of the trainings.
 """
 
 import argparse
@@ -10,15 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from fastadaad import recipes
 from fastadaad.cli.comparison.table import result_rows
 from fastadaad.config_io import override
 from fastadaad.evaluation.plots import figure_title, plot_curves
 
 from .pages import Row, markdown, rewritten, rows_of
-from .rows import RESULTS, write_rows
+from .rows import RESULTS, replace_rows
 from .study import LARGER_RADIUS, Cell, curve_rows, finished, students_of
 
 RECIPE = "cifar10-small"
@@ -57,10 +56,10 @@ ROWS, CURVES = "cifar10-small.csv", "cifar10-small-curves.csv"
 
 
 def cells_of(
-    students: Sequence[str], lines: Sequence[str], max_seeds: int, overrides: Sequence[str] = ()
+    students: Sequence[str], lines: Sequence[str], seeds: Sequence[int], overrides: Sequence[str] = ()
 ) -> Iterator[Cell]:
-    """Yields the students of some lines, all of one seed together; a line has at most `max_seeds`."""
-    for seed in range(max_seeds):
+    """Yields the students of some lines, all of one seed together, of those seeds that a line has."""
+    for seed in seeds:
         for student in students:
             for name in lines:
                 line = LINES[name]
@@ -71,9 +70,10 @@ def cells_of(
 
 
 def accuracies_of(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
-    """Returns the accuracies in %, by (student, method), attack and seed."""
+    """Returns the accuracies in %, by (student, method), attack and seed, in the order of STUDENTS and LINES."""
     found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
-    for row in rows:
+    names = [*STUDENTS, *LINES]
+    for row in sorted(rows, key=lambda row: (names.index(row["student"]), names.index(row["method"]))):
         by_attack = found.setdefault((row["student"], row["method"]), {})
         by_attack.setdefault(row["attack"], {})[row["seed"]] = 100 * float(row["accuracy"])
     return found
@@ -89,7 +89,7 @@ def table(rows: Sequence[Row], teacher_rows: Sequence[Row]) -> str:
         teacher_rows: Results of the teacher, shown in the first line.
     """
     found = accuracies_of(rows)
-    attacks = list(dict.fromkeys(row["attack"] for row in rows))
+    attacks = [attack for attack in recipes.TABLE_ATTACKS if any(row["attack"] == attack for row in rows)]
     best: dict[tuple[str, str], float] = {}
     for (student, _), by_attack in found.items():
         for attack, accuracies in by_attack.items():
@@ -148,7 +148,8 @@ def main(argv: list[str]) -> None:
     names = {"type": lambda text: text.split(",")}
     parser.add_argument("--students", default=[*STUDENTS], help=f"default: {','.join(STUDENTS)}", **names)
     parser.add_argument("--methods", default=[*LINES], help="lines of the table; default: all", **names)
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="at most N of a method; default: %(default)s")
+    seeds = {"type": lambda text: [int(seed) for seed in text.split(",")], "default": [0, 1, 2]}
+    parser.add_argument("--seeds", help="those of them that a line has; default: 0,1,2", **seeds)
     parser.add_argument("--folder", type=Path, default=Path("runs/cifar10"), help="default: %(default)s")
     parser.add_argument("--work", action="store_true", help="share the work of another process; write no rows")
     parser.add_argument("--trained", action="store_true", help="write the rows of what is there; train nothing")
@@ -167,5 +168,4 @@ def main(argv: list[str]) -> None:
         parser.error(f"no student of these settings is trained in {options.folder}: leave out --trained")
     rows = [{"recipe": RECIPE} | row for row in result_rows([experiment for _, experiment in trained])]
     for name, own in ((ROWS, rows), (CURVES, [*curve_rows(trained)])):
-        (options.output / name).unlink(missing_ok=True)
-        write_rows(options.output / name, own, torch.device("cpu"))
+        replace_rows(options.output / name, own, ("student", "method", "seed"))

@@ -6,12 +6,14 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from fastadaad.runtime import machine_cache
+
+from .pages import rows_of
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -59,6 +61,11 @@ def conditions(device: torch.device) -> dict[str, object]:
     }
 
 
+def with_conditions(rows: Iterable[Mapping[str, object]], device: torch.device | None) -> list[dict[str, object]]:
+    """Returns rows with the conditions() of the measurement on a device; computed rows, of no device, as they are."""
+    return [{**row, **(conditions(device) if device is not None else {})} for row in rows]
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]], device: torch.device | None) -> None:
     """Appends rows to a CSV file.
 
@@ -70,7 +77,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]], device: torch.d
     Raises:
         ValueError: The file's header has other columns.
     """
-    rows = [{**row, **(conditions(device) if device is not None else {})} for row in rows]
+    rows = with_conditions(rows, device)
     columns = list(rows[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     exists = path.exists()
@@ -81,3 +88,23 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]], device: torch.d
         if not exists:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def replace_rows(path: Path, rows: Iterable[Mapping[str, object]], keys: Sequence[str]) -> None:
+    """Writes rows measured on the CPU to a CSV file, whose rows of other students stay.
+
+    Args:
+        path: The file; it is created if missing.
+        rows: Rows with equal columns.
+        keys: Columns that name a student: a row of the file with the values of a new one gives way to it.
+
+    Raises:
+        ValueError: The file's header has other columns; the file stays as it is.
+    """
+    added = with_conditions(rows, torch.device("cpu"))
+    known, students = rows_of(path), {tuple(str(row[key]) for key in keys) for row in added}
+    if known and list(known[0]) != list(added[0]):
+        raise ValueError(f"{path}: its columns are {list(known[0])}, not {list(added[0])}; move the file")
+    kept = [row for row in known if tuple(row[key] for key in keys) not in students]
+    path.unlink(missing_ok=True)
+    write_rows(path, [*kept, *added], None)

@@ -22,7 +22,7 @@ def test_each_setting_is_a_distinct_training_with_a_valid_policy(table):
 
 def test_exact_and_pgd_at_are_students_of_the_cifar10_table():
     """One training serves both tables."""
-    cells = cifar10.cells_of(["rescnn-32"], ["adaad", "pgd-at"], 1, CIFAR10.overrides)
+    cells = cifar10.cells_of(["rescnn-32"], ["adaad", "pgd-at"], [0], CIFAR10.overrides)
     of_methods = [training_facts(replace(cell.config, teacher=_used(cell.config))) for cell in cells]
     of_policies = [training_facts(CIFAR10.config(setting, seed=0)) for setting in CIFAR10.settings[:2]]
     assert of_policies == of_methods
