@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seeds", default=[0], help="default: 0", **numbers)
     parser.add_argument("--folder", type=Path, default=Path("runs/border"), help="default: %(default)s")
     parser.add_argument("--work", action="store_true", help="share the work of another process; write no rows")
-    parser.add_argument("--output", type=Path, default=RESULTS / "border.csv", help="CSV file, overwritten")
+    parser.add_argument("--output", type=Path, default=RESULTS / "border.csv", help="default: %(default)s")
     parser.add_argument("--draw", type=Path, metavar="PNG", help="draw the picture of the rows instead")
     options = parser.parse_args(argv)
     if options.draw:

@@ -13,19 +13,15 @@ from pathlib import Path
 
 from fastadaad import recipes
 from fastadaad.cli.comparison.table import result_rows
-from fastadaad.config_io import override
 from fastadaad.evaluation.plots import figure_title, plot_curves
 
 from .pages import Row, markdown, rewritten, rows_of
 from .rows import RESULTS, replace_rows
-from .study import LARGER_RADIUS, Cell, curve_rows, finished, students_of
+from .study import LARGER_RADIUS, Cell, curve_rows, finished, student_config, students_of
 
 RECIPE = "cifar10-small"
 STUDENTS = ("rescnn-32", "cnn-32")
 ADAAD_AT_LARGER_RADIUS, PGD_AT_LARGER_RADIUS = (f"{method} at 12/255" for method in ("adaad", "pgd-at"))
-
-# These programs search with the student in train mode, which a compiled step cannot.
-TRAIN_MODE = ("mode=eager",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +37,10 @@ LINES = {
     "pgd-at": Line(method="pgd-at", num_seeds=3),
     PGD_AT_LARGER_RADIUS: Line(method="pgd-at", overrides=LARGER_RADIUS),
     "trades": Line(method="trades"),
-    "ard": Line(method="ard", overrides=TRAIN_MODE),
-    "iad": Line(method="iad", overrides=TRAIN_MODE),
+    "ard": Line(method="ard"),
+    "iad": Line(method="iad"),
     "rslad": Line(method="rslad", num_seeds=3),
-    "akd": Line(method="akd", overrides=TRAIN_MODE),
+    "akd": Line(method="akd"),
     "adaad": Line(method="adaad", num_seeds=3),
     ADAAD_AT_LARGER_RADIUS: Line(method="adaad", num_seeds=3, overrides=LARGER_RADIUS),
     "adaiad": Line(method="adaiad", num_seeds=3),
@@ -64,7 +60,7 @@ def cells_of(
             for name in lines:
                 line = LINES[name]
                 if seed < line.num_seeds:
-                    base = override(recipes.get(RECIPE, method=line.method), [*overrides, *line.overrides])
+                    base = student_config(RECIPE, line.method, [*overrides, *line.overrides])
                     config = replace(base, seed=seed, student=replace(base.student, name=student))
                     yield Cell(columns={}, config=config, label=name)
 

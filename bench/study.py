@@ -6,12 +6,20 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fastadaad import recipes
 from fastadaad.cli.comparison.experiment import Experiment, finish
+from fastadaad.config_io import override
 from fastadaad.run_config import RunConfig
 
 from .pages import rows_of
 
 LARGER_RADIUS = ("inner.threat_model.epsilon=12/255", "inner.step_size=3/255")
+
+
+def student_config(recipe: str, method: str, overrides: Sequence[str]) -> RunConfig:
+    """Returns the configuration of a student; eager if it is in train mode in the search, which cannot be compiled."""
+    config = recipes.get(recipe, method=method)
+    return override(config, [*overrides, *([] if config.inner.student_eval else ["mode=eager"])])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,15 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from fastadaad import recipes
 from fastadaad.config_io import override
 from fastadaad.recipes import RECIPES
 
 from .pages import Row
-from .rows import RESULTS, write_rows
-from .study import LARGER_RADIUS, Cell, finished, validation_rows
+from .rows import RESULTS, replace_rows
+from .study import LARGER_RADIUS, Cell, finished, student_config, validation_rows
 from .tables import print_rows
 
 ELEMENT_MEAN = ("method_options.kl_reduction=mean",)  # as the programs of ard, rslad and, on CIFAR-10, adaad
@@ -42,7 +39,7 @@ SHOWN = ("method", "settings", "best_epoch", "natural_best", "robust_best", "cho
 def cells_of(recipe: str, methods: Sequence[str], overrides: Sequence[str] = ()) -> Iterator[Cell]:
     """Yields a student per candidate; `overrides` change all of them and come first."""
     for method in methods:
-        base = override(recipes.get(recipe, method=method), [*overrides])
+        base = student_config(recipe, method, overrides)
         # Its result takes no part, but a configuration has one attack at least.
         base = replace(base, evaluation=replace(base.evaluation, attacks=("natural",)))
         for candidate in CANDIDATES[method]:
@@ -64,13 +61,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--methods", type=lambda text: text.split(","), default=[*CANDIDATES], help="default: all")
     parser.add_argument("--folder", type=Path, default=Path("runs/tune"), help="default: %(default)s")
     parser.add_argument("--work", action="store_true", help="share the work of another process; write no rows")
-    parser.add_argument("--output", type=Path, help="CSV file, overwritten; default: bench/results/RECIPE-tune.csv")
+    parser.add_argument("--output", type=Path, help="CSV file; default: bench/results/RECIPE-tune.csv")
     options = parser.parse_args(argv)
     cells = cells_of(options.recipe, options.methods, options.overrides)
     rows = chosen([*validation_rows(finished(cells, options.folder))])
     if options.work:
         return
     output = options.output or RESULTS / f"{options.recipe}-tune.csv"
-    output.unlink(missing_ok=True)
-    write_rows(output, rows, torch.device("cpu"))
+    replace_rows(output, rows, ("method", "settings"))
     print_rows(rows, SHOWN, "accuracy on the validation split")

@@ -239,6 +239,14 @@ class InnerConfig:
             require_choice("start", self.start, Start)
         require(self.lower < self.upper, f"lower {self.lower} is not below upper {self.upper}: swap them")
 
+    def check_mode(self, mode: str) -> None:
+        """Raises ValueError for a compiled mode with the student in train mode, whose batch-norm changes inside."""
+        require(
+            self.student_eval or mode in ("eager", "auto"),
+            f"student_eval is False, and mode {mode} cannot update batch-norm in the search: set mode=auto, or "
+            "student_eval to True",
+        )
+
     def _check_factors(self) -> None:
         """Raises ValueError for factors that are not one number, 0 or more, for each step."""
         if self.step_factors is None:

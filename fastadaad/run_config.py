@@ -388,6 +388,7 @@ class RunConfig:
         )
         method.check_micro_batch(self.optim.micro_batch)
         self._check_labels(method)
+        self.inner.check_mode(self.mode)
         if self.teacher is not None:
             self.teacher.policy.check(method.through_teacher, self.method)
         require_choice("layout", self.layout, Layout)

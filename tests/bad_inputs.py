@@ -159,6 +159,7 @@ COMMAND_LINE = {
         f"{EVALUATE.partition(' --attacks')[0]} --corruptions empty", "empty holds no corruptions", "labels.npy",
     ),
     "no methods": ("compare tiny --methods ,", "--methods is empty", "name some"),
+    "a compiled train mode": ("compare tiny inner.student_eval=false mode=compiled", "student_eval", "mode=auto"),
     "a comparison with no teacher": ("compare tiny-teacher", "has no teacher to compare with", "fastadaad recipes"),
     "a bad seed": ("compare tiny --seeds 0,x", "'0,x' is not a list of seeds", "write them as 0,1"),
     "no radii": ("sweep-epsilon tiny --epsilons ,", "--epsilons is empty", "give radii such as 4/255"),

@@ -189,14 +189,8 @@ class InnerMaximizer:
         )
 
     def _check_student_eval(self) -> None:
-        if self.inner.student_eval:
-            return
-        if self.mode != "eager":
-            raise ValueError(
-                f"student_eval is False, and mode {self.mode} cannot update batch-norm inside: set mode=eager, "
-                "or student_eval to True"
-            )
-        if is_low(self.precision.student):
+        self.inner.check_mode(self.mode)
+        if not self.inner.student_eval and is_low(self.precision.student):
             raise ValueError(
                 f"student_eval is False, and a student in train mode is not folded: precision.student cannot be "
                 f"{self.precision.student}, set it to fp32, or student_eval to True"

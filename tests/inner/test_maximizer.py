@@ -365,7 +365,7 @@ def test_mistakes_are_named():
         InnerMaximizer(student, teacher, method="adad")
     with pytest.raises(ValueError, match="mode is 'fast': choose eager, compiled, graph or auto"):
         InnerMaximizer(student, teacher, mode="fast")
-    with pytest.raises(ValueError, match=r"student_eval is False.*mode=eager"):
+    with pytest.raises(ValueError, match=r"student_eval is False.*mode=auto"):
         InnerMaximizer(student, teacher, mode="compiled", inner=inner_config(student_eval=False))
     with pytest.raises(ValueError, match="labels are missing"):
         InnerMaximizer(student, method="pgd-at")(x_natural)
