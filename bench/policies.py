@@ -26,7 +26,7 @@ from .policy_kl import kl_rows
 from .policy_settings import TABLES, Setting, Table
 from .policy_speed import speed_rows
 from .policy_table import plot, policy_lines, table
-from .rows import RESULTS, write_rows
+from .rows import RESULTS, replace_rows, write_rows
 
 SPEED_ROUNDS = 15
 RADII = (1.0, 2.0)  # multiples of the recipe's radius
@@ -140,7 +140,7 @@ def draw() -> None:
 
 def measure_accuracy(chosen: Table, suffix: str, options: argparse.Namespace) -> None:
     """Trains and attacks the students that are not finished, and writes the rows of all."""
-    seeds, device = [int(seed) for seed in options.seeds.split(",")], torch.device("cpu")
+    seeds = [int(seed) for seed in options.seeds.split(",")]
     measured: list[dict[str, object]] = []
     evaluations: list[tuple[tuple[str, ...], int | None]] = [(("natural", "pgd20"), chosen.num_images)]
     if options.autoattack_images:
@@ -154,8 +154,7 @@ def measure_accuracy(chosen: Table, suffix: str, options: argparse.Namespace) ->
     written = {f"policies{suffix}.csv": measured, f"policies{suffix}-curves.csv": [*curve_rows(batch)]}
     for name, table_rows in written.items():
         if table_rows:
-            (options.output / name).unlink(missing_ok=True)
-            write_rows(options.output / name, table_rows, device)
+            replace_rows(options.output / name, table_rows, ("setting", "seed"))
 
 
 def main(argv: list[str]) -> None:
