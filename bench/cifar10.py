@@ -21,7 +21,7 @@ from .study import LARGER_RADIUS, Cell, curve_rows, finished, student_config, st
 
 RECIPE = "cifar10-small"
 STUDENTS = ("rescnn-32", "cnn-32")
-ADAAD_AT_LARGER_RADIUS, PGD_AT_LARGER_RADIUS = (f"{method} at 12/255" for method in ("adaad", "pgd-at"))
+ADAAD_AT_LARGER_RADIUS = "adaad at 12/255"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Line:
 
 LINES = {
     "pgd-at": Line(method="pgd-at", num_seeds=3),
-    PGD_AT_LARGER_RADIUS: Line(method="pgd-at", overrides=LARGER_RADIUS),
+    "pgd-at at 12/255": Line(method="pgd-at", overrides=LARGER_RADIUS),
     "trades": Line(method="trades"),
     "ard": Line(method="ard"),
     "iad": Line(method="iad"),
@@ -44,6 +44,7 @@ LINES = {
     "adaad": Line(method="adaad", num_seeds=3),
     ADAAD_AT_LARGER_RADIUS: Line(method="adaad", num_seeds=3, overrides=LARGER_RADIUS),
     "adaiad": Line(method="adaiad", num_seeds=3),
+    "adaiad at 12/255": Line(method="adaiad", num_seeds=3, overrides=LARGER_RADIUS),
     "saad": Line(method="saad"),
     "adaad+igdm": Line(method="adaad+igdm"),
 }
