@@ -17,7 +17,7 @@ class Branching(nn.Module):
         return self.network(x if x.mean() > -1 else -x)
 
 
-def tiny_network(seed: int, channels: int = 6) -> nn.Module:
+def tiny_network(seed: int, channels: int = 6) -> nn.Sequential:
     """Makes two convolutions with batch-norm, whose running statistics differ from a new layer's; in train mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -36,6 +36,15 @@ def tiny_network(seed: int, channels: int = 6) -> nn.Module:
             network(torch.rand(64, 3, 8, 8) ** 2)
             network[-1].weight.mul_(6)  # so that the logits of the classes differ clearly
     return network
+
+
+def smooth(network: nn.Sequential) -> nn.Sequential:
+    """Returns a network with SiLU for ReLU.
+
+    At a kink of ReLU rounding changes a gradient, and with it the signs of many pixels: how processors round then
+    decides the outcome of a search.
+    """
+    return nn.Sequential(*(nn.SiLU() if isinstance(layer, nn.ReLU) else layer for layer in network))
 
 
 def student_and_teacher() -> tuple[nn.Module, nn.Module]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from networks import images_and_labels, tiny_network
+from networks import images_and_labels, smooth, tiny_network
 from plain import inner_loop, kl_to_teacher, mean_kl
 from torch import nn
 
@@ -33,7 +33,7 @@ def almost_the_teacher(teacher: nn.Module) -> nn.Module:
 def distiller_of(
     policy: str, make_student=almost_the_teacher, *, learning_rate: float = 1e-6, inner: InnerConfig = INNER
 ) -> Distiller:
-    teacher = tiny_network(2, channels=8).eval()
+    teacher = smooth(tiny_network(2, channels=8)).eval()
     student = make_student(teacher)
     optimizer = torch.optim.SGD(student.parameters(), lr=learning_rate)
     return Distiller(student, teacher, inner=inner, optimizer=optimizer, teacher_policy=policy, layout="contiguous")

@@ -1,4 +1,8 @@
-"""Twenty training steps of each method: with the kernels, the reference operations and the plain restatement."""
+"""Twenty training steps of each method: with the kernels, the reference operations and the plain restatement.
+
+Networks, steps and rate are such that a pixel whose gradient is almost 0, and whose sign rounding decides, does not
+change the outcome: with relative noise of 1e-6 in the images, ten times their rounding, it stays within the tolerance.
+"""
 
 import os
 import subprocess
@@ -9,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import images_and_labels, student_and_teacher
+from networks import images_and_labels, smooth, tiny_network
 from torch import Tensor, nn
 
 from fastadaad import Distiller, InnerConfig, ThreatModel, methods, ops
 from fastadaad.training.plain_program import REFERENCES, Reference, reference_step, uniform_start
 
 NUM_STEPS = 20
-INNER = InnerConfig(threat_model=ThreatModel(epsilon=0.1), step_size=0.03, num_steps=4)
+INNER = InnerConfig(threat_model=ThreatModel(epsilon=0.03), step_size=0.01, num_steps=4)
 
 # Losses [20] and the student's logits on new images.
 Outcome = tuple[Tensor, Tensor]
@@ -34,10 +38,12 @@ def setting(name: str) -> tuple[Reference, InnerConfig]:
     return replace(REFERENCES[name], start=uniform_start), replace(INNER, start="uniform")
 
 
-def optimizer_of(student: nn.Module, name: str) -> torch.optim.SGD:
-    """At rate 0.02 rounding flips the sign of a pixel's gradient: in three large losses, and at saad's last step."""
-    rate = 0.01 if name in ("mart", "lbgat-fixed", "trades", "saad") else 0.02
-    return torch.optim.SGD(student.parameters(), lr=rate, momentum=0.9)
+def student_and_teacher() -> tuple[nn.Module, nn.Module]:
+    return smooth(tiny_network(1)), smooth(tiny_network(2, channels=8))
+
+
+def optimizer_of(student: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
 
 
 def outcome_of(step: Step, student: nn.Module) -> Outcome:
@@ -54,7 +60,7 @@ def distilled(name: str) -> Outcome:
     reference, inner = setting(name)
     student, teacher = student_and_teacher()
     method = methods.get(name, **reference.options)
-    distiller = Distiller(student, teacher, method=method, inner=inner, optimizer=optimizer_of(student, name))
+    distiller = Distiller(student, teacher, method=method, inner=inner, optimizer=optimizer_of(student))
 
     def step(x_natural: Tensor, labels: Tensor) -> Tensor:
         return distiller.step(x_natural, labels).loss
@@ -93,7 +99,7 @@ def test_the_kernels_train_the_student_that_the_plain_restatement_trains(name):
     outcome = distilled(name)
     reference, inner = setting(name)
     student, teacher = student_and_teacher()
-    optimizer = optimizer_of(student, name)
+    optimizer = optimizer_of(student)
 
     def step(x_natural: Tensor, labels: Tensor) -> Tensor:
         return reference_step(reference, student, teacher, optimizer, x_natural, labels, inner=inner)
