@@ -283,8 +283,9 @@ def test_gain_and_cost_of_the_cheapest_policy_match_the_page():
     assert change("pgd20") > 0  # robustness did not fall
 
 
-def test_the_table_of_long_trainings_matches_its_rows():
-    assert long_table.block(ROOT / "bench" / "results", "long") in PAGES["performance.md"]
+@pytest.mark.parametrize("name", long_table.TABLE_NAMES)
+def test_the_table_of_long_trainings_matches_its_rows(name):
+    assert long_table.block(ROOT / "bench" / "results", name) in PAGES["performance.md"]
 
 
 def test_the_pages_have_the_gain_and_the_cost_of_the_policy_that_holds():
@@ -301,6 +302,9 @@ def test_the_pages_have_the_gain_and_the_cost_of_the_policy_that_holds():
     assert f"by {paired[best].difference:+.1f} ± {paired[best].error:.1f} points" in words
     assert f"Other policies lose {losses[0]:.1f} to {losses[-1]:.1f} points" in words
     assert f"at {float(speed):.2f} times its speed" in " ".join(PAGES["speed.md"].split())
+    on_cifar10 = long_table.accuracies_of(rows_of("policies-cifar10.csv"), "autoattack")
+    paired_there = long_table.Paired.of(on_cifar10[best], on_cifar10["exact"])
+    assert f"accuracy by {paired_there.difference:+.1f} ± {paired_there.error:.1f} points" in words
 
 
 def test_the_survived_faults_match_their_rows():
