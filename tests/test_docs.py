@@ -302,6 +302,9 @@ def test_the_pages_have_the_gain_and_the_cost_of_the_policy_that_holds():
     assert f"by {paired[best].difference:+.1f} ± {paired[best].error:.1f} points" in words
     assert f"Other policies lose {losses[0]:.1f} to {losses[-1]:.1f} points" in words
     assert f"at {float(speed):.2f} times its speed" in " ".join(PAGES["speed.md"].split())
+    shares = [row["policy_kl_share"] for row in rows_of("policies-cifar10-curves.csv") if row["setting"] == best]
+    assert "0.94 of the exact kl or more" in " ".join(PAGES["performance.md"].split())
+    assert min(float(share) for share in shares if share) >= 0.94
     on_cifar10 = long_table.accuracies_of(rows_of("policies-cifar10.csv"), "autoattack")
     paired_there = long_table.Paired.of(on_cifar10[best], on_cifar10["exact"])
     assert f"accuracy by {paired_there.difference:+.1f} ± {paired_there.error:.1f} points" in words
