@@ -1,7 +1,8 @@
 """Twenty training steps of each method: with the kernels, the reference operations and the plain restatement.
 
 Networks, steps and rate are such that a pixel whose gradient is almost 0, and whose sign rounding decides, does not
-change the outcome: with relative noise of 1e-6 in the images, ten times their rounding, it stays within the tolerance.
+change the outcome much: relative noise of 1e-6 in the images, ten times their rounding, moved it by at most 1.1 times
+the tolerance in ten draws for each method, and by less than 0.2 times for all but one.
 """
 
 import os
